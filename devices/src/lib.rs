@@ -1,1 +1,29 @@
-//! Work in progress.
+//! Models of watchdog hardware, without a clock.
+//!
+//! Each model is a pure state machine: it owns no thread, timer, clock, lock or descriptor, never allocates, and every
+//! call that can depend on time is told the time. That makes every behaviour testable without sleeping, and safe to
+//! fuzz. A host runtime with clock, timer and callback is the crate `vm-watchdog`, which is what a VMM links.
+//!
+//! ```
+//! use vm_watchdog_devices::i6300esb::{I6300esb, I6300esbConfig};
+//! use vm_watchdog_devices::{Model, VmInstant};
+//!
+//! let mut watchdog = I6300esb::new(I6300esbConfig::default());
+//! // A guest enables the watchdog with its reset values, 0xFFFFF units of 983,040 ns in each of two stages.
+//! watchdog.write_config(0x68, &[0x02], VmInstant::ZERO);
+//! let deadline = watchdog.poll_at().expect("the watchdog runs");
+//! assert_eq!(deadline, VmInstant::from_nanos(0xF_FFFF * 983_040));
+//! assert_eq!(watchdog.poll(deadline).pretimeout, Some(deadline));
+//! ```
+#![no_std]
+#![forbid(unsafe_code)]
+
+#[cfg(test)]
+extern crate std;
+
+pub mod i6300esb;
+mod model;
+mod time;
+
+pub use model::{Access, Expired, Model};
+pub use time::VmInstant;

@@ -1,0 +1,106 @@
+//! PCI configuration space: the standard header, and the watchdog's registers at 60h to 68h.
+
+use super::counter::Stage;
+use super::lanes::DwordWrite;
+use super::spec::{self, command, config, configuration, lock};
+use super::{I6300esb, InterruptPin};
+use crate::Access;
+
+/// The writable part of the PCI header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PciHeader {
+    pub command: u16,
+    pub cache_line_size: u8,
+    pub latency_timer: u8,
+    pub bar0: u32,
+    pub interrupt_line: u8,
+}
+
+impl PciHeader {
+    pub const RESET: Self = Self { command: 0, cache_line_size: 0, latency_timer: 0, bar0: 0, interrupt_line: 0 };
+
+    pub fn decoded_bar0(&self) -> Option<u32> {
+        (self.command & command::MEMORY_ENABLE != 0).then_some(self.bar0)
+    }
+
+    pub fn is_intx_disabled(&self) -> bool {
+        self.command & command::INTX_DISABLE != 0
+    }
+}
+
+impl I6300esb {
+    /// The dword of configuration space at `offset`, None past its end.
+    pub(super) fn config_dword(&self, offset: u64) -> Option<u32> {
+        let offset = u16::try_from(offset).ok().filter(|&offset| offset < spec::CONFIG_SPACE_SIZE)?;
+        let words = |low: u16, high: u16| u32::from(low) | u32::from(high) << 16;
+        Some(match offset {
+            config::ID => words(spec::VENDOR_ID, spec::DEVICE_ID),
+            config::COMMAND_STATUS => words(self.header.command, self.status()),
+            config::CLASS_REVISION => spec::CLASS_CODE << 8,
+            config::CACHE_LINE_LATENCY => {
+                u32::from_le_bytes([self.header.cache_line_size, self.header.latency_timer, 0, 0])
+            }
+            config::BAR0 => self.header.bar0,
+            config::SUBSYSTEM => words(self.config.subsystem_vendor_id, self.config.subsystem_id),
+            config::INTERRUPT => {
+                let pin = match self.config.interrupt_pin {
+                    InterruptPin::None => 0,
+                    InterruptPin::IntA => 1,
+                };
+                u32::from_le_bytes([self.header.interrupt_line, pin, 0, 0])
+            }
+            config::WDT_CONFIGURATION => self.configuration.into(),
+            config::LIVE_COUNTER => self.counter.map_or(0, |counter| counter.value(self.latest)),
+            config::WDT_LOCK => self.lock.into(),
+            _ => 0,
+        })
+    }
+
+    pub(super) fn write_config_dword(&mut self, write: DwordWrite) -> Access {
+        let Ok(offset) = u16::try_from(write.offset) else {
+            return Access::Ignored;
+        };
+        let byte = |lane: u32| (write.mask >> (8 * lane) & 0xFF != 0).then_some((write.value >> (8 * lane)) as u8);
+        match offset {
+            config::COMMAND_STATUS if write.mask & 0xFFFF != 0 => {
+                let command = write.merged_into(self.header.command.into()) as u16;
+                self.header.command = command & command::WRITABLE;
+            }
+            config::CACHE_LINE_LATENCY if write.mask & 0xFFFF != 0 => {
+                self.header.cache_line_size = byte(0).unwrap_or(self.header.cache_line_size);
+                self.header.latency_timer = byte(1).unwrap_or(self.header.latency_timer);
+            }
+            config::BAR0 => {
+                self.header.bar0 = write.merged_into(self.header.bar0) & !(spec::BAR0_SIZE - 1);
+            }
+            config::INTERRUPT if write.mask & 0xFF != 0 => {
+                self.header.interrupt_line = byte(0).unwrap_or(self.header.interrupt_line);
+            }
+            config::WDT_CONFIGURATION if write.mask & 0xFFFF != 0 => {
+                let value = write.merged_into(self.configuration.into()) as u8;
+                self.configuration = value & configuration::WRITABLE;
+            }
+            config::WDT_LOCK => return byte(0).map_or(Access::Ignored, |value| self.write_lock(value)),
+            _ => return Access::Ignored,
+        }
+        Access::Accepted
+    }
+
+    fn status(&self) -> u16 {
+        if self.is_interrupt_pending() { command::STATUS_INTERRUPT } else { 0 }
+    }
+
+    fn write_lock(&mut self, value: u8) -> Access {
+        if self.lock & lock::WDT_LOCK != 0 {
+            return Access::Ignored;
+        }
+        let was_enabled = self.is_enabled();
+        self.lock = value & lock::WRITABLE;
+        match (was_enabled, self.is_enabled()) {
+            (false, true) => self.start_stage(Stage::One, self.latest),
+            (true, false) => self.counter = None,
+            _ => {}
+        }
+        Access::Accepted
+    }
+}

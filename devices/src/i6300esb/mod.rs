@@ -1,0 +1,275 @@
+//! The Intel 6300ESB watchdog timer, a PCI function (8086:25AB).
+//!
+//! A guest configures it in configuration space (60h, 68h) and feeds it through sixteen bytes of memory (BAR0). The
+//! period has two stages: the end of the first is a warning (WDT_INT_ACT, an interrupt), the end of the second is the
+//! timeout. Sources: datasheet 300641 as far as it is public, the drivers of Linux, FreeBSD and OpenBSD, EFI Boot Guard,
+//! and QEMU 11.1's device where these are silent.
+//!
+//! Decisions where sources are silent or differ:
+//!
+//! - Free running mode runs both stages in turn, as QEMU's device does, and restarts stage 1 after each timeout. A stage
+//!   with preload 0 then lasts one prescaler unit, so that no guest asks for an endless loop.
+//! - The live counter at 64h reads 0 while nothing counts.
+//! - Without an interrupt pin there is no pending interrupt: status bit 3 stays 0.
+//! - An access over several dwords is the sequence of its dwords, lowest first, as on the bus.
+
+mod config_space;
+mod counter;
+mod lanes;
+mod registers;
+mod spec;
+
+use counter::{Counter, Prescaler, Stage};
+pub use spec::{BAR0_SIZE, CLASS_CODE, CONFIG_SPACE_SIZE, DEVICE_ID, VENDOR_ID};
+
+use crate::{Access, Expired, Model, VmInstant};
+use config_space::PciHeader;
+use registers::Unlock;
+
+/// What a VMM decides about the device before a guest sees it.
+///
+/// ```
+/// use vm_watchdog_devices::i6300esb::{I6300esb, I6300esbConfig, InterruptPin};
+///
+/// let config = I6300esbConfig { interrupt_pin: InterruptPin::IntA, ..Default::default() };
+/// let watchdog = I6300esb::new(config);
+/// # let _ = watchdog;
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct I6300esbConfig {
+    /// Whether the function has an interrupt pin. Connect the line if you say that it has one.
+    pub interrupt_pin: InterruptPin,
+    /// Subsystem vendor at 2Ch; zero means none.
+    pub subsystem_vendor_id: u16,
+    /// Subsystem id at 2Eh.
+    pub subsystem_id: u16,
+}
+
+/// The PCI interrupt pin of the function (configuration register 3Dh).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum InterruptPin {
+    /// No interrupt: the guest polls WDT_INT_ACT if it cares.
+    #[default]
+    None,
+    /// INTA#, level triggered.
+    IntA,
+}
+
+/// An Intel 6300ESB watchdog timer.
+///
+/// Accesses take an offset and bytes as they lie in guest memory. Any length and offset is fine; what lies outside
+/// the registers reads all ones and ignores writes.
+///
+/// ```
+/// use vm_watchdog_devices::i6300esb::{I6300esb, I6300esbConfig};
+/// use vm_watchdog_devices::{Access, Model, VmInstant};
+///
+/// let mut watchdog = I6300esb::new(I6300esbConfig::default());
+/// let at = VmInstant::from_nanos;
+/// let unlock = |w: &mut I6300esb, now| {
+///     w.write_bar(0x0C, &[0x80, 0], now);
+///     w.write_bar(0x0C, &[0x86, 0], now);
+/// };
+/// // Preloads of 512 units of 983,040 ns: about half a second in each stage.
+/// for preload in [0x00, 0x04] {
+///     unlock(&mut watchdog, at(0));
+///     watchdog.write_bar(preload, &512u32.to_le_bytes(), at(0));
+/// }
+/// watchdog.write_config(0x68, &[0x02], at(0));
+///
+/// unlock(&mut watchdog, at(1_000));
+/// let reload = watchdog.write_bar(0x0C, &0x0100u16.to_le_bytes(), at(1_000));
+/// assert_eq!(reload, Access::Heartbeat);
+///
+/// // No more heartbeats: the timeout comes after two stages, to the nanosecond.
+/// assert_eq!(watchdog.poll(at(1_006_633_959)).timeout, None);
+/// assert_eq!(watchdog.poll(at(1_006_633_960)).timeout, Some(at(1_006_633_960)));
+/// ```
+#[derive(Clone, Debug)]
+pub struct I6300esb {
+    config: I6300esbConfig,
+    header: PciHeader,
+    /// 60h, WDT configuration.
+    configuration: u8,
+    /// 68h, WDT lock.
+    lock: u8,
+    preload1: u32,
+    preload2: u32,
+    unlock: Unlock,
+    /// GINTSR WDT_INT_ACT.
+    interrupt_active: bool,
+    /// RELOAD WDT_TIMEOUT: the last reset came from the watchdog. Survives resets.
+    timed_out: bool,
+    /// None while disabled, and after a timeout until the next reload.
+    counter: Option<Counter>,
+    /// Expiries that nobody has polled yet.
+    expired: Expired,
+    /// The latest instant seen: time does not run backwards.
+    latest: VmInstant,
+}
+
+impl I6300esb {
+    /// A device after power-on.
+    pub const fn new(config: I6300esbConfig) -> Self {
+        Self {
+            config,
+            header: PciHeader::RESET,
+            configuration: 0,
+            lock: 0,
+            preload1: spec::PRELOAD_MASK,
+            preload2: spec::PRELOAD_MASK,
+            unlock: Unlock::Locked,
+            interrupt_active: false,
+            timed_out: false,
+            counter: None,
+            expired: Expired { pretimeout: None, timeout: None },
+            latest: VmInstant::ZERO,
+        }
+    }
+
+    /// Reads configuration space.
+    pub fn read_config(&mut self, offset: u16, data: &mut [u8], now: VmInstant) -> Access {
+        self.advance(now);
+        let known = lanes::read_dwords(offset.into(), data, |at| self.config_dword(at));
+        if known { Access::Accepted } else { Access::Ignored }
+    }
+
+    /// Writes configuration space.
+    pub fn write_config(&mut self, offset: u16, data: &[u8], now: VmInstant) -> Access {
+        self.write_dwords(offset.into(), data, now, Self::write_config_dword)
+    }
+
+    /// Reads BAR0.
+    pub fn read_bar(&mut self, offset: u64, data: &mut [u8], now: VmInstant) -> Access {
+        self.advance(now);
+        let known = lanes::read_dwords(offset, data, |at| self.bar_dword(at));
+        if known { Access::Accepted } else { Access::Ignored }
+    }
+
+    /// Writes BAR0.
+    pub fn write_bar(&mut self, offset: u64, data: &[u8], now: VmInstant) -> Access {
+        self.write_dwords(offset, data, now, Self::write_bar_dword)
+    }
+
+    /// The address at which BAR0 decodes, None while memory decoding is off.
+    pub fn bar0(&self) -> Option<u32> {
+        self.header.decoded_bar0()
+    }
+
+    /// WDT_TIMEOUT: whether the watchdog has timed out since the guest last cleared the bit. Resets do not clear it.
+    pub fn timed_out(&self) -> bool {
+        self.timed_out
+    }
+
+    fn write_dwords(
+        &mut self,
+        offset: u64,
+        data: &[u8],
+        now: VmInstant,
+        write_dword: impl Fn(&mut Self, lanes::DwordWrite) -> Access,
+    ) -> Access {
+        self.advance(now);
+        let access = lanes::dword_writes(offset, data).map(|dword| write_dword(self, dword)).max();
+        // A stage of no length ends where it starts, and the guest may look at once.
+        self.advance(now);
+        access.unwrap_or(Access::Ignored)
+    }
+
+    fn is_enabled(&self) -> bool {
+        self.lock & spec::lock::WDT_ENABLE != 0
+    }
+
+    fn is_free_running(&self) -> bool {
+        self.lock & spec::lock::WDT_TOUT_CNF_FREE_RUNNING != 0
+    }
+
+    fn is_output_enabled(&self) -> bool {
+        self.configuration & spec::configuration::WDT_OUTPUT_DISABLED == 0
+    }
+
+    fn prescaler(&self) -> Prescaler {
+        if self.configuration & spec::configuration::WDT_PRE_SEL == 0 { Prescaler::Khz1 } else { Prescaler::Mhz1 }
+    }
+
+    /// WDT_INT_ACT is routed to the pin, whether or not the guest masks it with INTx disable.
+    fn is_interrupt_pending(&self) -> bool {
+        self.config.interrupt_pin == InterruptPin::IntA
+            && self.interrupt_active
+            && self.configuration & spec::configuration::WDT_INT_TYPE == spec::configuration::WDT_INT_TYPE_IRQ
+    }
+
+    fn start_stage(&mut self, stage: Stage, at: VmInstant) {
+        let preload = self.stage_preload(stage);
+        self.counter = Some(Counter::load(stage, self.prescaler(), preload, at));
+    }
+
+    fn stage_preload(&self, stage: Stage) -> u32 {
+        let preload = match stage {
+            Stage::One => self.preload1,
+            Stage::Two => self.preload2,
+        };
+        preload.max(self.is_free_running().into())
+    }
+
+    /// Lets every stage end that ends up to `now`.
+    fn advance(&mut self, now: VmInstant) {
+        self.latest = self.latest.max(now);
+        let mut wrapped = false;
+        while let Some(Counter { stage, ends_at, .. }) = self.counter.filter(|counter| counter.ends_at <= self.latest) {
+            match stage {
+                Stage::One => {
+                    self.interrupt_active = true;
+                    self.expired.pretimeout.get_or_insert(ends_at);
+                    self.start_stage(Stage::Two, ends_at);
+                }
+                Stage::Two => {
+                    self.timed_out = true;
+                    if self.is_output_enabled() {
+                        self.expired.timeout.get_or_insert(ends_at);
+                    }
+                    if !self.is_free_running() {
+                        self.counter = None;
+                    } else if !wrapped {
+                        wrapped = true;
+                        self.start_stage(Stage::One, ends_at);
+                    } else {
+                        // A whole cycle has left all the marks that it leaves: the rest of them is arithmetic.
+                        self.start_stage(Stage::One, self.start_of_cycle(ends_at));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The last start of a free running cycle up to the latest instant, of those that begin at `from`.
+    fn start_of_cycle(&self, from: VmInstant) -> VmInstant {
+        let unit = self.prescaler().unit_nanos();
+        let units = u64::from(self.stage_preload(Stage::One)) + u64::from(self.stage_preload(Stage::Two));
+        let behind = self.latest.as_nanos().saturating_sub(from.as_nanos());
+        VmInstant::from_nanos(self.latest.as_nanos() - behind % (units * unit))
+    }
+}
+
+impl Model for I6300esb {
+    fn poll_at(&self) -> Option<VmInstant> {
+        let waiting = self.expired.pretimeout.or(self.expired.timeout);
+        waiting.or(self.counter.map(|counter| counter.ends_at))
+    }
+
+    fn poll(&mut self, now: VmInstant) -> Expired {
+        self.advance(now);
+        core::mem::take(&mut self.expired)
+    }
+
+    fn interrupt_level(&self) -> bool {
+        self.is_interrupt_pending() && !self.header.is_intx_disabled()
+    }
+
+    fn is_armed(&self) -> bool {
+        self.is_enabled()
+    }
+
+    fn reset(&mut self) {
+        *self = Self { timed_out: self.timed_out, latest: self.latest, ..Self::new(self.config) };
+    }
+}

@@ -1,0 +1,66 @@
+//! What every watchdog model answers, whatever its registers look like.
+
+use crate::VmInstant;
+
+/// A watchdog without a clock: a state machine that is told the time.
+///
+/// A runtime needs two answers of a model, *when must you be polled?* ([`poll_at`](Self::poll_at)) and, when polled,
+/// *what expired?* ([`poll`](Self::poll)). An expiry that has happened stays latched in the model until it is polled
+/// or the platform resets, whatever the guest does in between, so none is lost between a late timer and an early
+/// guest. Instants given to a model must not run backwards; one that does is taken for the latest one seen.
+pub trait Model {
+    /// The next instant at which [`poll`](Self::poll) has something to report, or None while the watchdog is stopped.
+    ///
+    /// An instant in the past means that an expiry is waiting to be polled.
+    fn poll_at(&self) -> Option<VmInstant>;
+
+    /// Lets time pass up to `now` and takes what has expired since the last poll.
+    fn poll(&mut self, now: VmInstant) -> Expired;
+
+    /// The level of the interrupt line, true while the device asserts it.
+    fn interrupt_level(&self) -> bool {
+        false
+    }
+
+    /// Whether the guest has the watchdog running, or expired and not yet disabled.
+    fn is_armed(&self) -> bool;
+
+    /// The platform resets: everything pending is cancelled, only what hardware keeps across a reset stays.
+    fn reset(&mut self);
+}
+
+/// What [`Model::poll`] found expired. Each field holds the exact instant of the expiry, however late the poll.
+///
+/// ```
+/// use vm_watchdog_devices::{Expired, VmInstant};
+///
+/// let nothing = Expired::default();
+/// assert!(nothing.is_empty());
+/// let bite = Expired { timeout: Some(VmInstant::from_nanos(7)), ..nothing };
+/// assert!(!bite.is_empty());
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Expired {
+    /// The first stage of a two-stage watchdog ended at this instant.
+    pub pretimeout: Option<VmInstant>,
+    /// The watchdog timed out at this instant. Where several timeouts came since the last poll, the first of them.
+    pub timeout: Option<VmInstant>,
+}
+
+impl Expired {
+    /// Whether nothing expired.
+    pub const fn is_empty(&self) -> bool {
+        self.pretimeout.is_none() && self.timeout.is_none()
+    }
+}
+
+/// What a guest's access did, for statistics. An access never fails: what hardware ignores is ignored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Access {
+    /// Nothing: outside the registers, read-only, locked, or not unlocked.
+    Ignored,
+    /// A register was read or written.
+    Accepted,
+    /// The guest proved that it lives: a running (or expired) watchdog was restarted.
+    Heartbeat,
+}
