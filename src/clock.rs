@@ -52,8 +52,10 @@ enum Source {
 }
 
 struct State {
-    /// What the source shows when VM time is zero: grows with every pause.
-    origin: Duration,
+    /// The VM's time when the source showed zero.
+    elapsed_before: Duration,
+    /// How long the VM has been paused.
+    paused_for: Duration,
     /// The instant at which the VM was paused.
     paused_at: Option<VmInstant>,
     /// The threads that are in a handler call.
@@ -76,6 +78,13 @@ impl VmClock {
         Self::new(Source::Monotonic(Instant::now()))
     }
 
+    /// A [monotonic](Self::monotonic) clock that shows `start` now: the clock of a VM that lived before.
+    pub fn monotonic_from(start: VmInstant) -> Self {
+        let clock = Self::monotonic();
+        clock.state().elapsed_before = Duration::from_nanos(start.as_nanos());
+        clock
+    }
+
     /// A clock that stands at zero until it is advanced by hand, for tests and simulations.
     pub fn manual() -> (Self, ManualClock) {
         let nanos = Arc::new(AtomicU64::new(0));
@@ -84,7 +93,12 @@ impl VmClock {
     }
 
     fn new(source: Source) -> Self {
-        let state = State { origin: Duration::ZERO, paused_at: None, performing: Vec::new() };
+        let state = State {
+            elapsed_before: Duration::ZERO,
+            paused_for: Duration::ZERO,
+            paused_at: None,
+            performing: Vec::new(),
+        };
         let inner =
             Inner { source, state: Mutex::new(state), quiet: Condvar::new(), listeners: Mutex::new(Vec::new()) };
         Self { inner: Arc::new(inner) }
@@ -117,7 +131,8 @@ impl VmClock {
     pub fn resume(&self) {
         let mut state = self.state();
         if let Some(paused_at) = state.paused_at.take() {
-            state.origin = self.source_time().saturating_sub(Duration::from_nanos(paused_at.as_nanos()));
+            let late = self.now_in(&state).saturating_duration_since(paused_at);
+            state.paused_for = state.paused_for.saturating_add(late);
             drop(state);
             self.notify();
         }
@@ -152,8 +167,8 @@ impl VmClock {
     }
 
     fn now_in(&self, state: &State) -> VmInstant {
-        let running = || VmInstant::ZERO + self.source_time().saturating_sub(state.origin);
-        state.paused_at.unwrap_or_else(running)
+        let running = || state.elapsed_before.saturating_add(self.source_time()).saturating_sub(state.paused_for);
+        state.paused_at.unwrap_or_else(|| VmInstant::ZERO + running())
     }
 
     fn source_time(&self) -> Duration {

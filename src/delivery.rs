@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use vm_watchdog_devices::Expired;
 
+use crate::state::{DeliveryStateV1, PolicyPosition};
 use crate::{Action, MAX_ATTEMPTS, Policy, Stage, VmInstant};
 
 /// The pause after the first failure of a handler; doubled after each further one.
@@ -14,14 +15,14 @@ const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// The longest pause between two calls of a handler that fails.
 const LONGEST_RETRY: Duration = Duration::from_secs(10);
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Deliveries {
     policy: Policy,
     pretimeout: Option<Delivery>,
     timeout: Option<Delivery>,
     grace_ends: Option<VmInstant>,
-    /// Counts cancellations, so that the outcome of a call that began before one is not taken for news.
-    generation: u64,
+    /// What the handler is being called with, None again if that has been cancelled meanwhile.
+    in_flight: Option<Delivery>,
 }
 
 /// One event on its way to the handler.
@@ -34,12 +35,11 @@ pub(crate) struct Delivery {
     /// When to call the handler: at once at first, later after a failure.
     pub due: VmInstant,
     pub attempt: u32,
-    generation: u64,
 }
 
 impl Deliveries {
     pub fn new(policy: Policy) -> Self {
-        Self { policy, pretimeout: None, timeout: None, grace_ends: None, generation: 0 }
+        Self { policy, pretimeout: None, timeout: None, grace_ends: None, in_flight: None }
     }
 
     /// When [`take_due`](Self::take_due) next has something to deliver.
@@ -51,13 +51,13 @@ impl Deliveries {
     /// Notes what the model found expired.
     pub fn expired(&mut self, expired: Expired) {
         if let Some(deadline) = expired.pretimeout {
-            let delivery = self.delivery(Stage::Pretimeout, self.policy.pretimeout, deadline);
+            let delivery = Delivery::fresh(Stage::Pretimeout, self.policy.pretimeout, deadline);
             self.pretimeout.get_or_insert(delivery);
         }
         if let Some(deadline) = expired.timeout {
             // A warning that could not be delivered is overtaken by what it warned of.
             self.pretimeout = self.pretimeout.filter(|warning| warning.attempt == 1);
-            let delivery = self.delivery(Stage::Timeout, self.policy.timeout, deadline);
+            let delivery = Delivery::fresh(Stage::Timeout, self.policy.timeout, deadline);
             self.timeout.get_or_insert(delivery);
         }
     }
@@ -71,49 +71,45 @@ impl Deliveries {
 
     /// Forgets everything pending.
     pub fn cancel(&mut self) {
-        *self = Self { generation: self.generation.wrapping_add(1), ..Self::new(self.policy) };
+        *self = Self::new(self.policy);
     }
 
     /// The VMM has dealt with what it was told: no retry, no escalation. What it was not told yet still comes.
     pub fn acknowledge(&mut self) {
-        let generation = self.generation.wrapping_add(1);
-        let untold = |slot: Option<Delivery>| {
-            slot.filter(|delivery| delivery.attempt == 1).map(|delivery| Delivery { generation, ..delivery })
-        };
-        *self = Self {
-            pretimeout: untold(self.pretimeout),
-            timeout: untold(self.timeout),
-            generation,
-            ..Self::new(self.policy)
-        };
+        let untold = |slot: Option<Delivery>| slot.filter(|delivery| delivery.attempt == 1);
+        *self = Self { pretimeout: untold(self.pretimeout), timeout: untold(self.timeout), ..Self::new(self.policy) };
     }
 
     /// Takes the next delivery that is due, to be handed back with [`finished`](Self::finished) or
     /// [`put_back`](Self::put_back).
     pub fn take_due(&mut self, now: VmInstant) -> Option<Delivery> {
         let is_due = |delivery: &mut Delivery| delivery.due <= now;
-        if let Some(delivery) = self.pretimeout.take_if(is_due).or_else(|| self.timeout.take_if(is_due)) {
-            return Some(delivery);
-        }
+        let waiting = self.pretimeout.take_if(is_due).or_else(|| self.timeout.take_if(is_due));
+        self.in_flight = waiting.or_else(|| self.take_escalation(now));
+        self.in_flight
+    }
+
+    fn take_escalation(&mut self, now: VmInstant) -> Option<Delivery> {
         let deadline = self.grace_ends.take_if(|grace_ends| *grace_ends <= now)?;
         let escalation = self.policy.escalation?;
         // Whatever is still being retried for the timeout is overtaken.
         self.timeout = None;
-        Some(self.delivery(Stage::Escalation, escalation.action, deadline))
+        Some(Delivery::fresh(Stage::Escalation, escalation.action, deadline))
     }
 
     /// Undoes [`take_due`](Self::take_due): the handler was not called.
     pub fn put_back(&mut self, delivery: Delivery) {
-        if delivery.generation == self.generation {
+        if self.in_flight.take() == Some(delivery) {
             self.slot(delivery.stage).get_or_insert(delivery);
         }
     }
 
     /// Notes the outcome of the call.
     pub fn finished(&mut self, delivery: Delivery, performed: bool, now: VmInstant) {
-        if delivery.generation != self.generation {
+        if self.in_flight != Some(delivery) {
             return;
         }
+        self.in_flight = None;
         let escalation = self.policy.escalation.filter(|_| delivery.stage == Stage::Timeout);
         match escalation {
             Some(escalation) if performed => {
@@ -129,16 +125,64 @@ impl Deliveries {
         }
     }
 
+    /// Everything at `now`. What the handler is being called with counts as performed.
+    pub fn save(&self, now: VmInstant) -> PolicyPosition {
+        let mut settled = *self;
+        if let Some(delivery) = self.in_flight {
+            settled.finished(delivery, true, now);
+        }
+        let Self { policy, pretimeout, timeout, grace_ends, in_flight: _ } = settled;
+        PolicyPosition {
+            policy,
+            pretimeout: pretimeout.map(|delivery| delivery.save(now)),
+            timeout: timeout.map(|delivery| delivery.save(now)),
+            grace_remaining_ns: grace_ends.map(|ends| remaining_nanos(ends, now)),
+        }
+    }
+
+    /// Takes over a validated position.
+    pub fn restore(&mut self, position: &PolicyPosition, now: VmInstant) {
+        let PolicyPosition { policy, pretimeout, timeout, grace_remaining_ns } = position;
+        let restored = |state: &DeliveryStateV1| Delivery::restored(state, now);
+        *self = Self {
+            policy: *policy,
+            pretimeout: pretimeout.as_ref().map(restored),
+            timeout: timeout.as_ref().map(restored),
+            grace_ends: grace_remaining_ns.map(|nanos| now + Duration::from_nanos(nanos)),
+            in_flight: None,
+        };
+    }
+
     fn slot(&mut self, stage: Stage) -> &mut Option<Delivery> {
         match stage {
             Stage::Pretimeout => &mut self.pretimeout,
             Stage::Timeout | Stage::Escalation => &mut self.timeout,
         }
     }
+}
 
-    fn delivery(&self, stage: Stage, action: Action, deadline: VmInstant) -> Delivery {
-        Delivery { stage, action, deadline, due: deadline, attempt: 1, generation: self.generation }
+impl Delivery {
+    fn fresh(stage: Stage, action: Action, deadline: VmInstant) -> Self {
+        Self { stage, action, deadline, due: deadline, attempt: 1 }
     }
+
+    fn save(self, now: VmInstant) -> DeliveryStateV1 {
+        let Self { stage, action, deadline, due, attempt } = self;
+        let age_ns = remaining_nanos(now, deadline);
+        DeliveryStateV1 { stage, action, age_ns, due_in_ns: remaining_nanos(due, now), attempt }
+    }
+
+    fn restored(state: &DeliveryStateV1, now: VmInstant) -> Self {
+        let DeliveryStateV1 { stage, action, age_ns, due_in_ns, attempt } = *state;
+        let deadline = now - Duration::from_nanos(age_ns);
+        let due = now + Duration::from_nanos(due_in_ns);
+        Self { stage, action, deadline, due, attempt }
+    }
+}
+
+/// Nanoseconds from `earlier` to `later`.
+fn remaining_nanos(later: VmInstant, earlier: VmInstant) -> u64 {
+    later.as_nanos().saturating_sub(earlier.as_nanos())
 }
 
 fn retry_pause(failures: u32) -> Duration {

@@ -55,6 +55,7 @@ mod interrupt;
 mod kvm;
 mod log_limit;
 mod policy;
+mod state;
 mod stats;
 mod thread;
 mod timer;
@@ -73,7 +74,8 @@ pub use interrupt::InterruptLine;
 #[cfg(feature = "kvm")]
 pub use kvm::KvmInterruptLine;
 pub use policy::{Escalation, Policy};
+pub use state::{DeliveryStateV1, WatchdogStateV1};
 pub use stats::Stats;
 pub use thread::WatchdogThread;
-pub use vm_watchdog_devices::{Model, VmInstant};
+pub use vm_watchdog_devices::{Model, StateError, VmInstant};
 pub use watchdog::{MIN_WAKE_INTERVAL, Watchdog, WatchdogBuilder};

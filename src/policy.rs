@@ -18,7 +18,7 @@ use crate::Action;
 /// assert_eq!(Policy::default(), Policy::new(Action::Reset));
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 #[non_exhaustive]
 pub struct Policy {
     /// When the first stage of a two-stage watchdog ends. Default none.
@@ -35,7 +35,7 @@ pub struct Policy {
 /// after an action that leaves the guest running (pause, inject-nmi, dump, none), when the guest's next heartbeat
 /// shows that it has recovered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct Escalation {
     /// How long to wait after the timeout's action has been performed, in the VM's time.
     pub grace: Duration,

@@ -86,9 +86,9 @@ struct Shared<M> {
 }
 
 /// What the lock guards. The lock is never held while the handler or the interrupt line is called.
-struct Core<M> {
-    model: M,
-    deliveries: Deliveries,
+pub(crate) struct Core<M> {
+    pub model: M,
+    pub deliveries: Deliveries,
     timer: Timer,
     /// When the timer goes off; never later than there is something to do.
     armed_at: Option<VmInstant>,
@@ -97,7 +97,7 @@ struct Core<M> {
     /// A thread is delivering events: it sees to what comes up meanwhile, and arms the timer when it is done.
     delivering: bool,
     /// The level last set, None if that is not known.
-    line_level: Option<bool>,
+    pub line_level: Option<bool>,
     /// A thread is setting the level: it sees to further changes.
     setting_line: bool,
     stats: Stats,
@@ -227,6 +227,18 @@ impl<M: Model + Send + 'static> Watchdog<M> {
     /// Asks the model what depends on no time.
     pub(crate) fn inspect<R>(&self, question: impl FnOnce(&M) -> R) -> R {
         question(&self.shared.lock().model)
+    }
+
+    /// Saves or replaces what the lock guards.
+    pub(crate) fn with_core<R>(&self, work: impl FnOnce(&mut Core<M>, VmInstant) -> R) -> R {
+        let mut core = self.shared.lock();
+        let now = self.shared.clock.now();
+        work(&mut core, now)
+    }
+
+    /// Arms the timer for a state that was replaced.
+    pub(crate) fn rearm(&self) {
+        self.shared.clock_changed();
     }
 }
 
