@@ -56,6 +56,11 @@ impl Counter {
         Self { stage, prescaler, ends_at: now + prescaler.stage_length(preload) }
     }
 
+    /// Whether it has reached zero. [`VmInstant::MAX`] stands for all that lies beyond it, and is never reached.
+    pub fn has_ended(&self, now: VmInstant) -> bool {
+        self.ends_at <= now && self.ends_at < VmInstant::MAX
+    }
+
     /// The running count in units of the preload, the whole preload right after a load.
     pub fn value(&self, now: VmInstant) -> u32 {
         let remaining = self.ends_at.saturating_duration_since(now).as_nanos() as u64;

@@ -215,7 +215,7 @@ impl I6300esb {
     fn advance(&mut self, now: VmInstant) {
         self.latest = self.latest.max(now);
         let mut wrapped = false;
-        while let Some(Counter { stage, ends_at, .. }) = self.counter.filter(|counter| counter.ends_at <= self.latest) {
+        while let Some(Counter { stage, ends_at, .. }) = self.counter.filter(|counter| counter.has_ended(self.latest)) {
             match stage {
                 Stage::One => {
                     self.interrupt_active = true;
