@@ -252,7 +252,7 @@ impl I6300esb {
 
 impl Model for I6300esb {
     fn poll_at(&self) -> Option<VmInstant> {
-        let waiting = self.expired.pretimeout.or(self.expired.timeout);
+        let waiting = self.expired.pretimeout.into_iter().chain(self.expired.timeout).min();
         waiting.or(self.counter.map(|counter| counter.ends_at))
     }
 
