@@ -9,8 +9,9 @@ use crate::VmInstant;
 /// or the platform resets, whatever the guest does in between, so none is lost between a late timer and an early
 /// guest. Instants given to a model must not run backwards; one that does is taken for the latest one seen.
 pub trait Model {
-    /// The next instant at which [`poll`](Self::poll) has something to report, or None while the watchdog is stopped.
+    /// The next instant at which [`poll`](Self::poll) has something to do, or None while the watchdog is stopped.
     ///
+    /// It has something to report then too, unless the guest has disabled the device's output.
     /// An instant in the past means that an expiry is waiting to be polled.
     fn poll_at(&self) -> Option<VmInstant>;
 
