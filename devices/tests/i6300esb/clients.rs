@@ -347,7 +347,7 @@ fn efi_boot_guard(guest: &mut Guest, seconds: u64) {
         guest.set_bar32(RELOAD, 0x86);
     };
     unlock(guest);
-    guest.set_bar32(PRELOAD1, ((seconds * 1_000_000_000 >> 15) / 30) as u32);
+    guest.set_bar32(PRELOAD1, ((seconds * 1_000_000_000) / (1 << 15) / 30) as u32);
     unlock(guest);
     guest.set_bar32(PRELOAD2, 0);
     guest.set_config8(LOCK, 0x03);
