@@ -12,8 +12,9 @@ pub trait Model: Sized {
     /// The saved state: plain data, times that remain instead of instants.
     type State;
 
-    /// The next instant at which [`poll`](Self::poll) has something to report, or None while the watchdog is stopped.
+    /// The next instant at which [`poll`](Self::poll) has something to do, or None while the watchdog is stopped.
     ///
+    /// It has something to report then too, unless the guest has disabled the device's output.
     /// An instant in the past means that an expiry is waiting to be polled.
     fn poll_at(&self) -> Option<VmInstant>;
 

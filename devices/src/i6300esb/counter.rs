@@ -26,12 +26,17 @@ pub(super) enum Prescaler {
 }
 
 impl Prescaler {
+    /// Log2 of the PCI clocks that one unit of a preload lasts.
+    const fn shift(self) -> u32 {
+        match self {
+            Self::Khz1 => 15,
+            Self::Mhz1 => 5,
+        }
+    }
+
     /// Nanoseconds that one unit of a preload lasts.
     pub const fn unit_nanos(self) -> u64 {
-        match self {
-            Self::Khz1 => PCI_CLOCK_NANOS << 15,
-            Self::Mhz1 => PCI_CLOCK_NANOS << 5,
-        }
+        PCI_CLOCK_NANOS << self.shift()
     }
 
     /// How long a stage of `preload` units lasts; at most 1030.8 s for 20 bits.
@@ -56,9 +61,15 @@ impl Counter {
         Self { stage, prescaler, ends_at: now + prescaler.stage_length(preload) }
     }
 
-    /// The running count in units of the preload, the whole preload right after a load.
+    /// Whether it has reached zero. [`VmInstant::MAX`] stands for all that lies beyond it, and is never reached.
+    pub fn has_ended(&self, now: VmInstant) -> bool {
+        self.ends_at <= now && self.ends_at < VmInstant::MAX
+    }
+
+    /// The running count in units of the preload, the whole preload until the first clock after a load.
     pub fn value(&self, now: VmInstant) -> u32 {
         let remaining = self.ends_at.saturating_duration_since(now).as_nanos() as u64;
-        u32::try_from(remaining / self.prescaler.unit_nanos()).unwrap_or(u32::MAX)
+        let clocks = remaining.div_ceil(PCI_CLOCK_NANOS);
+        u32::try_from(clocks >> self.prescaler.shift()).unwrap_or(u32::MAX)
     }
 }

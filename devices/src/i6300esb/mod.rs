@@ -217,7 +217,7 @@ impl I6300esb {
     fn advance(&mut self, now: VmInstant) {
         self.latest = self.latest.max(now);
         let mut wrapped = false;
-        while let Some(Counter { stage, ends_at, .. }) = self.counter.filter(|counter| counter.ends_at <= self.latest) {
+        while let Some(Counter { stage, ends_at, .. }) = self.counter.filter(|counter| counter.has_ended(self.latest)) {
             match stage {
                 Stage::One => {
                     self.interrupt_active = true;
@@ -256,7 +256,7 @@ impl Model for I6300esb {
     type State = I6300esbStateV1;
 
     fn poll_at(&self) -> Option<VmInstant> {
-        let waiting = self.expired.pretimeout.or(self.expired.timeout);
+        let waiting = self.expired.pretimeout.into_iter().chain(self.expired.timeout).min();
         waiting.or(self.counter.map(|counter| counter.ends_at))
     }
 
