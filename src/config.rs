@@ -15,6 +15,7 @@ use crate::{Action, Policy, UnknownAction};
 /// | `action` | what to do on timeout, an [`Action`] | `reset` |
 /// | `pretimeout` | what to do at the end of the first stage, an [`Action`] | `none` |
 /// | `grace`, `then` | how long to wait for the action to help, and the [`Action`] that follows | nothing follows |
+/// | `patience` | how many times the timeout a guest is waited for that the host kept from running | 1: it is not |
 /// | `id` | the name in events and logs | given by the VMM |
 /// | `interrupt` | `none`, or `intx`: the device has an interrupt pin | `none` |
 ///
@@ -37,6 +38,9 @@ pub struct WatchdogConfig {
     pub id: Option<String>,
     /// Which action follows which expiry.
     pub policy: Policy,
+    /// How many times the timeout a starved guest is waited for, for
+    /// [`WatchdogBuilder::starvation`](crate::WatchdogBuilder::starvation); None if it is not.
+    pub patience: Option<u32>,
     /// Whether the device has an interrupt pin.
     pub interrupt: bool,
 }
@@ -109,7 +113,7 @@ pub enum ConfigError {
     },
 }
 
-const KEYS: [&str; 6] = ["action", "pretimeout", "grace", "then", "id", "interrupt"];
+const KEYS: [&str; 7] = ["action", "pretimeout", "grace", "then", "patience", "id", "interrupt"];
 
 impl FromStr for WatchdogConfig {
     type Err = ConfigError;
@@ -138,7 +142,14 @@ impl FromStr for WatchdogConfig {
             Some("") => return Err(value_error("id", "", "any name but the empty one")),
             id => id.map(str::to_owned),
         };
-        Ok(Self { model, id, policy, interrupt })
+        let patience = match options.value("patience") {
+            None | Some("1") => None,
+            Some(value) => {
+                let times = value.parse().ok().filter(|times| (1..=1000).contains(times));
+                Some(times.ok_or_else(|| value_error("patience", value, "1 to 1000"))?)
+            }
+        };
+        Ok(Self { model, id, policy, patience, interrupt })
     }
 }
 
@@ -211,13 +222,15 @@ mod tests {
 
     #[test]
     fn every_option_is_understood_in_any_order() {
-        let config = parse("i6300esb,then=poweroff,grace=1500ms,id=wd,interrupt=intx,action=shutdown,pretimeout=dump");
+        let config = parse(
+            "i6300esb,then=poweroff,grace=1500ms,id=wd,interrupt=intx,patience=4,action=shutdown,pretimeout=dump",
+        );
         let config = config.unwrap();
         let policy = Policy::new(Action::Shutdown)
             .with_pretimeout(Action::Dump)
             .with_escalation(Duration::from_millis(1500), Action::Poweroff);
         assert_eq!(config.policy, policy);
-        assert_eq!((config.id.as_deref(), config.interrupt), (Some("wd"), true));
+        assert_eq!((config.id.as_deref(), config.interrupt, config.patience), (Some("wd"), true, Some(4)));
     }
 
     #[test]
@@ -227,11 +240,11 @@ mod tests {
             ("ib700", r#"unknown watchdog model "ib700": accepted are i6300esb"#),
             (
                 "i6300esb,colour=red",
-                r#"unknown watchdog option "colour=red": accepted are action=..., pretimeout=..., grace=..., then=..., id=..., interrupt=..."#,
+                r#"unknown watchdog option "colour=red": accepted are action=..., pretimeout=..., grace=..., then=..., patience=..., id=..., interrupt=..."#,
             ),
             (
                 "i6300esb,action",
-                r#"unknown watchdog option "action": accepted are action=..., pretimeout=..., grace=..., then=..., id=..., interrupt=..."#,
+                r#"unknown watchdog option "action": accepted are action=..., pretimeout=..., grace=..., then=..., patience=..., id=..., interrupt=..."#,
             ),
             (
                 "i6300esb,pretimeout=nmi",
@@ -246,6 +259,7 @@ mod tests {
                 r#"grace: unknown value "99999999999999999999s": accepted are a time like 500ms, 30s or 5m"#,
             ),
             ("i6300esb,interrupt=msi", r#"interrupt: unknown value "msi": accepted are none, intx"#),
+            ("i6300esb,patience=0", r#"patience: unknown value "0": accepted are 1 to 1000"#),
             ("i6300esb,id=", r#"id: unknown value "": accepted are any name but the empty one"#),
         ] {
             assert_eq!(parse(text), Err(message.to_owned()), "{text}");

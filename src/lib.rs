@@ -55,6 +55,7 @@ mod interrupt;
 mod kvm;
 mod log_limit;
 mod policy;
+mod starvation;
 mod state;
 mod stats;
 mod thread;
@@ -74,6 +75,7 @@ pub use interrupt::InterruptLine;
 #[cfg(feature = "kvm")]
 pub use kvm::KvmInterruptLine;
 pub use policy::{Escalation, Policy};
+pub use starvation::{DEFAULT_PATIENCE, RunDelay, ThreadRunDelay};
 pub use state::{DeliveryStateV1, WatchdogStateV1};
 pub use stats::Stats;
 pub use thread::WatchdogThread;

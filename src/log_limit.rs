@@ -1,5 +1,6 @@
 //! Log lines, and no more of them than somebody will read.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::delivery::Delivery;
@@ -9,35 +10,48 @@ use crate::{Event, HandlerError, VmInstant};
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Lets one line of each kind through a second of the VM's time, and says how many it held back.
+///
+/// The logger is the VMM's code, so no lock is held when it is called.
 #[derive(Debug, Default)]
 pub(crate) struct LogLimit {
-    events: Gate,
-    failures: Gate,
-    lines: Gate,
+    events: Mutex<Gate>,
+    failures: Mutex<Gate>,
+    lines: Mutex<Gate>,
+    readings: Mutex<Gate>,
 }
 
 impl LogLimit {
-    pub fn event(&mut self, now: VmInstant, id: &str, delivery: &Delivery) {
+    pub fn event(&self, now: VmInstant, id: &str, delivery: &Delivery) {
         let Delivery { stage, action, deadline, attempt, .. } = delivery;
         let late = now.saturating_duration_since(*deadline);
-        if let Some(held) = self.events.pass(now) {
+        if let Some(held) = pass(&self.events, now) {
             log::warn!("watchdog {id}: {stage} at {deadline} ({late:?} ago), action {action}, attempt {attempt}{held}");
         }
     }
 
-    pub fn failure(&mut self, event: &Event, error: &HandlerError) {
+    pub fn failure(&self, event: &Event, error: &HandlerError) {
         let Event { id, stage, action, attempt, observed, .. } = event;
-        if let Some(held) = self.failures.pass(*observed) {
+        if let Some(held) = pass(&self.failures, *observed) {
             log::error!("watchdog {id}: action {action} of {stage} failed at attempt {attempt}: {error}{held}");
         }
     }
 
-    pub fn line_failure(&mut self, now: VmInstant, id: &str, high: bool, error: &HandlerError) {
+    pub fn line_failure(&self, now: VmInstant, id: &str, high: bool, error: &HandlerError) {
         let level = if high { "raised" } else { "lowered" };
-        if let Some(held) = self.lines.pass(now) {
+        if let Some(held) = pass(&self.lines, now) {
             log::error!("watchdog {id}: the interrupt line cannot be {level}: {error}{held}");
         }
     }
+
+    pub fn run_delay_failure(&self, now: VmInstant, id: &str, error: &HandlerError) {
+        if let Some(held) = pass(&self.readings, now) {
+            log::error!("watchdog {id}: the run delay of the guest is not known: {error}{held}");
+        }
+    }
+}
+
+fn pass(gate: &Mutex<Gate>, now: VmInstant) -> Option<HeldBack> {
+    gate.lock().unwrap_or_else(PoisonError::into_inner).pass(now)
 }
 
 #[derive(Debug, Default)]

@@ -1,5 +1,7 @@
 //! What a watchdog has counted.
 
+use std::time::Duration;
+
 use crate::VmInstant;
 
 /// Counters of one watchdog since it was built, as of one instant. They never wrap.
@@ -38,6 +40,10 @@ pub struct Stats {
     pub action_failures: u64,
     /// Changes of the interrupt line that failed.
     pub interrupt_failures: u64,
+    /// How long the guest was starved and not charged for it.
+    pub starved: Duration,
+    /// Readings of the run delay that failed.
+    pub run_delay_failures: u64,
     /// How often the timer woke the host.
     pub wakes: u64,
 }

@@ -10,6 +10,7 @@ use vm_watchdog_devices::{Access, Model};
 use crate::clock::{ClockListener, VmClock};
 use crate::delivery::{Deliveries, Delivery};
 use crate::log_limit::LogLimit;
+use crate::starvation::{Allowance, RunDelay};
 use crate::stats::{Stats, count};
 use crate::timer::Timer;
 use crate::{ActionHandler, Error, Event, HandlerError, InterruptLine, Policy, VmInstant};
@@ -74,6 +75,12 @@ pub struct WatchdogBuilder<M> {
     clock: Option<VmClock>,
     policy: Policy,
     interrupt_line: Option<Box<dyn InterruptLine>>,
+    starvation: Option<Starvation>,
+}
+
+struct Starvation {
+    run_delay: Box<dyn RunDelay>,
+    patience: u32,
 }
 
 struct Shared<M> {
@@ -81,8 +88,10 @@ struct Shared<M> {
     clock: VmClock,
     handler: Box<dyn ActionHandler>,
     interrupt_line: Option<Box<dyn InterruptLine>>,
+    starvation: Option<Starvation>,
     timer_fd: RawFd,
     core: Mutex<Core<M>>,
+    log_limit: LogLimit,
 }
 
 /// What the lock guards. The lock is never held while the handler or the interrupt line is called.
@@ -100,8 +109,8 @@ pub(crate) struct Core<M> {
     pub line_level: Option<bool>,
     /// A thread is setting the level: it sees to further changes.
     setting_line: bool,
+    allowance: Allowance,
     stats: Stats,
-    log_limit: LogLimit,
 }
 
 impl<M: Model + Send + 'static> WatchdogBuilder<M> {
@@ -120,6 +129,16 @@ impl<M: Model + Send + 'static> WatchdogBuilder<M> {
         Self { interrupt_line: Some(Box::new(line)), ..self }
     }
 
+    /// Does not charge the guest for time in which its vCPUs wanted to run and could not. Default: it is charged.
+    ///
+    /// `patience` is how many times the timeout the guest may take in all, [`DEFAULT_PATIENCE`](crate::DEFAULT_PATIENCE)
+    /// if you have no opinion. The price: on a busy host a guest that is really dead may be detected that much later,
+    /// for as long as its vCPUs wait for the processor. The instants of events and [`stats`](Watchdog::stats) are then
+    /// on the VM's clock less [`starved`](Stats::starved).
+    pub fn starvation(self, run_delay: impl RunDelay + 'static, patience: u32) -> Self {
+        Self { starvation: Some(Starvation { run_delay: Box::new(run_delay), patience }), ..self }
+    }
+
     /// The watchdog, with `handler` to perform its actions.
     ///
     /// # Errors
@@ -132,6 +151,7 @@ impl<M: Model + Send + 'static> WatchdogBuilder<M> {
             clock: self.clock.unwrap_or_default(),
             handler: Box::new(handler),
             interrupt_line: self.interrupt_line,
+            starvation: self.starvation,
             timer_fd: timer.as_raw_fd(),
             core: Mutex::new(Core {
                 line_level: Some(self.model.interrupt_level()),
@@ -142,9 +162,10 @@ impl<M: Model + Send + 'static> WatchdogBuilder<M> {
                 next_wake: VmInstant::ZERO,
                 delivering: false,
                 setting_line: false,
+                allowance: Allowance::default(),
                 stats: Stats::default(),
-                log_limit: LogLimit::default(),
             }),
+            log_limit: LogLimit::default(),
         });
         let listener: Weak<Shared<M>> = Arc::downgrade(&shared);
         shared.clock.subscribe(listener);
@@ -156,7 +177,14 @@ impl<M: Model + Send + 'static> WatchdogBuilder<M> {
 impl<M: Model + Send + 'static> Watchdog<M> {
     /// Starts to build a watchdog called `id`, which every event carries.
     pub fn builder(id: impl Into<Arc<str>>, model: M) -> WatchdogBuilder<M> {
-        WatchdogBuilder { id: id.into(), model, clock: None, policy: Policy::default(), interrupt_line: None }
+        WatchdogBuilder {
+            id: id.into(),
+            model,
+            clock: None,
+            policy: Policy::default(),
+            interrupt_line: None,
+            starvation: None,
+        }
     }
 
     /// The name that the VMM gave it.
@@ -172,7 +200,8 @@ impl<M: Model + Send + 'static> Watchdog<M> {
     /// The counters.
     pub fn stats(&self) -> Stats {
         let core = self.shared.lock();
-        Stats { now: self.shared.clock.now(), armed: core.model.is_armed(), ..core.stats }
+        let now = core.now(&self.shared.clock);
+        Stats { now, armed: core.model.is_armed(), starved: core.allowance.total, ..core.stats }
     }
 
     /// The platform resets: what hardware forgets is forgotten, and everything pending is cancelled.
@@ -212,9 +241,14 @@ impl<M: Model + Send + 'static> Watchdog<M> {
     pub(crate) fn access<R: Copy + Into<Access>>(&self, access: impl FnOnce(&mut M, VmInstant) -> R) -> R {
         let shared = &*self.shared;
         let mut core = shared.lock();
-        let now = shared.clock.now();
+        if core.has_deadline_passed(&shared.clock) {
+            core = shared.allow_for_starvation(core);
+        }
+        let now = core.now(&shared.clock);
+        let was_running = core.model.poll_at().is_some();
+        core.allowance.see(now);
         let outcome = access(&mut core.model, now);
-        core.note_access(outcome.into(), now);
+        core.note_access(outcome.into(), was_running, now);
         core.arm_if_sooner(now);
         let line_moved = core.line_level != Some(core.model.interrupt_level());
         drop(core);
@@ -232,7 +266,8 @@ impl<M: Model + Send + 'static> Watchdog<M> {
     /// Saves or replaces what the lock guards.
     pub(crate) fn with_core<R>(&self, work: impl FnOnce(&mut Core<M>, VmInstant) -> R) -> R {
         let mut core = self.shared.lock();
-        let now = self.shared.clock.now();
+        let now = core.now(&self.shared.clock);
+        core.allowance.see(now);
         work(&mut core, now)
     }
 
@@ -244,10 +279,11 @@ impl<M: Model + Send + 'static> Watchdog<M> {
 
 impl<M: Model + Send + 'static> Shared<M> {
     fn on_readable(&self) {
-        let mut core = self.lock();
-        core.woken(self.clock.now());
+        let mut core = self.allow_for_starvation(self.lock());
+        let now = core.now(&self.clock);
+        core.woken(now);
         while !self.clock.is_paused() {
-            let now = self.clock.now();
+            let now = core.now(&self.clock);
             core.note_expired(now);
             if core.delivering {
                 // The delivering thread goes on with this, and arms the timer when it is done.
@@ -275,24 +311,48 @@ impl<M: Model + Send + 'static> Shared<M> {
             return core;
         };
         core.delivering = true;
-        core.log_limit.event(observed, &self.id, &delivery);
         drop(core);
+        self.log_limit.event(observed, &self.id, &delivery);
         self.settle_interrupt_line();
         let Delivery { stage, action, deadline, attempt, .. } = delivery;
         let event = Event { id: self.id.clone(), stage, action, deadline, observed, attempt };
         let outcome = contain_panic(|| self.handler.perform(&event));
+        if let Err(error) = &outcome {
+            self.log_limit.failure(&event, error);
+        }
 
         let mut core = self.lock();
         drop(permit);
         core.delivering = false;
-        match &outcome {
-            Ok(()) => count(&mut core.stats.actions),
-            Err(error) => {
-                count(&mut core.stats.action_failures);
-                core.log_limit.failure(&event, error);
+        let Stats { actions, action_failures, .. } = &mut core.stats;
+        count(if outcome.is_ok() { actions } else { action_failures });
+        let now = core.now(&self.clock);
+        core.deliveries.finished(delivery, outcome.is_ok(), now);
+        core
+    }
+
+    /// Sets the watchdog's time back by what the guest was starved, if that is the policy. Asks without the lock.
+    fn allow_for_starvation<'a>(&'a self, core: MutexGuard<'a, Core<M>>) -> MutexGuard<'a, Core<M>> {
+        let Some(Starvation { run_delay, patience }) = &self.starvation else {
+            return core;
+        };
+        if core.model.poll_at().is_none() || !core.allowance.is_due(self.clock.now()) {
+            return core;
+        }
+        drop(core);
+        let reading = contain_panic(|| Ok(run_delay.run_delays()?));
+        let mut core = self.lock();
+        let now = self.clock.now();
+        match (reading, core.model.poll_at()) {
+            (Ok(delays), Some(deadline)) => core.allowance.grant(delays, now, deadline, *patience),
+            (Ok(_), None) => {}
+            (Err(error), _) => {
+                count(&mut core.stats.run_delay_failures);
+                drop(core);
+                self.log_limit.run_delay_failure(now, &self.id, &error);
+                return self.lock();
             }
         }
-        core.deliveries.finished(delivery, outcome.is_ok(), self.clock.now());
         core
     }
 
@@ -315,8 +375,8 @@ impl<M: Model + Send + 'static> Shared<M> {
             core.line_level = outcome.is_ok().then_some(level);
             if let Err(error) = outcome {
                 count(&mut core.stats.interrupt_failures);
-                let now = self.clock.now();
-                core.log_limit.line_failure(now, &self.id, level, &error);
+                drop(core);
+                self.log_limit.line_failure(self.clock.now(), &self.id, level, &error);
                 return;
             }
         }
@@ -329,6 +389,15 @@ impl<M: Model + Send + 'static> Shared<M> {
 }
 
 impl<M: Model> Core<M> {
+    /// The watchdog's time: the VM's, less what the guest was starved.
+    fn now(&self, clock: &VmClock) -> VmInstant {
+        clock.now() - self.allowance.total
+    }
+
+    fn has_deadline_passed(&self, clock: &VmClock) -> bool {
+        self.model.poll_at().is_some_and(|deadline| deadline <= self.now(clock))
+    }
+
     /// The timer went off (or somebody says so): it is quiet from now on.
     fn woken(&mut self, now: VmInstant) {
         count(&mut self.stats.wakes);
@@ -337,7 +406,10 @@ impl<M: Model> Core<M> {
         self.next_wake = now + MIN_WAKE_INTERVAL;
     }
 
-    fn note_access(&mut self, access: Access, now: VmInstant) {
+    fn note_access(&mut self, access: Access, was_running: bool, now: VmInstant) {
+        if access == Access::Heartbeat || (!was_running && self.model.poll_at().is_some()) {
+            self.allowance.restart(now);
+        }
         match access {
             Access::Ignored => count(&mut self.stats.ignored_accesses),
             Access::Accepted => {}
@@ -350,6 +422,7 @@ impl<M: Model> Core<M> {
     }
 
     fn note_expired(&mut self, now: VmInstant) {
+        self.allowance.see(now);
         let expired = self.model.poll(now);
         if expired.pretimeout.is_some() {
             count(&mut self.stats.pretimeouts);
@@ -381,12 +454,13 @@ impl<M: Model + Send + 'static> ClockListener for Shared<M> {
         let mut core = self.lock();
         core.timer.disarm();
         core.armed_at = None;
-        core.arm_if_sooner(self.clock.now());
+        let now = core.now(&self.clock);
+        core.arm_if_sooner(now);
     }
 }
 
 /// Calls foreign code; a panic of it is a failure like any other, and does not end the thread that serves the timer.
-fn contain_panic(foreign: impl FnOnce() -> Result<(), HandlerError>) -> Result<(), HandlerError> {
+fn contain_panic<R>(foreign: impl FnOnce() -> Result<R, HandlerError>) -> Result<R, HandlerError> {
     catch_unwind(AssertUnwindSafe(foreign)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<&str>().copied().map(str::to_owned);
         let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
