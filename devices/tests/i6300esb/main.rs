@@ -7,6 +7,8 @@ mod free_running;
 mod guest;
 mod identity;
 mod interrupt;
+mod properties;
 mod qemu_differences;
+mod reference;
 mod registers;
 mod time;
