@@ -23,7 +23,9 @@ extern crate std;
 
 pub mod i6300esb;
 mod model;
+mod state;
 mod time;
 
 pub use model::{Access, Expired, Model};
+pub use state::StateError;
 pub use time::VmInstant;

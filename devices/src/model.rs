@@ -1,6 +1,6 @@
 //! What every watchdog model answers, whatever its registers look like.
 
-use crate::VmInstant;
+use crate::{StateError, VmInstant};
 
 /// A watchdog without a clock: a state machine that is told the time.
 ///
@@ -8,7 +8,10 @@ use crate::VmInstant;
 /// *what expired?* ([`poll`](Self::poll)). An expiry that has happened stays latched in the model until it is polled
 /// or the platform resets, whatever the guest does in between, so none is lost between a late timer and an early
 /// guest. Instants given to a model must not run backwards; one that does is taken for the latest one seen.
-pub trait Model {
+pub trait Model: Sized {
+    /// The saved state: plain data, times that remain instead of instants.
+    type State;
+
     /// The next instant at which [`poll`](Self::poll) has something to do, or None while the watchdog is stopped.
     ///
     /// It has something to report then too, unless the guest has disabled the device's output.
@@ -28,6 +31,16 @@ pub trait Model {
 
     /// The platform resets: everything pending is cancelled, only what hardware keeps across a reset stays.
     fn reset(&mut self);
+
+    /// The whole state at `now`. A device [restored](Self::restored) from it cannot be told from this one.
+    fn save(&mut self, now: VmInstant) -> Self::State;
+
+    /// A device that was made like this one and is in `state` at `now`.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError`] names the first field that holds what no device can be in.
+    fn restored(&self, state: &Self::State, now: VmInstant) -> Result<Self, StateError>;
 }
 
 /// What [`Model::poll`] found expired. Each field holds the exact instant of the expiry, however late the poll.

@@ -18,11 +18,13 @@ mod counter;
 mod lanes;
 mod registers;
 mod spec;
+mod state;
 
 use counter::{Counter, Prescaler, Stage};
 pub use spec::{BAR0_SIZE, CLASS_CODE, CONFIG_SPACE_SIZE, DEVICE_ID, VENDOR_ID};
+pub use state::{CounterStateV1, I6300esbStateV1};
 
-use crate::{Access, Expired, Model, VmInstant};
+use crate::{Access, Expired, Model, StateError, VmInstant};
 use config_space::PciHeader;
 use registers::Unlock;
 
@@ -251,6 +253,8 @@ impl I6300esb {
 }
 
 impl Model for I6300esb {
+    type State = I6300esbStateV1;
+
     fn poll_at(&self) -> Option<VmInstant> {
         let waiting = self.expired.pretimeout.into_iter().chain(self.expired.timeout).min();
         waiting.or(self.counter.map(|counter| counter.ends_at))
@@ -271,5 +275,14 @@ impl Model for I6300esb {
 
     fn reset(&mut self) {
         *self = Self { timed_out: self.timed_out, latest: self.latest, ..Self::new(self.config) };
+    }
+
+    fn save(&mut self, now: VmInstant) -> I6300esbStateV1 {
+        self.advance(now);
+        self.to_state()
+    }
+
+    fn restored(&self, state: &I6300esbStateV1, now: VmInstant) -> Result<Self, StateError> {
+        Self::from_state(self.config, state, now)
     }
 }

@@ -1,0 +1,191 @@
+//! Saving the device, and making it again from what was saved.
+
+use core::time::Duration;
+
+use super::config_space::PciHeader;
+use super::counter::{Counter, Prescaler, Stage};
+use super::registers::Unlock;
+use super::spec::{self, command, configuration, lock};
+use super::{I6300esb, I6300esbConfig};
+use crate::{Expired, StateError, VmInstant};
+
+/// Version 1 of the saved state of an [`I6300esb`].
+///
+/// It holds times that remain or have passed, never instants, so it can be restored on any clock. The
+/// [configuration](I6300esbConfig) is not part of it: the VMM makes the device anew as it made the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
+pub struct I6300esbStateV1 {
+    /// PCI command register.
+    pub command: u16,
+    /// PCI cache line size.
+    pub cache_line_size: u8,
+    /// PCI latency timer.
+    pub latency_timer: u8,
+    /// BAR0, the address alone.
+    pub bar0: u32,
+    /// PCI interrupt line.
+    pub interrupt_line: u8,
+    /// 60h, WDT configuration.
+    pub wdt_configuration: u8,
+    /// 68h, WDT lock.
+    pub wdt_lock: u8,
+    /// PRELOAD1, 20 bits.
+    pub preload1: u32,
+    /// PRELOAD2, 20 bits.
+    pub preload2: u32,
+    /// How many of the two unlock keys the guest has written.
+    pub unlock_keys: u8,
+    /// GINTSR WDT_INT_ACT.
+    pub wdt_int_act: bool,
+    /// RELOAD WDT_TIMEOUT: the watchdog was the cause of the last reset.
+    pub wdt_timeout: bool,
+    /// The counter, if it runs.
+    pub counter: Option<CounterStateV1>,
+    /// Nanoseconds since a first stage ended that nobody has polled.
+    pub pretimeout_age_ns: Option<u64>,
+    /// Nanoseconds since a timeout that nobody has polled.
+    pub timeout_age_ns: Option<u64>,
+}
+
+/// The running counter in an [`I6300esbStateV1`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
+pub struct CounterStateV1 {
+    /// 1 or 2.
+    pub stage: u8,
+    /// Whether it was loaded at 1 MHz (WDT_PRE_SEL).
+    pub megahertz: bool,
+    /// Nanoseconds until it reaches zero.
+    pub remaining_ns: u64,
+}
+
+impl I6300esb {
+    pub(super) fn to_state(&self) -> I6300esbStateV1 {
+        // Every field is named, so that a new one cannot be forgotten here.
+        let Self {
+            config: _,
+            header: PciHeader { command, cache_line_size, latency_timer, bar0, interrupt_line },
+            configuration,
+            lock,
+            preload1,
+            preload2,
+            unlock,
+            interrupt_active,
+            timed_out,
+            counter,
+            expired: Expired { pretimeout, timeout },
+            latest,
+        } = *self;
+        let age = |instant: VmInstant| nanos(latest.saturating_duration_since(instant));
+        I6300esbStateV1 {
+            command,
+            cache_line_size,
+            latency_timer,
+            bar0,
+            interrupt_line,
+            wdt_configuration: configuration,
+            wdt_lock: lock,
+            preload1,
+            preload2,
+            unlock_keys: match unlock {
+                Unlock::Locked => 0,
+                Unlock::FirstKey => 1,
+                Unlock::Unlocked => 2,
+            },
+            wdt_int_act: interrupt_active,
+            wdt_timeout: timed_out,
+            counter: counter.map(|Counter { stage, prescaler, ends_at }| CounterStateV1 {
+                stage: match stage {
+                    Stage::One => 1,
+                    Stage::Two => 2,
+                },
+                megahertz: prescaler == Prescaler::Mhz1,
+                remaining_ns: nanos(ends_at.saturating_duration_since(latest)),
+            }),
+            pretimeout_age_ns: pretimeout.map(age),
+            timeout_age_ns: timeout.map(age),
+        }
+    }
+
+    pub(super) fn from_state(
+        config: I6300esbConfig,
+        state: &I6300esbStateV1,
+        now: VmInstant,
+    ) -> Result<Self, StateError> {
+        let I6300esbStateV1 {
+            command,
+            cache_line_size,
+            latency_timer,
+            bar0,
+            interrupt_line,
+            wdt_configuration,
+            wdt_lock,
+            preload1,
+            preload2,
+            unlock_keys,
+            wdt_int_act,
+            wdt_timeout,
+            counter,
+            pretimeout_age_ns,
+            timeout_age_ns,
+        } = *state;
+        StateError::unless(command & !command::WRITABLE == 0, "command", command, "bits 0x507")?;
+        StateError::unless(bar0 % spec::BAR0_SIZE == 0, "bar0", bar0, "a multiple of 0x10")?;
+        StateError::unless(
+            wdt_configuration & !configuration::WRITABLE == 0,
+            "wdt_configuration",
+            wdt_configuration,
+            "bits 0x27",
+        )?;
+        StateError::unless(wdt_lock & !lock::WRITABLE == 0, "wdt_lock", wdt_lock, "at most 0x7")?;
+        StateError::unless(preload1 <= spec::PRELOAD_MASK, "preload1", preload1, "at most 0xfffff")?;
+        StateError::unless(preload2 <= spec::PRELOAD_MASK, "preload2", preload2, "at most 0xfffff")?;
+        let unlock = match unlock_keys {
+            0 => Unlock::Locked,
+            1 => Unlock::FirstKey,
+            2 => Unlock::Unlocked,
+            _ => return Err(StateError { field: "unlock_keys", value: unlock_keys.into(), accepted: "0, 1 or 2" }),
+        };
+        let enabled = wdt_lock & lock::WDT_ENABLE != 0;
+        let counter = counter.map(|counter| running_counter(&counter, enabled, now)).transpose()?;
+        let past = |age: u64| now - Duration::from_nanos(age);
+        Ok(Self {
+            config,
+            header: PciHeader { command, cache_line_size, latency_timer, bar0, interrupt_line },
+            configuration: wdt_configuration,
+            lock: wdt_lock,
+            preload1,
+            preload2,
+            unlock,
+            interrupt_active: wdt_int_act,
+            timed_out: wdt_timeout,
+            counter,
+            expired: Expired { pretimeout: pretimeout_age_ns.map(past), timeout: timeout_age_ns.map(past) },
+            latest: now,
+        })
+    }
+}
+
+fn running_counter(state: &CounterStateV1, enabled: bool, now: VmInstant) -> Result<Counter, StateError> {
+    let CounterStateV1 { stage, megahertz, remaining_ns } = *state;
+    StateError::unless(enabled, "counter.remaining_ns", remaining_ns, "no counter while WDT_ENABLE is clear")?;
+    let stage = match stage {
+        1 => Stage::One,
+        2 => Stage::Two,
+        _ => return Err(StateError { field: "counter.stage", value: stage.into(), accepted: "1 or 2" }),
+    };
+    let (prescaler, accepted) = if megahertz {
+        (Prescaler::Mhz1, "1 ns to 1.0066 s at 1 MHz")
+    } else {
+        (Prescaler::Khz1, "1 ns to 1030.8 s at 1 kHz")
+    };
+    let remaining = Duration::from_nanos(remaining_ns);
+    let possible = !remaining.is_zero() && remaining <= prescaler.stage_length(spec::PRELOAD_MASK);
+    StateError::unless(possible, "counter.remaining_ns", remaining_ns, accepted)?;
+    Ok(Counter { stage, prescaler, ends_at: now + remaining })
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

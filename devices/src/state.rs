@@ -1,0 +1,31 @@
+//! What a saved state may hold.
+
+/// A field of a saved state holds what no device can be in.
+///
+/// ```
+/// use vm_watchdog_devices::i6300esb::{I6300esb, I6300esbConfig};
+/// use vm_watchdog_devices::{Model, VmInstant};
+///
+/// let device = I6300esb::new(I6300esbConfig::default());
+/// let mut state = device.clone().save(VmInstant::ZERO);
+/// state.preload1 = 0x10_0000;
+/// let error = device.restored(&state, VmInstant::ZERO).unwrap_err();
+/// assert_eq!(error.to_string(), "preload1 is 0x100000 in the saved state: accepted is at most 0xfffff");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field} is {value:#x} in the saved state: accepted is {accepted}")]
+pub struct StateError {
+    /// The field.
+    pub field: &'static str,
+    /// What it holds.
+    pub value: u64,
+    /// What would have been accepted.
+    pub accepted: &'static str,
+}
+
+impl StateError {
+    /// An error about `field` unless `holds`.
+    pub fn unless(holds: bool, field: &'static str, value: impl Into<u64>, accepted: &'static str) -> Result<(), Self> {
+        if holds { Ok(()) } else { Err(Self { field, value: value.into(), accepted }) }
+    }
+}

@@ -1,0 +1,268 @@
+//! A watchdog as an operator writes it: one line of text.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::{Action, Policy, UnknownAction};
+
+/// What an operator says of one watchdog: `i6300esb,action=shutdown,grace=30s,then=poweroff`.
+///
+/// The device model comes first; the rest is optional and in any order:
+///
+/// | key | value | default |
+/// |---|---|---|
+/// | `action` | what to do on timeout, an [`Action`] | `reset` |
+/// | `pretimeout` | what to do at the end of the first stage, an [`Action`] | `none` |
+/// | `grace`, `then` | how long to wait for the action to help, and the [`Action`] that follows | nothing follows |
+/// | `patience` | how many times the timeout a guest is waited for that the host kept from running | 1: it is not |
+/// | `id` | the name in events and logs | given by the VMM |
+/// | `interrupt` | `none`, or `intx`: the device has an interrupt pin | `none` |
+///
+/// ```
+/// use vm_watchdog::{Action, WatchdogConfig};
+///
+/// let config: WatchdogConfig = "i6300esb,action=poweroff,pretimeout=inject-nmi".parse()?;
+/// assert_eq!(config.policy.timeout, Action::Poweroff);
+///
+/// let error = "i6300esb,action=explode".parse::<WatchdogConfig>().unwrap_err();
+/// assert!(error.to_string().starts_with("action: unknown watchdog action \"explode\""));
+/// # Ok::<(), vm_watchdog::ConfigError>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct WatchdogConfig {
+    /// Which device the guest sees.
+    pub model: DeviceModel,
+    /// Its name in events and logs, if the operator gave one.
+    pub id: Option<String>,
+    /// Which action follows which expiry.
+    pub policy: Policy,
+    /// How many times the timeout a starved guest is waited for, for
+    /// [`WatchdogBuilder::starvation`](crate::WatchdogBuilder::starvation); None if it is not.
+    pub patience: Option<u32>,
+    /// Whether the device has an interrupt pin.
+    pub interrupt: bool,
+}
+
+/// The watchdog devices there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
+#[non_exhaustive]
+pub enum DeviceModel {
+    /// Intel 6300ESB, a PCI function.
+    I6300esb,
+}
+
+impl DeviceModel {
+    /// Every model, in the order in which messages list them.
+    pub const ALL: [Self; 1] = [Self::I6300esb];
+
+    /// The name that libvirt, QEMU and KubeVirt give it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::I6300esb => "i6300esb",
+        }
+    }
+}
+
+impl fmt::Display for DeviceModel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// Why a text is no [`WatchdogConfig`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The first word is no device model.
+    #[error("unknown watchdog model {0:?}: accepted are {models}", models = DeviceModel::ALL.map(DeviceModel::as_str).join(", "))]
+    UnknownModel(String),
+    /// A word is not of the form `key=value` with a key that is known.
+    #[error("unknown watchdog option {0:?}: accepted are {keys}", keys = KEYS.map(|key| format!("{key}=...")).join(", "))]
+    UnknownOption(String),
+    /// A key comes twice.
+    #[error("{0}: given twice")]
+    Repeated(&'static str),
+    /// A value is no action.
+    #[error("{key}: {source}")]
+    Action {
+        /// The key whose value it is.
+        key: &'static str,
+        /// What is wrong with it.
+        source: UnknownAction,
+    },
+    /// A value is none of the few that are accepted.
+    #[error("{key}: unknown value {value:?}: accepted are {accepted}")]
+    Value {
+        /// The key whose value it is.
+        key: &'static str,
+        /// The value.
+        value: String,
+        /// What would have been accepted.
+        accepted: &'static str,
+    },
+    /// One of two keys that go together is missing.
+    #[error("{given}=... goes with {missing}=..., which is missing")]
+    Incomplete {
+        /// The key that is there.
+        given: &'static str,
+        /// The one that is not.
+        missing: &'static str,
+    },
+}
+
+const KEYS: [&str; 7] = ["action", "pretimeout", "grace", "then", "patience", "id", "interrupt"];
+
+impl FromStr for WatchdogConfig {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let mut words = text.split(',');
+        let name = words.next().unwrap_or_default();
+        let model = DeviceModel::ALL.into_iter().find(|model| model.as_str() == name);
+        let model = model.ok_or_else(|| ConfigError::UnknownModel(name.to_owned()))?;
+        let options = Options::parse(words)?;
+
+        let policy = Policy::new(options.action("action")?.unwrap_or_default())
+            .with_pretimeout(options.action("pretimeout")?.unwrap_or(Action::None));
+        let policy = match (options.duration("grace")?, options.action("then")?) {
+            (None, None) => policy,
+            (Some(grace), Some(action)) => policy.with_escalation(grace, action),
+            (Some(_), None) => return Err(ConfigError::Incomplete { given: "grace", missing: "then" }),
+            (None, Some(_)) => return Err(ConfigError::Incomplete { given: "then", missing: "grace" }),
+        };
+        let interrupt = match options.value("interrupt") {
+            None | Some("none") => false,
+            Some("intx") => true,
+            Some(value) => return Err(value_error("interrupt", value, "none, intx")),
+        };
+        let id = match options.value("id") {
+            Some("") => return Err(value_error("id", "", "any name but the empty one")),
+            id => id.map(str::to_owned),
+        };
+        let patience = match options.value("patience") {
+            None | Some("1") => None,
+            Some(value) => {
+                let times = value.parse().ok().filter(|times| (1..=1000).contains(times));
+                Some(times.ok_or_else(|| value_error("patience", value, "1 to 1000"))?)
+            }
+        };
+        Ok(Self { model, id, policy, patience, interrupt })
+    }
+}
+
+/// The values of the options, in the order of [`KEYS`].
+struct Options<'a>([Option<&'a str>; KEYS.len()]);
+
+impl<'a> Options<'a> {
+    fn parse(words: impl Iterator<Item = &'a str>) -> Result<Self, ConfigError> {
+        let mut values = [None; KEYS.len()];
+        for word in words {
+            let known = word.split_once('=').and_then(|(key, value)| Some((position(key)?, value)));
+            let (index, value) = known.ok_or_else(|| ConfigError::UnknownOption(word.to_owned()))?;
+            if values[index].replace(value).is_some() {
+                return Err(ConfigError::Repeated(KEYS[index]));
+            }
+        }
+        Ok(Self(values))
+    }
+
+    fn value(&self, key: &str) -> Option<&'a str> {
+        position(key).and_then(|index| self.0[index])
+    }
+
+    fn action(&self, key: &'static str) -> Result<Option<Action>, ConfigError> {
+        let action = self.value(key).map(str::parse).transpose();
+        action.map_err(|source| ConfigError::Action { key, source })
+    }
+
+    fn duration(&self, key: &'static str) -> Result<Option<Duration>, ConfigError> {
+        let parse =
+            |value| parse_duration(value).ok_or_else(|| value_error(key, value, "a time like 500ms, 30s or 5m"));
+        self.value(key).map(parse).transpose()
+    }
+}
+
+fn position(key: &str) -> Option<usize> {
+    KEYS.iter().position(|&known| known == key)
+}
+
+fn value_error(key: &'static str, value: &str, accepted: &'static str) -> ConfigError {
+    ConfigError::Value { key, value: value.to_owned(), accepted }
+}
+
+fn parse_duration(text: &str) -> Option<Duration> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().ok()?;
+    match unit {
+        "ms" => Some(Duration::from_millis(number)),
+        "s" => Some(Duration::from_secs(number)),
+        "m" => number.checked_mul(60).map(Duration::from_secs),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<WatchdogConfig, String> {
+        text.parse().map_err(|error: ConfigError| error.to_string())
+    }
+
+    #[test]
+    fn the_model_alone_gives_the_defaults_of_libvirt() {
+        let config = parse("i6300esb").unwrap();
+        assert_eq!(config.policy, Policy::new(Action::Reset));
+        assert_eq!((config.id, config.interrupt), (None, false));
+    }
+
+    #[test]
+    fn every_option_is_understood_in_any_order() {
+        let config = parse(
+            "i6300esb,then=poweroff,grace=1500ms,id=wd,interrupt=intx,patience=4,action=shutdown,pretimeout=dump",
+        );
+        let config = config.unwrap();
+        let policy = Policy::new(Action::Shutdown)
+            .with_pretimeout(Action::Dump)
+            .with_escalation(Duration::from_millis(1500), Action::Poweroff);
+        assert_eq!(config.policy, policy);
+        assert_eq!((config.id.as_deref(), config.interrupt, config.patience), (Some("wd"), true, Some(4)));
+    }
+
+    #[test]
+    fn a_message_names_the_option_the_value_and_what_is_accepted() {
+        for (text, message) in [
+            ("", r#"unknown watchdog model "": accepted are i6300esb"#),
+            ("ib700", r#"unknown watchdog model "ib700": accepted are i6300esb"#),
+            (
+                "i6300esb,colour=red",
+                r#"unknown watchdog option "colour=red": accepted are action=..., pretimeout=..., grace=..., then=..., patience=..., id=..., interrupt=..."#,
+            ),
+            (
+                "i6300esb,action",
+                r#"unknown watchdog option "action": accepted are action=..., pretimeout=..., grace=..., then=..., patience=..., id=..., interrupt=..."#,
+            ),
+            (
+                "i6300esb,pretimeout=nmi",
+                r#"pretimeout: unknown watchdog action "nmi": accepted are reset, shutdown, poweroff, pause, inject-nmi, dump, none, debug"#,
+            ),
+            ("i6300esb,action=none,action=reset", "action: given twice"),
+            ("i6300esb,grace=30s", "grace=... goes with then=..., which is missing"),
+            ("i6300esb,then=reset", "then=... goes with grace=..., which is missing"),
+            ("i6300esb,grace=30,then=reset", r#"grace: unknown value "30": accepted are a time like 500ms, 30s or 5m"#),
+            (
+                "i6300esb,grace=99999999999999999999s,then=reset",
+                r#"grace: unknown value "99999999999999999999s": accepted are a time like 500ms, 30s or 5m"#,
+            ),
+            ("i6300esb,interrupt=msi", r#"interrupt: unknown value "msi": accepted are none, intx"#),
+            ("i6300esb,patience=0", r#"patience: unknown value "0": accepted are 1 to 1000"#),
+            ("i6300esb,id=", r#"id: unknown value "": accepted are any name but the empty one"#),
+        ] {
+            assert_eq!(parse(text), Err(message.to_owned()), "{text}");
+        }
+    }
+}

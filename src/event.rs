@@ -1,0 +1,105 @@
+//! The callback: what a VMM is told when a watchdog fires.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::{Action, VmInstant};
+
+/// The error of an [`ActionHandler`].
+pub type HandlerError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The VMM's side of a watchdog: performs the actions. Implemented for closures.
+///
+/// The library calls it from whatever thread runs [`Watchdog::on_readable`](crate::Watchdog::on_readable), one call at
+/// a time for a watchdog, never while the VM is paused, and with no lock held: it may call anything of the watchdog
+/// and of its clock, [`reset`](crate::Watchdog::reset) and [`pause`](crate::VmClock::pause) included.
+///
+/// A slow handler delays later events of its own watchdog, and of every watchdog served by the same event loop. One
+/// with a [thread of its own](crate::Watchdog::spawn) delays no other.
+///
+/// ```
+/// use vm_watchdog::{ActionHandler, Event, HandlerError};
+///
+/// let (to_vmm, actions) = std::sync::mpsc::channel();
+/// let handler = move |event: &Event| -> Result<(), HandlerError> { Ok(to_vmm.send(event.action)?) };
+/// # fn takes(_: impl ActionHandler) {} takes(handler); drop(actions);
+/// ```
+pub trait ActionHandler: Send + Sync {
+    /// Performs `event.action`, or starts to.
+    ///
+    /// # Errors
+    ///
+    /// An error, or a panic, means that the action was not performed. It is counted and logged, and the same event
+    /// comes again after 100 ms, with [`attempt`](Event::attempt) one higher and the pause doubled each time up to
+    /// 10 s. After [`MAX_ATTEMPTS`] the policy's escalation takes its place; without one the retries go on.
+    fn perform(&self, event: &Event) -> Result<(), HandlerError>;
+}
+
+/// How often an action is tried before the policy's escalation takes its place.
+pub const MAX_ATTEMPTS: u32 = 5;
+
+impl<F> ActionHandler for F
+where
+    F: Fn(&Event) -> Result<(), HandlerError> + Send + Sync,
+{
+    fn perform(&self, event: &Event) -> Result<(), HandlerError> {
+        self(event)
+    }
+}
+
+/// A watchdog fired.
+///
+/// ```
+/// use vm_watchdog::Event;
+///
+/// fn log(event: &Event) {
+///     println!("{}: {} asks for {}, {:?} late", event.id, event.stage, event.action, event.lateness());
+/// }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Event {
+    /// The id that the VMM gave the watchdog.
+    pub id: Arc<str>,
+    /// What happened.
+    pub stage: Stage,
+    /// What the policy asks for.
+    pub action: Action,
+    /// When it happened, or was due, on the VM's clock.
+    pub deadline: VmInstant,
+    /// When the library saw that, on the VM's clock; never before `deadline`. A retry has the instant of its own call.
+    pub observed: VmInstant,
+    /// 1 at first, one more each time the handler failed.
+    pub attempt: u32,
+}
+
+impl Event {
+    /// How long after its deadline the event is reported.
+    pub fn lateness(&self) -> Duration {
+        self.observed.saturating_duration_since(self.deadline)
+    }
+}
+
+/// The point of a watchdog's life at which an event comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "kebab-case"))]
+#[non_exhaustive]
+pub enum Stage {
+    /// The first stage of a two-stage watchdog ended without a heartbeat.
+    Pretimeout,
+    /// The watchdog timed out.
+    Timeout,
+    /// The VM is still there after the timeout's action and the grace period, or that action could not be done.
+    Escalation,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Pretimeout => "pretimeout",
+            Self::Timeout => "timeout",
+            Self::Escalation => "escalation",
+        })
+    }
+}

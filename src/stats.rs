@@ -1,0 +1,54 @@
+//! What a watchdog has counted.
+
+use std::time::Duration;
+
+use crate::VmInstant;
+
+/// Counters of one watchdog since it was built, as of one instant. They never wrap.
+///
+/// ```
+/// # use vm_watchdog::{Policy, VmClock, Watchdog, Event};
+/// # use vm_watchdog::i6300esb::I6300esb;
+/// # let watchdog = Watchdog::builder("wd", I6300esb::new(Default::default())).build(|_: &Event| Ok(()))?;
+/// let stats = watchdog.stats();
+/// if let Some(last) = stats.last_heartbeat {
+///     println!("{} heartbeats, the last {:?} ago", stats.heartbeats, stats.now.saturating_duration_since(last));
+/// }
+/// # Ok::<(), vm_watchdog::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct Stats {
+    /// The VM's time when the counters were read.
+    pub now: VmInstant,
+    /// Whether the guest has the watchdog running, or expired and not disabled.
+    pub armed: bool,
+    /// Reloads of a running or expired watchdog.
+    pub heartbeats: u64,
+    /// When the last of them came, on the VM's clock.
+    pub last_heartbeat: Option<VmInstant>,
+    /// First stages that ended.
+    pub pretimeouts: u64,
+    /// Timeouts that went out. Several within one millisecond count once.
+    pub expiries: u64,
+    /// Accesses that hardware ignores: out of range, read-only, locked, not unlocked.
+    pub ignored_accesses: u64,
+    /// Actions that the handler has performed.
+    pub actions: u64,
+    /// Calls of the handler that failed.
+    pub action_failures: u64,
+    /// Changes of the interrupt line that failed.
+    pub interrupt_failures: u64,
+    /// How long the guest was starved and not charged for it.
+    pub starved: Duration,
+    /// Readings of the run delay that failed.
+    pub run_delay_failures: u64,
+    /// How often the timer woke the host.
+    pub wakes: u64,
+}
+
+/// Adds one, and stays at the top.
+pub(crate) fn count(counter: &mut u64) {
+    *counter = counter.saturating_add(1);
+}

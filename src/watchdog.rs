@@ -1,0 +1,488 @@
+//! The handle that a VMM holds: a model, a clock, a timer and a handler, put together behind one lock.
+
+use std::os::fd::{AsRawFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use vm_watchdog_devices::{Access, Model};
+
+use crate::clock::{ClockListener, VmClock};
+use crate::delivery::{Deliveries, Delivery};
+use crate::log_limit::LogLimit;
+use crate::starvation::{Allowance, RunDelay};
+use crate::stats::{Stats, count};
+use crate::timer::Timer;
+use crate::{ActionHandler, Error, Event, HandlerError, InterruptLine, Policy, VmInstant};
+
+/// The least time between two wakes of the host for one watchdog, whatever its guest programs: 1 ms, so that there are
+/// at most 1,000 wakes a second. Expiries that come faster are reported together.
+pub const MIN_WAKE_INTERVAL: Duration = Duration::from_millis(1);
+
+/// A watchdog of a VM: a shared handle, cheap to clone, to be called from any thread.
+///
+/// A heartbeat makes no system call and allocates nothing: it moves the deadline in memory, and the timer that was armed
+/// for the old one is armed anew when it goes off. A deadline that comes nearer re-arms the timer at once.
+///
+/// Something has to run the timer. Choose one:
+///
+/// - [`spawn`](Self::spawn) gives the watchdog a thread of its own;
+/// - `WatchdogSubscriber` puts it into an `event-manager` loop (feature `event-manager`);
+/// - any other loop polls the [descriptor](AsRawFd) and calls [`on_readable`](Self::on_readable).
+///
+/// ```
+/// use vm_watchdog::i6300esb::{I6300esb, I6300esbConfig};
+/// use vm_watchdog::{Action, Event, Policy, VmClock, Watchdog};
+///
+/// let (clock, time) = VmClock::manual();
+/// let watchdog = Watchdog::builder("watchdog0", I6300esb::new(I6300esbConfig::default()))
+///     .clock(clock)
+///     .policy(Policy::new(Action::Reset))
+///     .build(|event: &Event| {
+///         println!("{} fires: {}", event.id, event.action);
+///         Ok(())
+///     })?;
+///
+/// watchdog.write_config(0x68, &[0x02]); // what a vCPU thread does when the guest enables the watchdog
+/// time.advance(std::time::Duration::from_secs(2100)); // two stages of 1030.8 s
+/// watchdog.on_readable(); // what an event loop does when the timer goes off
+/// assert_eq!(watchdog.stats().expiries, 1);
+/// # Ok::<(), vm_watchdog::Error>(())
+/// ```
+pub struct Watchdog<M> {
+    shared: Arc<Shared<M>>,
+}
+
+/// Puts a [`Watchdog`] together.
+///
+/// ```
+/// use std::time::Duration;
+/// use vm_watchdog::i6300esb::{I6300esb, I6300esbConfig, InterruptPin};
+/// use vm_watchdog::{Action, Event, Policy, VmClock, Watchdog};
+///
+/// let device = I6300esb::new(I6300esbConfig { interrupt_pin: InterruptPin::IntA, ..Default::default() });
+/// let watchdog = Watchdog::builder("watchdog0", device)
+///     .clock(VmClock::monotonic())
+///     .policy(Policy::new(Action::Shutdown).with_escalation(Duration::from_secs(30), Action::Poweroff))
+///     .interrupt_line(|high: bool| Ok(println!("INTA# {high}")))
+///     .build(|event: &Event| Ok(println!("{}", event.action)))?;
+/// # Ok::<(), vm_watchdog::Error>(())
+/// ```
+#[must_use = "a builder does nothing until it is built"]
+pub struct WatchdogBuilder<M> {
+    id: Arc<str>,
+    model: M,
+    clock: Option<VmClock>,
+    policy: Policy,
+    interrupt_line: Option<Box<dyn InterruptLine>>,
+    starvation: Option<Starvation>,
+}
+
+struct Starvation {
+    run_delay: Box<dyn RunDelay>,
+    patience: u32,
+}
+
+struct Shared<M> {
+    id: Arc<str>,
+    clock: VmClock,
+    handler: Box<dyn ActionHandler>,
+    interrupt_line: Option<Box<dyn InterruptLine>>,
+    starvation: Option<Starvation>,
+    timer_fd: RawFd,
+    core: Mutex<Core<M>>,
+    log_limit: LogLimit,
+}
+
+/// What the lock guards. The lock is never held while the handler or the interrupt line is called.
+pub(crate) struct Core<M> {
+    pub model: M,
+    pub deliveries: Deliveries,
+    timer: Timer,
+    /// When the timer goes off; never later than there is something to do.
+    armed_at: Option<VmInstant>,
+    /// The next wake is not before this.
+    next_wake: VmInstant,
+    /// A thread is delivering events: it sees to what comes up meanwhile, and arms the timer when it is done.
+    delivering: bool,
+    /// The level last set, None if that is not known.
+    pub line_level: Option<bool>,
+    /// A thread is setting the level: it sees to further changes.
+    setting_line: bool,
+    allowance: Allowance,
+    stats: Stats,
+}
+
+impl<M: Model + Send + 'static> WatchdogBuilder<M> {
+    /// The clock of the VM, shared by its watchdogs. Default: a monotonic clock of its own.
+    pub fn clock(self, clock: VmClock) -> Self {
+        Self { clock: Some(clock), ..self }
+    }
+
+    /// Which action follows which expiry. Default: reset on timeout.
+    pub fn policy(self, policy: Policy) -> Self {
+        Self { policy, ..self }
+    }
+
+    /// Where the device's interrupt goes. Default: nowhere.
+    pub fn interrupt_line(self, line: impl InterruptLine + 'static) -> Self {
+        Self { interrupt_line: Some(Box::new(line)), ..self }
+    }
+
+    /// Does not charge the guest for time in which its vCPUs wanted to run and could not. Default: it is charged.
+    ///
+    /// `patience` is how many times the timeout the guest may take in all, [`DEFAULT_PATIENCE`](crate::DEFAULT_PATIENCE)
+    /// if you have no opinion. The price: on a busy host a guest that is really dead may be detected that much later,
+    /// for as long as its vCPUs wait for the processor. The instants of events and [`stats`](Watchdog::stats) are then
+    /// on the VM's clock less [`starved`](Stats::starved).
+    pub fn starvation(self, run_delay: impl RunDelay + 'static, patience: u32) -> Self {
+        Self { starvation: Some(Starvation { run_delay: Box::new(run_delay), patience }), ..self }
+    }
+
+    /// The watchdog, with `handler` to perform its actions.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Timer`] if the host gives no timer, as when the process has no descriptor left.
+    pub fn build(self, handler: impl ActionHandler + 'static) -> Result<Watchdog<M>, Error> {
+        let timer = Timer::new().map_err(|source| Error::Timer { id: self.id.to_string(), source })?;
+        let shared = Arc::new(Shared {
+            id: self.id,
+            clock: self.clock.unwrap_or_default(),
+            handler: Box::new(handler),
+            interrupt_line: self.interrupt_line,
+            starvation: self.starvation,
+            timer_fd: timer.as_raw_fd(),
+            core: Mutex::new(Core {
+                line_level: Some(self.model.interrupt_level()),
+                model: self.model,
+                deliveries: Deliveries::new(self.policy),
+                timer,
+                armed_at: None,
+                next_wake: VmInstant::ZERO,
+                delivering: false,
+                setting_line: false,
+                allowance: Allowance::default(),
+                stats: Stats::default(),
+            }),
+            log_limit: LogLimit::default(),
+        });
+        let listener: Weak<Shared<M>> = Arc::downgrade(&shared);
+        shared.clock.subscribe(listener);
+        shared.clock_changed();
+        Ok(Watchdog { shared })
+    }
+}
+
+impl<M: Model + Send + 'static> Watchdog<M> {
+    /// Starts to build a watchdog called `id`, which every event carries.
+    pub fn builder(id: impl Into<Arc<str>>, model: M) -> WatchdogBuilder<M> {
+        WatchdogBuilder {
+            id: id.into(),
+            model,
+            clock: None,
+            policy: Policy::default(),
+            interrupt_line: None,
+            starvation: None,
+        }
+    }
+
+    /// The name that the VMM gave it.
+    pub fn id(&self) -> &str {
+        &self.shared.id
+    }
+
+    /// The clock of its VM.
+    pub fn clock(&self) -> &VmClock {
+        &self.shared.clock
+    }
+
+    /// The counters.
+    pub fn stats(&self) -> Stats {
+        let core = self.shared.lock();
+        let now = core.now(&self.shared.clock);
+        Stats { now, armed: core.model.is_armed(), starved: core.allowance.total, ..core.stats }
+    }
+
+    /// The platform resets: what hardware forgets is forgotten, and everything pending is cancelled.
+    ///
+    /// A call of the handler that is in progress is not interrupted, but neither retried nor escalated.
+    pub fn reset(&self) {
+        let mut core = self.shared.lock();
+        core.model.reset();
+        core.deliveries.cancel();
+        drop(core);
+        self.shared.settle_interrupt_line();
+    }
+
+    /// The VMM has dealt with the last timeout in its own way: no retry and no escalation will follow.
+    pub fn acknowledge(&self) {
+        self.shared.lock().deliveries.acknowledge();
+    }
+
+    /// To be called when the [descriptor](AsRawFd) is readable: reports what has expired, and arms the timer anew.
+    ///
+    /// This is where the handler is called. Calling it at any other time does no harm.
+    pub fn on_readable(&self) {
+        self.shared.on_readable();
+    }
+
+    /// Sets the interrupt line again if the device asserts it, as after the end of interrupt of a resampling irqfd.
+    pub fn resample_interrupt(&self) {
+        let mut core = self.shared.lock();
+        if core.model.interrupt_level() {
+            core.line_level = None;
+        }
+        drop(core);
+        self.shared.settle_interrupt_line();
+    }
+
+    /// Gives a guest's access to the model, and sees to what follows from it.
+    pub(crate) fn access<R: Copy + Into<Access>>(&self, access: impl FnOnce(&mut M, VmInstant) -> R) -> R {
+        let shared = &*self.shared;
+        let mut core = shared.lock();
+        if core.has_deadline_passed(&shared.clock) {
+            core = shared.allow_for_starvation(core);
+        }
+        let now = core.now(&shared.clock);
+        let was_running = core.model.poll_at().is_some();
+        core.allowance.see(now);
+        let outcome = access(&mut core.model, now);
+        core.note_access(outcome.into(), was_running, now);
+        core.arm_if_sooner(now);
+        let line_moved = core.line_level != Some(core.model.interrupt_level());
+        drop(core);
+        if line_moved {
+            shared.settle_interrupt_line();
+        }
+        outcome
+    }
+
+    /// Asks the model what depends on no time.
+    pub(crate) fn inspect<R>(&self, question: impl FnOnce(&M) -> R) -> R {
+        question(&self.shared.lock().model)
+    }
+
+    /// Saves or replaces what the lock guards.
+    pub(crate) fn with_core<R>(&self, work: impl FnOnce(&mut Core<M>, VmInstant) -> R) -> R {
+        let mut core = self.shared.lock();
+        let now = core.now(&self.shared.clock);
+        core.allowance.see(now);
+        work(&mut core, now)
+    }
+
+    /// Arms the timer for a state that was replaced.
+    pub(crate) fn rearm(&self) {
+        self.shared.clock_changed();
+    }
+}
+
+impl<M: Model + Send + 'static> Shared<M> {
+    fn on_readable(&self) {
+        let mut core = self.allow_for_starvation(self.lock());
+        let now = core.now(&self.clock);
+        core.woken(now);
+        while !self.clock.is_paused() {
+            let now = core.now(&self.clock);
+            core.note_expired(now);
+            if core.delivering {
+                // The delivering thread goes on with this, and arms the timer when it is done.
+                break;
+            }
+            let Some(delivery) = core.deliveries.take_due(now) else {
+                core.arm_if_sooner(now);
+                break;
+            };
+            core = self.deliver(core, delivery, now);
+        }
+        drop(core);
+        self.settle_interrupt_line();
+    }
+
+    /// Calls the handler without the lock, unless the VM is paused.
+    fn deliver<'a>(
+        &'a self,
+        mut core: MutexGuard<'a, Core<M>>,
+        delivery: Delivery,
+        observed: VmInstant,
+    ) -> MutexGuard<'a, Core<M>> {
+        let Some(permit) = self.clock.permit() else {
+            core.deliveries.put_back(delivery);
+            return core;
+        };
+        core.delivering = true;
+        drop(core);
+        self.log_limit.event(observed, &self.id, &delivery);
+        self.settle_interrupt_line();
+        let Delivery { stage, action, deadline, attempt, .. } = delivery;
+        let event = Event { id: self.id.clone(), stage, action, deadline, observed, attempt };
+        let outcome = contain_panic(|| self.handler.perform(&event));
+        if let Err(error) = &outcome {
+            self.log_limit.failure(&event, error);
+        }
+
+        let mut core = self.lock();
+        drop(permit);
+        core.delivering = false;
+        let Stats { actions, action_failures, .. } = &mut core.stats;
+        count(if outcome.is_ok() { actions } else { action_failures });
+        let now = core.now(&self.clock);
+        core.deliveries.finished(delivery, outcome.is_ok(), now);
+        core
+    }
+
+    /// Sets the watchdog's time back by what the guest was starved, if that is the policy. Asks without the lock.
+    fn allow_for_starvation<'a>(&'a self, core: MutexGuard<'a, Core<M>>) -> MutexGuard<'a, Core<M>> {
+        let Some(Starvation { run_delay, patience }) = &self.starvation else {
+            return core;
+        };
+        if core.model.poll_at().is_none() || !core.allowance.is_due(self.clock.now()) {
+            return core;
+        }
+        drop(core);
+        let reading = contain_panic(|| Ok(run_delay.run_delays()?));
+        let mut core = self.lock();
+        let now = self.clock.now();
+        match (reading, core.model.poll_at()) {
+            (Ok(delays), Some(deadline)) => core.allowance.grant(delays, now, deadline, *patience),
+            (Ok(_), None) => {}
+            (Err(error), _) => {
+                count(&mut core.stats.run_delay_failures);
+                drop(core);
+                self.log_limit.run_delay_failure(now, &self.id, &error);
+                return self.lock();
+            }
+        }
+        core
+    }
+
+    /// Brings the interrupt line to the level of the model, unless another thread is about it.
+    fn settle_interrupt_line(&self) {
+        let Some(line) = &self.interrupt_line else {
+            return;
+        };
+        let mut core = self.lock();
+        loop {
+            let level = core.model.interrupt_level();
+            if core.setting_line || core.line_level == Some(level) {
+                return;
+            }
+            core.setting_line = true;
+            drop(core);
+            let outcome = contain_panic(|| Ok(line.set_level(level)?));
+            core = self.lock();
+            core.setting_line = false;
+            core.line_level = outcome.is_ok().then_some(level);
+            if let Err(error) = outcome {
+                count(&mut core.stats.interrupt_failures);
+                drop(core);
+                self.log_limit.line_failure(self.clock.now(), &self.id, level, &error);
+                return;
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Core<M>> {
+        // No foreign code runs under the lock, so a poisoned one guards a sound state.
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<M: Model> Core<M> {
+    /// The watchdog's time: the VM's, less what the guest was starved.
+    fn now(&self, clock: &VmClock) -> VmInstant {
+        clock.now() - self.allowance.total
+    }
+
+    fn has_deadline_passed(&self, clock: &VmClock) -> bool {
+        self.model.poll_at().is_some_and(|deadline| deadline <= self.now(clock))
+    }
+
+    /// The timer went off (or somebody says so): it is quiet from now on.
+    fn woken(&mut self, now: VmInstant) {
+        count(&mut self.stats.wakes);
+        self.timer.disarm();
+        self.armed_at = None;
+        self.next_wake = now + MIN_WAKE_INTERVAL;
+    }
+
+    fn note_access(&mut self, access: Access, was_running: bool, now: VmInstant) {
+        if access == Access::Heartbeat || (!was_running && self.model.poll_at().is_some()) {
+            self.allowance.restart(now);
+        }
+        match access {
+            Access::Ignored => count(&mut self.stats.ignored_accesses),
+            Access::Accepted => {}
+            Access::Heartbeat => {
+                count(&mut self.stats.heartbeats);
+                self.stats.last_heartbeat = Some(now);
+                self.deliveries.heartbeat();
+            }
+        }
+    }
+
+    fn note_expired(&mut self, now: VmInstant) {
+        self.allowance.see(now);
+        let expired = self.model.poll(now);
+        if expired.pretimeout.is_some() {
+            count(&mut self.stats.pretimeouts);
+        }
+        if expired.timeout.is_some() {
+            count(&mut self.stats.expiries);
+        }
+        self.deliveries.expired(expired);
+    }
+
+    /// Arms the timer for the next thing to do, if it is not armed for that or earlier.
+    fn arm_if_sooner(&mut self, now: VmInstant) {
+        if self.delivering {
+            return;
+        }
+        let todo = [self.model.poll_at(), self.deliveries.next_due()];
+        let Some(wanted) = todo.into_iter().flatten().min().map(|due| due.max(self.next_wake)) else {
+            return;
+        };
+        if self.armed_at.is_none_or(|armed_at| wanted < armed_at) {
+            self.timer.arm(wanted.saturating_duration_since(now));
+            self.armed_at = Some(wanted);
+        }
+    }
+}
+
+impl<M: Model + Send + 'static> ClockListener for Shared<M> {
+    fn clock_changed(&self) {
+        let mut core = self.lock();
+        core.timer.disarm();
+        core.armed_at = None;
+        let now = core.now(&self.clock);
+        core.arm_if_sooner(now);
+    }
+}
+
+/// Calls foreign code; a panic of it is a failure like any other, and does not end the thread that serves the timer.
+fn contain_panic<R>(foreign: impl FnOnce() -> Result<R, HandlerError>) -> Result<R, HandlerError> {
+    catch_unwind(AssertUnwindSafe(foreign)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<&str>().copied().map(str::to_owned);
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        Err(format!("panic: {}", text.as_deref().unwrap_or("no message")).into())
+    })
+}
+
+impl<M> Clone for Watchdog<M> {
+    fn clone(&self) -> Self {
+        Self { shared: self.shared.clone() }
+    }
+}
+
+/// The timer's descriptor, readable when [`Watchdog::on_readable`] has something to do. Poll it, do not read it.
+impl<M> AsRawFd for Watchdog<M> {
+    fn as_raw_fd(&self) -> RawFd {
+        self.shared.timer_fd
+    }
+}
+
+impl<M: Model + Send + 'static> std::fmt::Debug for Watchdog<M> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Watchdog").field("id", &self.id()).field("stats", &self.stats()).finish()
+    }
+}

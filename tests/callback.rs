@@ -1,0 +1,229 @@
+//! The callback contract: no lock held, re-entrant, a failure retried, a slow one nobody else's trouble.
+
+mod common;
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use common::{Driver, UNIT, arrived, device, recorder, sending};
+use vm_watchdog::i6300esb::{I6300esb, InterruptPin};
+use vm_watchdog::{Action, Event, HandlerError, Policy, Stage, VmClock, VmInstant, Watchdog};
+
+const BITE: (Stage, Action) = (Stage::Timeout, Action::Reset);
+const WARNING: (Stage, Action) = (Stage::Pretimeout, Action::None);
+/// Long enough for any thread to run, on any machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[test]
+fn the_handler_learns_of_both_stages_with_their_exact_deadlines() {
+    let (clock, time) = VmClock::manual();
+    let (handler, events) = recorder();
+    let watchdog = Watchdog::builder("wd0", device(InterruptPin::None)).clock(clock).build(handler).unwrap();
+    watchdog.start(512);
+
+    time.advance(UNIT * 1024 - Duration::from_nanos(1));
+    watchdog.on_readable();
+    let warning = events.try_recv().expect("a pretimeout");
+    assert_eq!((warning.stage, warning.action), WARNING);
+    assert_eq!(warning.deadline, VmInstant::ZERO + UNIT * 512);
+    assert_eq!(arrived(&events), [], "not one nanosecond early");
+
+    time.advance(Duration::from_nanos(1));
+    watchdog.on_readable();
+    let bite = events.try_recv().expect("a timeout");
+    assert_eq!((bite.stage, bite.action, bite.attempt), (Stage::Timeout, Action::Reset, 1));
+    assert_eq!(bite.deadline.as_nanos(), 1_006_632_960);
+    assert_eq!((&*bite.id, bite.lateness()), ("wd0", Duration::ZERO));
+}
+
+#[test]
+fn one_expiry_fires_once_however_often_and_late_the_timer_is_served() {
+    let (clock, time) = VmClock::manual();
+    let (handler, events) = recorder();
+    let watchdog = Watchdog::builder("wd", device(InterruptPin::None)).clock(clock).build(handler).unwrap();
+    watchdog.start(512);
+    time.advance(Duration::from_secs(3600));
+    for _ in 0..10 {
+        watchdog.on_readable();
+    }
+    assert_eq!(arrived(&events), [WARNING, BITE]);
+    assert_eq!((watchdog.stats().pretimeouts, watchdog.stats().expiries), (1, 1));
+}
+
+#[test]
+fn a_ping_that_overtakes_a_late_timer_does_not_lose_the_bite() {
+    let (clock, time) = VmClock::manual();
+    let (handler, events) = recorder();
+    let watchdog = Watchdog::builder("wd", device(InterruptPin::None)).clock(clock).build(handler).unwrap();
+    watchdog.start(512);
+    time.advance(UNIT * 1024);
+    watchdog.ping();
+    watchdog.disable();
+    watchdog.on_readable();
+    assert_eq!(arrived(&events), [WARNING, BITE]);
+}
+
+#[test]
+fn a_guest_that_recovers_is_protected_again() {
+    let (clock, time) = VmClock::manual();
+    let (handler, events) = recorder();
+    let policy = Policy::new(Action::InjectNmi);
+    let watchdog =
+        Watchdog::builder("wd", device(InterruptPin::None)).clock(clock).policy(policy).build(handler).unwrap();
+    watchdog.start(512);
+    for _ in 0..3 {
+        time.advance(Duration::from_secs(60));
+        watchdog.on_readable();
+        assert_eq!(arrived(&events), [WARNING, (Stage::Timeout, Action::InjectNmi)]);
+        watchdog.ping();
+    }
+    assert_eq!(watchdog.stats().heartbeats, 3);
+}
+
+/// A watchdog whose handler calls back into it and resets it, when `stage` ends.
+fn resetting_itself_at(stage: Stage, clock: VmClock) -> (Watchdog<I6300esb>, Receiver<Event>) {
+    let (sender, events) = channel();
+    let itself: Arc<OnceLock<Watchdog<I6300esb>>> = Arc::default();
+    let handler = {
+        let (itself, sender) = (itself.clone(), Mutex::new(sender));
+        move |event: &Event| -> Result<(), HandlerError> {
+            let watchdog = itself.get().ok_or("not built yet")?;
+            if event.stage == stage {
+                watchdog.clock().pause();
+                watchdog.reset();
+                watchdog.on_readable();
+                watchdog.clock().resume();
+                watchdog.on_readable();
+            }
+            Ok(sender.lock().unwrap().send(event.clone())?)
+        }
+    };
+    let policy = Policy::new(Action::Reset).with_escalation(Duration::from_secs(1), Action::Poweroff);
+    let watchdog =
+        Watchdog::builder("wd", device(InterruptPin::None)).clock(clock).policy(policy).build(handler).unwrap();
+    assert!(itself.set(watchdog.clone()).is_ok());
+    (watchdog, events)
+}
+
+#[test]
+fn the_handler_may_reset_the_device_from_inside_itself() {
+    for (stage, heard) in [(Stage::Pretimeout, &[WARNING] as &[_]), (Stage::Timeout, &[WARNING, BITE])] {
+        let (clock, time) = VmClock::manual();
+        let (watchdog, events) = resetting_itself_at(stage, clock);
+        watchdog.start(512);
+        time.advance(UNIT * 1024);
+        watchdog.on_readable();
+        time.advance(Duration::from_secs(3600));
+        watchdog.on_readable();
+        assert_eq!(arrived(&events), heard, "a reset cancels what is pending, the escalation too");
+        assert!(!watchdog.stats().armed);
+        assert!(watchdog.timed_out(), "the guest that boots next learns the cause");
+
+        watchdog.start(512);
+        time.advance(UNIT * 512);
+        watchdog.on_readable();
+        assert_eq!(arrived(&events), [WARNING], "the guest that boots next is protected");
+    }
+}
+
+#[test]
+fn a_handler_that_fails_twice_is_called_a_third_time() {
+    let (clock, time) = VmClock::manual();
+    let failures_left = AtomicU32::new(2);
+    let (sender, events) = channel();
+    let record = Mutex::new(sender);
+    let handler = move |event: &Event| -> Result<(), HandlerError> {
+        if event.stage == Stage::Pretimeout {
+            return Ok(());
+        }
+        record.lock().unwrap().send(event.clone())?;
+        let failed = failures_left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        if failed.is_ok() { Err("the management socket is down".into()) } else { Ok(()) }
+    };
+    let watchdog = Watchdog::builder("wd", device(InterruptPin::None)).clock(clock).build(handler).unwrap();
+    watchdog.start(512);
+    let bitten = UNIT * 1024;
+    time.advance(bitten);
+    for pause in [0, 99, 1, 199, 1, 3_600_000] {
+        time.advance(Duration::from_millis(pause));
+        watchdog.on_readable();
+    }
+    let tries: Vec<_> = events.try_iter().map(|event| (event.attempt, event.lateness().as_millis())).collect();
+    assert_eq!(tries, [(1, 0), (2, 100), (3, 300)]);
+    assert_eq!((watchdog.stats().action_failures, watchdog.stats().expiries), (2, 1));
+}
+
+#[test]
+fn a_handler_that_panics_has_failed() {
+    let (clock, time) = VmClock::manual();
+    let handler = |event: &Event| -> Result<(), HandlerError> {
+        if event.attempt == 1 { panic!("the first call of each stage panics") } else { Ok(()) }
+    };
+    let watchdog = Watchdog::builder("wd", device(InterruptPin::None)).clock(clock).build(handler).unwrap();
+    watchdog.start(512);
+    for step in [512, 512, 1000] {
+        time.advance(UNIT * step);
+        watchdog.on_readable();
+    }
+    // The warning fails and is overtaken by the timeout, which succeeds at its second attempt.
+    assert_eq!((watchdog.stats().action_failures, watchdog.stats().actions), (2, 1));
+}
+
+#[test]
+fn a_handler_that_blocks_holds_up_neither_vcpus_nor_the_watchdog_beside_it() {
+    let clock = VmClock::monotonic();
+    let (entered, has_entered) = channel();
+    let (release, released) = channel::<()>();
+    let blocking = {
+        let (entered, released) = (Mutex::new(entered), Mutex::new(released));
+        move |_: &Event| -> Result<(), HandlerError> {
+            entered.lock().unwrap().send(())?;
+            let _ = released.lock().unwrap().recv();
+            Ok(())
+        }
+    };
+    let slow = Watchdog::builder("slow", device(InterruptPin::None)).clock(clock.clone()).build(blocking).unwrap();
+    let (sender, events) = channel();
+    let quick = Watchdog::builder("quick", device(InterruptPin::None)).clock(clock).build(sending(sender)).unwrap();
+    let threads = (slow.spawn().unwrap(), quick.spawn().unwrap());
+
+    slow.start(0);
+    has_entered.recv_timeout(PATIENCE).expect("the slow handler is called");
+    slow.ping();
+    slow.reset();
+    assert_eq!(slow.stats().heartbeats, 1, "a vCPU gets its answer while the handler blocks");
+
+    quick.start(1);
+    let stages: Vec<_> = (0..2).map(|_| events.recv_timeout(PATIENCE).expect("an event").stage).collect();
+    assert_eq!(stages, [Stage::Pretimeout, Stage::Timeout]);
+    drop(release);
+    drop(threads);
+}
+
+#[test]
+fn an_escalation_follows_unless_the_vmm_acknowledges_or_resets() {
+    for (case, escalates) in [("left alone", true), ("acknowledged", false), ("reset", false)] {
+        let (clock, time) = VmClock::manual();
+        let (handler, events) = recorder();
+        let policy = Policy::new(Action::Shutdown).with_escalation(Duration::from_secs(30), Action::Poweroff);
+        let watchdog =
+            Watchdog::builder("wd", device(InterruptPin::None)).clock(clock).policy(policy).build(handler).unwrap();
+        watchdog.start(0);
+        watchdog.on_readable();
+        assert_eq!(arrived(&events), [WARNING, (Stage::Timeout, Action::Shutdown)]);
+        match case {
+            "acknowledged" => watchdog.acknowledge(),
+            "reset" => watchdog.reset(),
+            _ => {}
+        }
+        time.advance(Duration::from_secs(30) - Duration::from_nanos(1));
+        watchdog.on_readable();
+        assert_eq!(arrived(&events), [], "{case}");
+        time.advance(Duration::from_nanos(1));
+        watchdog.on_readable();
+        let expected: &[_] = if escalates { &[(Stage::Escalation, Action::Poweroff)] } else { &[] };
+        assert_eq!(arrived(&events), expected, "{case}");
+    }
+}

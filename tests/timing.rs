@@ -1,0 +1,112 @@
+//! The timer and the clock in real time: never early, never lost, and no work for heartbeats.
+
+mod common;
+
+use std::os::fd::AsRawFd;
+use std::sync::mpsc::RecvTimeoutError;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{Driver, UNIT, arrived, device, recorder};
+use vm_watchdog::i6300esb::InterruptPin;
+use vm_watchdog::{MIN_WAKE_INTERVAL, Stage, VmClock, Watchdog};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+/// Not later than this, however busy the machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[test]
+fn a_bite_is_never_early_and_comes_from_the_thread() {
+    let (handler, events) = recorder();
+    let watchdog = Watchdog::builder("wd", device(InterruptPin::None)).build(handler).unwrap();
+    let _thread = watchdog.spawn().unwrap();
+    let started = Instant::now();
+    watchdog.start(50);
+    let warning = events.recv_timeout(PATIENCE).expect("a warning");
+    assert!(started.elapsed() >= UNIT * 50);
+    let bite = events.recv_timeout(PATIENCE).expect("a bite");
+    assert!(started.elapsed() >= UNIT * 100);
+    assert_eq!((warning.stage, bite.stage), (Stage::Pretimeout, Stage::Timeout));
+    assert!(bite.observed >= bite.deadline);
+    assert_eq!(bite.deadline.saturating_duration_since(warning.deadline), UNIT * 50);
+}
+
+#[test]
+fn ten_thousand_heartbeats_wake_nobody() {
+    let (clock, time) = VmClock::manual();
+    let (handler, _events) = recorder();
+    let watchdog = Watchdog::builder("wd", device(InterruptPin::None)).clock(clock).build(handler).unwrap();
+    watchdog.start(512);
+    for _ in 0..10_000 {
+        watchdog.ping();
+    }
+    assert_eq!((watchdog.stats().heartbeats, watchdog.stats().wakes), (10_000, 0));
+    // The timer goes off at the old deadline, sees the new one, and nothing happens until that.
+    time.advance(UNIT * 511);
+    watchdog.ping();
+    time.advance(UNIT);
+    watchdog.on_readable();
+    assert_eq!(watchdog.stats().pretimeouts, 0);
+    time.advance(UNIT * 511);
+    watchdog.on_readable();
+    assert_eq!(watchdog.stats().pretimeouts, 1);
+}
+
+#[test]
+fn a_shorter_deadline_takes_effect_at_once() {
+    let (handler, events) = recorder();
+    let watchdog = Watchdog::builder("wd", device(InterruptPin::None)).build(handler).unwrap();
+    let _thread = watchdog.spawn().unwrap();
+    watchdog.start(0xF_FFFF);
+    assert_eq!(events.recv_timeout(Duration::from_millis(50)), Err(RecvTimeoutError::Timeout));
+    watchdog.set_preloads(10);
+    watchdog.ping();
+    events.recv_timeout(PATIENCE).expect("the shorter deadline counts, not the 17 minutes that were armed");
+}
+
+#[test]
+fn a_free_running_timer_of_one_microsecond_keeps_nobody_busy() {
+    let (handler, events) = recorder();
+    let watchdog = Watchdog::builder("wd", device(InterruptPin::None)).build(handler).unwrap();
+    let _thread = watchdog.spawn().unwrap();
+    let started = Instant::now();
+    watchdog.write_config(0x60, &[0x07, 0x00]);
+    watchdog.set_preloads(1);
+    watchdog.write_config(0x68, &[0x06]);
+    thread::sleep(Duration::from_millis(500));
+    watchdog.disable();
+    let wakes = u128::from(watchdog.stats().wakes);
+    let most = started.elapsed().as_nanos() / MIN_WAKE_INTERVAL.as_nanos() + 1;
+    assert!(wakes <= most, "{wakes} wakes, at most {most} are allowed");
+    assert!(!arrived(&events).is_empty(), "it does time out");
+}
+
+#[test]
+fn the_descriptor_wakes_any_event_loop_and_is_quiet_afterwards() {
+    let (handler, events) = recorder();
+    let watchdog = Watchdog::builder("wd", device(InterruptPin::None)).build(handler).unwrap();
+    let epoll = Epoll::new().unwrap();
+    let interest = EpollEvent::new(EventSet::IN, 0);
+    epoll.ctl(ControlOperation::Add, watchdog.as_raw_fd(), interest).unwrap();
+    let mut ready = [EpollEvent::default()];
+    let mut wait = |millis| epoll.wait(millis, &mut ready).unwrap();
+    assert_eq!(wait(0), 0, "an idle watchdog does not wake its VMM");
+    watchdog.start(2);
+    while arrived(&events).last().map(|event| event.0) != Some(Stage::Timeout) {
+        assert_eq!(wait(PATIENCE.as_millis() as i32), 1);
+        watchdog.on_readable();
+    }
+    assert_eq!(wait(50), 0, "an expired watchdog does not wake its VMM again");
+}
+
+#[test]
+fn a_manual_clock_drives_a_thread_too() {
+    let (clock, time) = VmClock::manual();
+    let (handler, events) = recorder();
+    let watchdog = Watchdog::builder("wd", device(InterruptPin::None)).clock(clock).build(handler).unwrap();
+    let _thread = watchdog.spawn().unwrap();
+    watchdog.start(0xF_FFFF);
+    time.advance(Duration::from_secs(3600));
+    assert_eq!(events.recv_timeout(PATIENCE).expect("a warning").stage, Stage::Pretimeout);
+    assert_eq!(events.recv_timeout(PATIENCE).expect("a bite").stage, Stage::Timeout);
+}
