@@ -225,7 +225,7 @@ proptest! {
             now = after(step, now, whole.poll_at().map(VmInstant::as_nanos));
 
             let seen_whole = instants(whole.poll(VmInstant::from_nanos(now)));
-            let mut cuts = cuts.map(|cut| begin + ((now - begin) as u128 * u128::from(cut) >> 16) as u64);
+            let mut cuts = cuts.map(|cut| begin + ((now - begin) as u128 * u128::from(cut) / (1 << 16)) as u64);
             cuts.sort();
             let mut seen_cut = [None, None];
             for (at, is_poll) in cuts.into_iter().zip(polls).chain([(now, true)]) {
