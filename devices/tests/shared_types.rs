@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use vm_watchdog_devices::{Access, Expired, Model, VmInstant};
+use vm_watchdog_devices::{Access, Expired, Model, StateError, VmInstant};
 
 const SEVEN: VmInstant = VmInstant::from_nanos(7);
 
@@ -44,6 +44,7 @@ fn an_expiry_of_either_kind_is_not_empty() {
 fn a_model_without_a_line_never_asserts_it() {
     struct Silent;
     impl Model for Silent {
+        type State = ();
         fn poll_at(&self) -> Option<VmInstant> {
             None
         }
@@ -54,6 +55,10 @@ fn a_model_without_a_line_never_asserts_it() {
             true
         }
         fn reset(&mut self) {}
+        fn save(&mut self, _: VmInstant) {}
+        fn restored(&self, (): &(), _: VmInstant) -> Result<Self, StateError> {
+            Ok(Self)
+        }
     }
     assert!(!Silent.interrupt_level());
 }

@@ -15,6 +15,8 @@ enum Step {
     WaitForDeadline(i64),
     Poll,
     Reset,
+    /// To another process, whose clock shows the same time.
+    SaveAndRestore,
     WriteConfig(u16, Vec<u8>),
     WriteBar(u64, Vec<u8>),
     /// The keys at a width, then a write.
@@ -59,6 +61,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (-1..=1_i64).prop_map(Step::WaitForDeadline),
         1 => Just(Step::Poll),
         1 => Just(Step::Reset),
+        1 => Just(Step::SaveAndRestore),
     ]
 }
 
@@ -164,6 +167,10 @@ proptest! {
                 Step::Reset => {
                     model.reset();
                     reference.reset();
+                }
+                Step::SaveAndRestore => {
+                    let state = model.save(VmInstant::from_nanos(now));
+                    model = new_model(has_pin).restored(&state, VmInstant::from_nanos(now)).unwrap();
                 }
                 _ => {}
             }
