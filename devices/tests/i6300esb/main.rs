@@ -11,4 +11,5 @@ mod properties;
 mod qemu_differences;
 mod reference;
 mod registers;
+mod saved_state;
 mod time;
