@@ -87,6 +87,23 @@ fn a_late_poll_finds_the_first_of_many_expiries_and_the_phase_of_the_last() {
 }
 
 #[test]
+fn a_late_poll_in_stage_one_finds_the_warnings_of_the_cycles_in_between() {
+    for cycles in [1, 2, 3, 1000] {
+        let mut guest = Guest::new();
+        guest.preload(512, 256);
+        guest.set_config8(LOCK, 0x06);
+        let started = guest.now;
+        guest.sleep(600 * KHZ);
+        guest.set_bar32(GINTSR, 1);
+        guest.sleep_unpolled((168 + cycles * 768 + 5) * KHZ);
+        let expected = [Event::Pretimeout(started + 1280 * KHZ), Event::Timeout(started + 768 * KHZ)];
+        assert_eq!(guest.poll(), expected, "{cycles} cycles");
+        assert_eq!(guest.bar32(GINTSR), 1, "{cycles} cycles");
+        assert_eq!(guest.config32(LIVE_COUNTER), 507, "{cycles} cycles");
+    }
+}
+
+#[test]
 fn centuries_of_one_microsecond_periods_are_bounded_work() {
     let half_a_millennium = 500 * 365 * 24 * 3600 * SECOND;
     let begun = Instant::now();

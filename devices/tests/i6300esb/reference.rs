@@ -1,0 +1,236 @@
+//! The contract once more, as plainly as it can be said: byte by byte, stage by stage, with no care for speed.
+
+use vm_watchdog_devices::Access;
+
+/// Nanoseconds of a PCI clock.
+const CLOCK: u64 = 30;
+
+/// A stage that runs: when it was loaded, and with how many clocks.
+#[derive(Clone, Copy, Debug)]
+struct Running {
+    stage: usize,
+    loaded_at: u64,
+    units: u64,
+    clocks_a_unit: u64,
+}
+
+impl Running {
+    fn ends_at(&self) -> u64 {
+        self.loaded_at + self.units * self.clocks_a_unit * CLOCK
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Reference {
+    now: u64,
+    has_pin: bool,
+    /// Configuration space as a guest would find it, but for what changes by itself (status, live counter).
+    config: [u8; 256],
+    preloads: [u32; 2],
+    had_first_key: bool,
+    is_unlocked: bool,
+    int_act: bool,
+    timeout: bool,
+    running: Option<Running>,
+    /// First end of a stage since the last poll, for each of the stages.
+    ended: [Option<u64>; 2],
+}
+
+impl Reference {
+    pub fn new(has_pin: bool) -> Self {
+        let mut config = [0; 256];
+        config[..4].copy_from_slice(&[0x86, 0x80, 0xAB, 0x25]);
+        config[8..12].copy_from_slice(&[0x00, 0x00, 0x80, 0x08]);
+        config[0x3D] = has_pin.into();
+        Self {
+            now: 0,
+            has_pin,
+            config,
+            preloads: [0xF_FFFF; 2],
+            had_first_key: false,
+            is_unlocked: false,
+            int_act: false,
+            timeout: false,
+            running: None,
+            ended: [None; 2],
+        }
+    }
+
+    pub fn reset(&mut self) {
+        *self = Self { now: self.now, timeout: self.timeout, ..Self::new(self.has_pin) };
+    }
+
+    pub fn advance(&mut self, now: u64) {
+        self.now = self.now.max(now);
+        while let Some(running) = self.running.filter(|running| running.ends_at() <= self.now) {
+            let at = running.ends_at();
+            if running.stage == 0 {
+                self.int_act = true;
+                self.ended[0] = self.ended[0].or(Some(at));
+                self.load(1, at);
+            } else {
+                self.timeout = true;
+                if self.config[0x60] & 0x20 == 0 {
+                    self.ended[1] = self.ended[1].or(Some(at));
+                }
+                self.running = None;
+                if self.is_free_running() {
+                    self.load(0, at);
+                }
+            }
+        }
+    }
+
+    fn load(&mut self, stage: usize, at: u64) {
+        let clocks_a_unit = if self.config[0x60] & 0x04 == 0 { 1 << 15 } else { 1 << 5 };
+        self.running = Some(Running { stage, loaded_at: at, units: self.units(stage), clocks_a_unit });
+    }
+
+    fn units(&self, stage: usize) -> u64 {
+        let preload = self.preloads[stage].into();
+        if preload == 0 && self.is_free_running() { 1 } else { preload }
+    }
+
+    fn is_free_running(&self) -> bool {
+        self.config[0x68] & 0x04 != 0
+    }
+
+    pub fn is_enabled(&self) -> bool {
+        self.config[0x68] & 0x02 != 0
+    }
+
+    /// How long a wait may be, for this plain model to be done with it soon.
+    pub fn patience(&self) -> u64 {
+        let unit = if self.config[0x60] & 0x04 == 0 { CLOCK << 15 } else { CLOCK << 5 };
+        if self.is_free_running() { 500 * (self.units(0) + self.units(1)) * unit } else { u64::MAX / 4 }
+    }
+
+    pub fn poll(&mut self, now: u64) -> [Option<u64>; 2] {
+        self.advance(now);
+        std::mem::take(&mut self.ended)
+    }
+
+    pub fn poll_at(&self) -> Option<u64> {
+        let waiting = self.ended.into_iter().flatten().min();
+        waiting.or(self.running.map(|running| running.ends_at()))
+    }
+
+    fn is_pending(&self) -> bool {
+        self.has_pin && self.int_act && self.config[0x60] & 0x03 == 0
+    }
+
+    pub fn interrupt_level(&self) -> bool {
+        self.is_pending() && self.config[0x05] & 0x04 == 0
+    }
+
+    pub fn bar0(&self) -> Option<u32> {
+        let address = u32::from_le_bytes(self.config[0x10..0x14].try_into().unwrap());
+        (self.config[0x04] & 0x02 != 0).then_some(address)
+    }
+
+    pub fn timed_out(&self) -> bool {
+        self.timeout
+    }
+
+    pub fn config_image(&self) -> [u8; 256] {
+        let mut image = self.config;
+        image[0x06] = if self.is_pending() { 0x08 } else { 0 };
+        let count = self.running.map_or(0, |running| {
+            let clocks = running.units * running.clocks_a_unit - (self.now - running.loaded_at) / CLOCK;
+            (clocks / running.clocks_a_unit) as u32
+        });
+        image[0x64..0x68].copy_from_slice(&count.to_le_bytes());
+        image
+    }
+
+    pub fn bar_image(&self) -> [u8; 16] {
+        let reload = if self.timeout { 0x1200 } else { 0 };
+        let dwords = [self.preloads[0], self.preloads[1], self.int_act.into(), reload];
+        std::array::from_fn(|byte| dwords[byte / 4].to_le_bytes()[byte % 4])
+    }
+
+    pub fn write_config(&mut self, offset: u16, data: &[u8], now: u64) -> Access {
+        self.advance(now);
+        let bytes = (usize::from(offset)..).zip(data);
+        let access = bytes.map(|(offset, &byte)| self.write_config_byte(offset, byte)).max();
+        self.advance(now);
+        access.unwrap_or(Access::Ignored)
+    }
+
+    fn write_config_byte(&mut self, offset: usize, byte: u8) -> Access {
+        let mask = match offset {
+            0x04 => 0x07,
+            0x05 => 0x05,
+            0x0C | 0x0D | 0x11..=0x13 | 0x3C => 0xFF,
+            0x10 => 0xF0,
+            0x60 => 0x27,
+            0x61 => 0x00,
+            0x68 if self.config[0x68] & 0x01 == 0 => 0x07,
+            _ => return Access::Ignored,
+        };
+        let was_enabled = self.is_enabled();
+        self.config[offset] = byte & mask;
+        if self.is_enabled() && !was_enabled {
+            self.load(0, self.now);
+        }
+        if !self.is_enabled() {
+            self.running = None;
+        }
+        Access::Accepted
+    }
+
+    pub fn write_bar(&mut self, offset: u64, data: &[u8], now: u64) -> Access {
+        self.advance(now);
+        let mut access = Access::Ignored;
+        for register in [0x0, 0x4, 0x8, 0xC] {
+            // The bytes of the access that lie in this register.
+            let lanes: Vec<(u64, u8)> = (0..)
+                .zip(data)
+                .filter_map(|(i, &byte)| Some((offset.checked_add(i)?.checked_sub(register)?, byte)))
+                .filter(|&(lane, _)| lane < 4)
+                .collect();
+            if !lanes.is_empty() {
+                access = access.max(self.write_register(register, &lanes));
+            }
+        }
+        self.advance(now);
+        access
+    }
+
+    fn write_register(&mut self, register: u64, lanes: &[(u64, u8)]) -> Access {
+        let value: u32 = lanes.iter().map(|&(lane, byte)| u32::from(byte) << (8 * lane)).sum();
+        if register == 0xC && value == 0x80 {
+            self.had_first_key = true;
+            self.is_unlocked = false;
+            return Access::Accepted;
+        }
+        if register == 0xC && value == 0x86 && self.had_first_key {
+            self.had_first_key = false;
+            self.is_unlocked = true;
+            return Access::Accepted;
+        }
+        let was_unlocked = std::mem::take(&mut self.is_unlocked);
+        match register {
+            0x0 | 0x4 if was_unlocked => {
+                let stage = (register / 4) as usize;
+                let mut bytes = self.preloads[stage].to_le_bytes();
+                for &(lane, byte) in lanes {
+                    bytes[lane as usize] = byte;
+                }
+                self.preloads[stage] = u32::from_le_bytes(bytes) & 0xF_FFFF;
+            }
+            0x8 if value & 1 != 0 => self.int_act = false,
+            0xC if was_unlocked => {
+                if value & 0x1200 != 0 {
+                    self.timeout = false;
+                }
+                if value & 0x0100 != 0 && self.is_enabled() {
+                    self.load(0, self.now);
+                    return Access::Heartbeat;
+                }
+            }
+            _ => return Access::Ignored,
+        }
+        Access::Accepted
+    }
+}

@@ -1,0 +1,120 @@
+//! A device that is saved in one process and restored in another, whose clock shows something else.
+
+use vm_watchdog_devices::Model;
+use vm_watchdog_devices::i6300esb::{CounterStateV1, I6300esb, I6300esbConfig, I6300esbStateV1};
+
+use crate::guest::{CONFIGURATION, Event, Guest, KHZ, LIVE_COUNTER, LOCK, MHZ, PRELOAD1, RELOAD, SECOND};
+
+/// The same guest, `downtime` later by another clock: the VM did not run meanwhile.
+fn migrated(guest: &mut Guest, now: u64) -> Guest {
+    let state = guest.device.save(guest.at());
+    let mut target = Guest::new();
+    target.now = now;
+    target.device = target.device.restored(&state, target.at()).expect("a state that a device was in");
+    target
+}
+
+#[test]
+fn the_time_that_remains_is_what_moves() {
+    for now in [0, SECOND, 1_000_000 * SECOND] {
+        let mut guest = Guest::new();
+        guest.set_config8(CONFIGURATION, 0x04);
+        guest.preload(512, 256);
+        guest.set_config8(LOCK, 0x03);
+        guest.sleep(100 * MHZ + 37);
+        let mut target = migrated(&mut guest, now);
+        assert_eq!(target.deadline(), Some(now + 412 * MHZ - 37));
+        assert_eq!(target.config32(LIVE_COUNTER), 411);
+        assert_eq!(target.config8(LOCK), 0x03);
+        target.sleep(412 * MHZ);
+        let target = migrated(&mut target, now);
+        assert_eq!(target.deadline(), Some(now + 256 * MHZ - 37), "in stage two");
+    }
+}
+
+#[test]
+fn an_expiry_that_nobody_has_polled_moves_too() {
+    let mut guest = Guest::new();
+    guest.preload(512, 256);
+    guest.enable();
+    guest.sleep_unpolled(800 * KHZ);
+    let now = 1_000_000 * SECOND;
+    let mut target = migrated(&mut guest, now);
+    assert_eq!(target.deadline(), Some(now - 288 * KHZ));
+    assert_eq!(target.poll(), [Event::Pretimeout(now - 288 * KHZ), Event::Timeout(now - 32 * KHZ)]);
+    assert_eq!(target.bar16(RELOAD), 0x1200);
+}
+
+#[test]
+fn an_unlock_can_be_finished_on_the_other_side() {
+    for keys in 0..=2_usize {
+        let mut guest = Guest::new();
+        let (before, after) = [0x80, 0x86].split_at(keys);
+        for &key in before {
+            guest.set_bar16(RELOAD, key);
+        }
+        let mut target = migrated(&mut guest, 0);
+        for &key in after {
+            target.set_bar16(RELOAD, key);
+        }
+        target.set_bar32(PRELOAD1, 7);
+        assert_eq!(target.bar32(PRELOAD1), 7, "{keys} keys before");
+    }
+}
+
+fn running() -> I6300esbStateV1 {
+    let mut guest = Guest::new();
+    guest.preload(512, 256);
+    guest.enable();
+    guest.device.save(guest.at())
+}
+
+fn counter(stage: u8, megahertz: bool, remaining_ns: u64) -> Option<CounterStateV1> {
+    Some(CounterStateV1 { stage, megahertz, remaining_ns })
+}
+
+#[test]
+fn a_state_that_no_device_can_be_in_is_refused_by_the_name_of_its_field() {
+    let possible = running();
+    let refused = [
+        (I6300esbStateV1 { command: 0x0008, ..possible }, "command"),
+        (I6300esbStateV1 { bar0: 0xFEBF_1008, ..possible }, "bar0"),
+        (I6300esbStateV1 { wdt_configuration: 0x08, ..possible }, "wdt_configuration"),
+        (I6300esbStateV1 { wdt_lock: 0x0A, ..possible }, "wdt_lock"),
+        (I6300esbStateV1 { preload1: 0x10_0000, ..possible }, "preload1"),
+        (I6300esbStateV1 { preload2: 0x10_0000, ..possible }, "preload2"),
+        (I6300esbStateV1 { unlock_keys: 3, ..possible }, "unlock_keys"),
+        (I6300esbStateV1 { wdt_lock: 0x00, ..possible }, "counter.remaining_ns"),
+        (I6300esbStateV1 { counter: counter(0, false, KHZ), ..possible }, "counter.stage"),
+        (I6300esbStateV1 { counter: counter(3, false, KHZ), ..possible }, "counter.stage"),
+        (I6300esbStateV1 { counter: counter(1, false, 0), ..possible }, "counter.remaining_ns"),
+        (I6300esbStateV1 { counter: counter(1, false, 0xF_FFFF * KHZ + 1), ..possible }, "counter.remaining_ns"),
+        (I6300esbStateV1 { counter: counter(2, true, 0xF_FFFF * MHZ + 1), ..possible }, "counter.remaining_ns"),
+        (I6300esbStateV1 { counter: counter(2, true, u64::MAX), ..possible }, "counter.remaining_ns"),
+    ];
+    let device = I6300esb::new(I6300esbConfig::default());
+    for (state, field) in refused {
+        let error = device.restored(&state, Guest::new().at()).expect_err(field);
+        assert_eq!(error.field, field);
+    }
+}
+
+#[test]
+fn the_limits_of_what_a_device_can_be_in_are_accepted() {
+    let possible = running();
+    let accepted = [
+        I6300esbStateV1 { command: 0x0507, bar0: 0xFFFF_FFF0, ..possible },
+        I6300esbStateV1 { wdt_configuration: 0x27, wdt_lock: 0x07, ..possible },
+        I6300esbStateV1 { preload1: 0xF_FFFF, preload2: 0, unlock_keys: 2, ..possible },
+        I6300esbStateV1 { wdt_lock: 0x00, counter: None, ..possible },
+        I6300esbStateV1 { counter: None, ..possible },
+        I6300esbStateV1 { counter: counter(1, false, 1), ..possible },
+        I6300esbStateV1 { counter: counter(1, false, 0xF_FFFF * KHZ), ..possible },
+        I6300esbStateV1 { counter: counter(2, true, 0xF_FFFF * MHZ), ..possible },
+    ];
+    let now = Guest::new().at();
+    for state in accepted {
+        let mut device = I6300esb::new(I6300esbConfig::default()).restored(&state, now).unwrap();
+        assert_eq!(device.save(now), state);
+    }
+}

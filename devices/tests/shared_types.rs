@@ -1,0 +1,70 @@
+//! What all models share: instants that saturate, and the defaults of `Model`.
+
+use std::time::Duration;
+
+use vm_watchdog_devices::{Access, Expired, Model, StateError, VmInstant};
+
+const SEVEN: VmInstant = VmInstant::from_nanos(7);
+
+#[test]
+fn instants_add_and_subtract_and_stop_at_both_ends() {
+    assert_eq!(SEVEN + Duration::from_nanos(3), VmInstant::from_nanos(10));
+    assert_eq!(SEVEN - Duration::from_nanos(3), VmInstant::from_nanos(4));
+    assert_eq!(SEVEN - Duration::from_nanos(8), VmInstant::ZERO);
+    assert_eq!(SEVEN - Duration::MAX, VmInstant::ZERO);
+    assert_eq!(SEVEN + Duration::MAX, VmInstant::MAX);
+    assert_eq!(VmInstant::MAX + Duration::from_nanos(1), VmInstant::MAX);
+    assert_eq!(VmInstant::MAX.as_nanos(), u64::MAX);
+    assert_eq!(SEVEN.saturating_duration_since(VmInstant::from_nanos(4)), Duration::from_nanos(3));
+    assert_eq!(VmInstant::from_nanos(4).saturating_duration_since(SEVEN), Duration::ZERO);
+}
+
+#[test]
+fn an_instant_is_printed_in_seconds() {
+    for (nanos, printed) in [
+        (0, "0.000000000s"),
+        (1, "0.000000001s"),
+        (4_026_531_840, "4.026531840s"),
+        (u64::MAX, "18446744073.709551615s"),
+    ] {
+        assert_eq!(VmInstant::from_nanos(nanos).to_string(), printed);
+    }
+}
+
+#[test]
+fn an_expiry_of_either_kind_is_not_empty() {
+    let nothing = Expired::default();
+    assert!(nothing.is_empty());
+    assert!(!Expired { pretimeout: Some(SEVEN), ..nothing }.is_empty());
+    assert!(!Expired { timeout: Some(SEVEN), ..nothing }.is_empty());
+    assert!(!Expired { pretimeout: Some(SEVEN), timeout: Some(SEVEN) }.is_empty());
+}
+
+#[test]
+fn a_model_without_a_line_never_asserts_it() {
+    struct Silent;
+    impl Model for Silent {
+        type State = ();
+        fn poll_at(&self) -> Option<VmInstant> {
+            None
+        }
+        fn poll(&mut self, _: VmInstant) -> Expired {
+            Expired::default()
+        }
+        fn is_armed(&self) -> bool {
+            true
+        }
+        fn reset(&mut self) {}
+        fn save(&mut self, _: VmInstant) {}
+        fn restored(&self, (): &(), _: VmInstant) -> Result<Self, StateError> {
+            Ok(Self)
+        }
+    }
+    assert!(!Silent.interrupt_level());
+}
+
+#[test]
+fn a_heartbeat_is_more_than_an_access_and_an_access_more_than_nothing() {
+    assert!(Access::Ignored < Access::Accepted);
+    assert!(Access::Accepted < Access::Heartbeat);
+}
