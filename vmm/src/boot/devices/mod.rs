@@ -13,9 +13,15 @@ use test_ports::TestPorts;
 const KEYBOARD_COMMAND: u16 = 0x64;
 const KEYBOARD_RESET: u8 = 0xFE;
 
-/// The port that ACPI will call PM1a control. A write of SLP_EN with sleep type 0 powers the machine off.
+/// The data port of the real-time clock. There is none, but all ones would mean an update that never ends, for which
+/// Linux waits many seconds; so it reads zero.
+const CLOCK_DATA: u16 = 0x71;
+
+/// The register that ACPI will call PM1a control. SLP_EN with sleep type 0 powers the machine off; it is in the upper
+/// byte, which may be written alone.
 const POWER_CONTROL: u16 = 0x604;
-const POWER_OFF: u16 = 1 << 13;
+const POWER_CONTROL_HIGH: u16 = POWER_CONTROL + 1;
+const POWER_OFF: u8 = 1 << 5;
 
 /// What a guest asks of the VMM with an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +56,7 @@ impl Devices {
         match port {
             pci::CONFIG_ADDRESS..=pci::CONFIG_DATA_END => self.pci.read_port(port, data),
             serial::FIRST_PORT..=serial::LAST_PORT => self.console.read_port(port, data),
+            CLOCK_DATA => data.fill(0),
             _ => {
                 all_ones(data);
                 if let Some(ports) = &self.test_ports {
@@ -65,9 +72,7 @@ impl Devices {
             (pci::CONFIG_ADDRESS..=pci::CONFIG_DATA_END, _) => self.pci.write_port(port, data),
             (serial::FIRST_PORT..=serial::LAST_PORT, _) => self.console.write_port(port, data),
             (KEYBOARD_COMMAND, [KEYBOARD_RESET]) => return Some(GuestRequest::Reset),
-            (POWER_CONTROL, &[low, high]) if u16::from_le_bytes([low, high]) == POWER_OFF => {
-                return Some(GuestRequest::PowerOff);
-            }
+            (POWER_CONTROL, [_, POWER_OFF]) | (POWER_CONTROL_HIGH, [POWER_OFF]) => return Some(GuestRequest::PowerOff),
             _ => return self.test_ports.as_ref().and_then(|ports| ports.write_port(port, data)),
         }
         None

@@ -115,8 +115,12 @@ impl KvmMachine {
         let mut cpuid = self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
         for entry in cpuid.as_mut_slice() {
             match entry.function {
-                // EBX: APIC id in bits 31:24, logical processors in 23:16.
-                0x1 => entry.ebx = entry.ebx & 0xFFFF | 1 << 16,
+                // EBX: APIC id in bits 31:24, logical processors in 23:16. ECX: bit 31 tells of a hypervisor; without it
+                // Linux does not look for KVM's clock, and calibrates timers that a slow host cannot keep steady.
+                0x1 => {
+                    entry.ebx = entry.ebx & 0xFFFF | 1 << 16;
+                    entry.ecx |= 1 << 31;
+                }
                 // EDX: x2APIC id.
                 0xB | 0x1F => entry.edx = 0,
                 _ => {}
