@@ -208,8 +208,12 @@ fn seconds(nanos: u64) -> String {
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Boot { guest, runs_on, because: _, memory_bytes, watchdogs } => {
-                write!(f, "boot: {guest} guest, {runs_on}, {} MiB, {}", memory_bytes >> 20, watchdogs.join("; "))
+            Self::Boot { guest, runs_on, because, memory_bytes, watchdogs } => {
+                write!(f, "boot: {guest} guest, {runs_on}")?;
+                if let Some(because) = because {
+                    write!(f, " because {because}")?;
+                }
+                write!(f, "; {} MiB; {}", memory_bytes >> 20, watchdogs.join("; "))
             }
             Self::Armed { id } => write!(f, "{id}: armed"),
             Self::Disarmed { id } => write!(f, "{id}: disarmed by the guest"),

@@ -93,3 +93,125 @@ impl Devices {
 fn all_ones(data: &mut [u8]) {
     data.fill(0xFF);
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use vm_watchdog::i6300esb::{I6300esb, I6300esbConfig};
+    use vm_watchdog::{Event, VmClock, Watchdog};
+
+    use super::watchdog::{Resources, WatchdogFunction};
+    use super::*;
+    use crate::boot::timeline::{Format, Timeline};
+
+    const BASE: u32 = 0xFEB0_0000;
+
+    fn devices() -> (Devices, Watchdog<I6300esb>) {
+        let (clock, _) = VmClock::manual();
+        let timeline = Arc::new(Timeline::new(clock.clone(), Format::Json, Box::new(std::io::sink())));
+        let watchdog = Watchdog::builder("watchdog0", I6300esb::new(I6300esbConfig::default()))
+            .clock(clock.clone())
+            .build(|_: &Event| Ok(()))
+            .unwrap();
+        let resources = Resources { base: BASE, interrupt: Some(11) };
+        let mut pci = PciBus::default();
+        pci.insert(0, Box::new(pci::HostBridge));
+        pci.insert(3, Box::new(WatchdogFunction::new(watchdog.clone(), resources, timeline.clone())));
+        let console = Console::new(|| Box::new(std::io::sink())).unwrap();
+        let test_ports = Some(TestPorts { clock, timeline, remarks: vec![Some("hello"), None] });
+        (Devices { pci, console, test_ports }, watchdog)
+    }
+
+    /// Makes the data port mean this register of the watchdog.
+    fn select(devices: &mut Devices, register: u32) {
+        assert_eq!(devices.write_port(0xCF8, &(0x8000_1800 | register).to_le_bytes()), None);
+    }
+
+    fn read_memory(devices: &mut Devices, address: u64) -> [u8; 4] {
+        let mut data = [0; 4];
+        devices.read_memory(address, &mut data);
+        data
+    }
+
+    #[test]
+    fn every_port_takes_every_width_and_value() {
+        let (mut devices, _) = devices();
+        for port in 0..=u16::MAX {
+            for width in [0, 1, 2, 3, 4, 5, 8, 64, 4096] {
+                for value in [0x00, 0x80, 0xFE, 0xFF] {
+                    let _ = devices.write_port(port, &vec![value; width]);
+                }
+                devices.read_port(port, &mut vec![0; width]);
+            }
+        }
+    }
+
+    #[test]
+    fn every_register_takes_every_width_and_value() {
+        let (mut devices, _) = devices();
+        for register in 0..=0xFF {
+            for (port, width) in [(0xCFC, 1), (0xCFD, 1), (0xCFC, 2), (0xCFE, 2), (0xCFC, 4), (0xCFF, 4), (0xCFC, 4096)]
+            {
+                for value in [0x00, 0x55, 0x80, 0x86, 0xFF] {
+                    select(&mut devices, register);
+                    let _ = devices.write_port(port, &vec![value; width]);
+                    devices.read_port(port, &mut vec![0; width]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn memory_is_decoded_where_the_guest_puts_it_and_nowhere_else() {
+        let (mut devices, watchdog) = devices();
+        assert_eq!(read_memory(&mut devices, BASE.into()), [0xFF; 4], "memory is not enabled");
+        select(&mut devices, 0x04);
+        let _ = devices.write_port(0xCFC, &[0x02]);
+        assert_eq!(read_memory(&mut devices, BASE.into()), [0xFF, 0xFF, 0x0F, 0x00]);
+        assert_eq!(read_memory(&mut devices, u64::from(BASE) + 14), [0xFF; 4], "half outside");
+        for base in [0x0000_0000_u32, 0x1234_5670, 0xFFFF_FFF0] {
+            select(&mut devices, 0x10);
+            let _ = devices.write_port(0xCFC, &base.to_le_bytes());
+            for address in [0, u64::from(base).wrapping_sub(1), base.into(), u64::from(base) + 15, u64::MAX] {
+                for width in [1, 2, 3, 4, 7, 8, 16, 17] {
+                    devices.write_memory(address, &vec![0x80; width]);
+                    devices.read_memory(address, &mut vec![0; width]);
+                }
+            }
+            assert_eq!(watchdog.bar0(), Some(base));
+        }
+    }
+
+    #[test]
+    fn a_reset_assigns_the_resources_again() {
+        let (mut devices, watchdog) = devices();
+        select(&mut devices, 0x04);
+        let _ = devices.write_port(0xCFC, &[0x02]);
+        select(&mut devices, 0x10);
+        let _ = devices.write_port(0xCFC, &[0; 4]);
+        devices.reset();
+        assert_eq!(watchdog.bar0(), None, "memory is not enabled");
+        let mut base = [0; 4];
+        watchdog.read_config(0x10, &mut base);
+        assert_eq!(base, BASE.to_le_bytes());
+    }
+
+    #[test]
+    fn a_guest_can_reset_and_power_off() {
+        let (mut devices, _) = devices();
+        let requests = [
+            (0x64, &[0xFE][..], Some(GuestRequest::Reset)),
+            (0x64, &[0xFF], None),
+            (0x64, &[0xFE, 0xFE], None),
+            (0x604, &[0x00, 0x20], Some(GuestRequest::PowerOff)),
+            (0x605, &[0x20], Some(GuestRequest::PowerOff)),
+            (0x604, &[0x20], None),
+            (0x604, &[0x00, 0x24], None),
+            (0x508, &[7, 0, 0, 0], Some(GuestRequest::Unexpected(7))),
+        ];
+        for (port, data, request) in requests {
+            assert_eq!(devices.write_port(port, data), request, "{port:#x} {data:x?}");
+        }
+    }
+}
