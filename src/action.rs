@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use vm_watchdog_devices::AfterTimeout;
+
 /// What the VMM does when a watchdog fires.
 ///
 /// The names are those of libvirt's `<watchdog action=>`, QEMU's `-action watchdog=` and KubeVirt's watchdog spec.
@@ -71,6 +73,14 @@ impl Action {
         match self {
             Self::Reset | Self::Shutdown | Self::Poweroff => false,
             Self::Pause | Self::InjectNmi | Self::Dump | Self::None | Self::Debug => true,
+        }
+    }
+
+    /// What a watchdog that tells the guest of its timeout is after this action: disarmed if the action reaches the guest.
+    pub(crate) const fn after_timeout(self) -> AfterTimeout {
+        match self {
+            Self::Reset | Self::Shutdown | Self::Poweroff | Self::InjectNmi => AfterTimeout::Disarmed,
+            Self::Pause | Self::Dump | Self::None | Self::Debug => AfterTimeout::Armed,
         }
     }
 }

@@ -19,6 +19,8 @@ use crate::{Action, Policy, UnknownAction};
 /// | `id` | the name in events and logs | given by the VMM |
 /// | `interrupt` | `none`, or `intx`: the device has an interrupt pin | `none` |
 ///
+/// `diag288` has one stage and no interrupt: `pretimeout` and `interrupt` are refused with it.
+///
 /// ```
 /// use vm_watchdog::{Action, WatchdogConfig};
 ///
@@ -52,16 +54,27 @@ pub struct WatchdogConfig {
 pub enum DeviceModel {
     /// Intel 6300ESB, a PCI function.
     I6300esb,
+    /// DIAGNOSE X'288', the watchdog of s390x.
+    Diag288,
 }
 
 impl DeviceModel {
     /// Every model, in the order in which messages list them.
-    pub const ALL: [Self; 1] = [Self::I6300esb];
+    pub const ALL: [Self; 2] = [Self::I6300esb, Self::Diag288];
 
     /// The name that libvirt, QEMU and KubeVirt give it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::I6300esb => "i6300esb",
+            Self::Diag288 => "diag288",
+        }
+    }
+
+    /// The keys that mean something to it.
+    const fn keys(self) -> &'static [&'static str] {
+        match self {
+            Self::I6300esb => &KEYS,
+            Self::Diag288 => &["action", "grace", "then", "patience", "id"],
         }
     }
 }
@@ -80,8 +93,16 @@ pub enum ConfigError {
     #[error("unknown watchdog model {0:?}: accepted are {models}", models = DeviceModel::ALL.map(DeviceModel::as_str).join(", "))]
     UnknownModel(String),
     /// A word is not of the form `key=value` with a key that is known.
-    #[error("unknown watchdog option {0:?}: accepted are {keys}", keys = KEYS.map(|key| format!("{key}=...")).join(", "))]
+    #[error("unknown watchdog option {0:?}: accepted are {keys}", keys = key_list(&KEYS))]
     UnknownOption(String),
+    /// A key is known, but means nothing to the model.
+    #[error("{key}=... does not apply to {model}: accepted are {keys}", keys = key_list(model.keys()))]
+    Inapplicable {
+        /// The key.
+        key: &'static str,
+        /// The model.
+        model: DeviceModel,
+    },
     /// A key comes twice.
     #[error("{0}: given twice")]
     Repeated(&'static str),
@@ -124,6 +145,9 @@ impl FromStr for WatchdogConfig {
         let model = DeviceModel::ALL.into_iter().find(|model| model.as_str() == name);
         let model = model.ok_or_else(|| ConfigError::UnknownModel(name.to_owned()))?;
         let options = Options::parse(words)?;
+        if let Some(key) = options.keys().find(|key| !model.keys().contains(key)) {
+            return Err(ConfigError::Inapplicable { key, model });
+        }
 
         let policy = Policy::new(options.action("action")?.unwrap_or_default())
             .with_pretimeout(options.action("pretimeout")?.unwrap_or(Action::None));
@@ -169,6 +193,10 @@ impl<'a> Options<'a> {
         Ok(Self(values))
     }
 
+    fn keys(&self) -> impl Iterator<Item = &'static str> + '_ {
+        KEYS.into_iter().filter(|key| self.value(key).is_some())
+    }
+
     fn value(&self, key: &str) -> Option<&'a str> {
         position(key).and_then(|index| self.0[index])
     }
@@ -187,6 +215,10 @@ impl<'a> Options<'a> {
 
 fn position(key: &str) -> Option<usize> {
     KEYS.iter().position(|&known| known == key)
+}
+
+fn key_list(keys: &[&str]) -> String {
+    keys.iter().map(|key| format!("{key}=...")).collect::<Vec<_>>().join(", ")
 }
 
 fn value_error(key: &'static str, value: &str, accepted: &'static str) -> ConfigError {
@@ -234,10 +266,17 @@ mod tests {
     }
 
     #[test]
+    fn diag288_takes_what_applies_to_it() {
+        let config = parse("diag288,action=shutdown,grace=5m,then=poweroff,id=wd").unwrap();
+        let policy = Policy::new(Action::Shutdown).with_escalation(Duration::from_secs(300), Action::Poweroff);
+        assert_eq!((config.model, config.policy, config.interrupt), (DeviceModel::Diag288, policy, false));
+    }
+
+    #[test]
     fn a_message_names_the_option_the_value_and_what_is_accepted() {
         for (text, message) in [
-            ("", r#"unknown watchdog model "": accepted are i6300esb"#),
-            ("ib700", r#"unknown watchdog model "ib700": accepted are i6300esb"#),
+            ("", r#"unknown watchdog model "": accepted are i6300esb, diag288"#),
+            ("ib700", r#"unknown watchdog model "ib700": accepted are i6300esb, diag288"#),
             (
                 "i6300esb,colour=red",
                 r#"unknown watchdog option "colour=red": accepted are action=..., pretimeout=..., grace=..., then=..., patience=..., id=..., interrupt=..."#,
@@ -260,6 +299,14 @@ mod tests {
             ),
             ("i6300esb,interrupt=msi", r#"interrupt: unknown value "msi": accepted are none, intx"#),
             ("i6300esb,patience=0", r#"patience: unknown value "0": accepted are 1 to 1000"#),
+            (
+                "diag288,pretimeout=none",
+                "pretimeout=... does not apply to diag288: accepted are action=..., grace=..., then=..., patience=..., id=...",
+            ),
+            (
+                "diag288,interrupt=none",
+                "interrupt=... does not apply to diag288: accepted are action=..., grace=..., then=..., patience=..., id=...",
+            ),
             ("i6300esb,id=", r#"id: unknown value "": accepted are any name but the empty one"#),
         ] {
             assert_eq!(parse(text), Err(message.to_owned()), "{text}");

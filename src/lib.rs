@@ -1,8 +1,8 @@
 //! Watchdog devices for virtual machine monitors.
 //!
 //! A guest arms a watchdog with the driver it already has and writes heartbeats; when they stop, the VMM is called back
-//! and resets, shuts down or powers off the VM. This crate has the Intel 6300ESB (`i6300esb`, a PCI function) for any VMM
-//! built of rust-vmm crates, or of none.
+//! and resets, shuts down or powers off the VM. This crate has the Intel 6300ESB ([`i6300esb`], a PCI function) and the
+//! watchdog of s390x ([`diag288`], a hypervisor call) for any VMM built of rust-vmm crates, or of none.
 //!
 //! # In twenty lines
 //!
@@ -45,6 +45,7 @@ mod action;
 mod clock;
 mod config;
 mod delivery;
+pub mod diag288;
 mod error;
 mod event;
 #[cfg(feature = "event-manager")]
@@ -79,5 +80,5 @@ pub use starvation::{DEFAULT_PATIENCE, RunDelay, ThreadRunDelay};
 pub use state::{DeliveryStateV1, WatchdogStateV1};
 pub use stats::Stats;
 pub use thread::WatchdogThread;
-pub use vm_watchdog_devices::{Model, StateError, VmInstant};
+pub use vm_watchdog_devices::{AfterTimeout, Model, StateError, VmInstant};
 pub use watchdog::{MIN_WAKE_INTERVAL, Watchdog, WatchdogBuilder};

@@ -98,6 +98,7 @@ impl<M: Model + Send + 'static> Watchdog<M> {
         position.validate()?;
         self.with_core(|core, now| {
             core.model = core.model.restored(device, now)?;
+            core.model.set_after_timeout(policy.timeout.after_timeout());
             core.deliveries.restore(&position, now);
             core.line_level = Some(core.model.interrupt_level());
             Ok(())

@@ -144,7 +144,8 @@ impl<M: Model + Send + 'static> WatchdogBuilder<M> {
     /// # Errors
     ///
     /// [`Error::Timer`] if the host gives no timer, as when the process has no descriptor left.
-    pub fn build(self, handler: impl ActionHandler + 'static) -> Result<Watchdog<M>, Error> {
+    pub fn build(mut self, handler: impl ActionHandler + 'static) -> Result<Watchdog<M>, Error> {
+        self.model.set_after_timeout(self.policy.timeout.after_timeout());
         let timer = Timer::new().map_err(|source| Error::Timer { id: self.id.to_string(), source })?;
         let shared = Arc::new(Shared {
             id: self.id,

@@ -21,11 +21,12 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod diag288;
 pub mod i6300esb;
 mod model;
 mod state;
 mod time;
 
-pub use model::{Access, Expired, Model};
+pub use model::{Access, AfterTimeout, Expired, Model};
 pub use state::StateError;
 pub use time::VmInstant;

@@ -34,6 +34,9 @@ pub trait Model: Sized {
     /// Whether the guest has the watchdog running, or expired and not yet disabled.
     fn is_armed(&self) -> bool;
 
+    /// Says what the timeout leads to, once, before a guest sees the device. Ignored by models to which it means nothing.
+    fn set_after_timeout(&mut self, _after: AfterTimeout) {}
+
     /// The platform resets: everything pending is cancelled, only what hardware keeps across a reset stays.
     fn reset(&mut self);
 
@@ -46,6 +49,20 @@ pub trait Model: Sized {
     ///
     /// [`StateError`] names the first field that holds what no device can be in.
     fn restored(&self, state: &Self::State, now: VmInstant) -> Result<Self, StateError>;
+}
+
+/// What a watchdog is after its timeout, in the eyes of a guest that is still there to look.
+///
+/// Some watchdogs disarm themselves when they are about to end the guest, and stay armed when the host only takes note.
+/// The model cannot know which of the two its host will do, and must know at the very instant of the timeout, because
+/// the guest's next access may come before the host's action. So it is told beforehand, by whoever knows the policy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AfterTimeout {
+    /// Armed still: the guest goes on as if nothing had happened, and a heartbeat restarts the watchdog.
+    #[default]
+    Armed,
+    /// Disarmed: the guest learns of the timeout, and has to arm the watchdog anew if it survives.
+    Disarmed,
 }
 
 /// What [`Model::poll`] found expired. Each field holds the exact instant of the expiry, however late the poll.

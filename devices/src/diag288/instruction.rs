@@ -1,0 +1,78 @@
+//! The instruction: which DIAGNOSE is ours, and what its registers say.
+
+use super::spec;
+
+/// One DIAGNOSE X'288' as a guest executes it: `diag r1,r3,0x288`, with its operands fetched.
+///
+/// A VMM on KVM gets it from an [intercept](Self::from_intercept), a software CPU from the
+/// [instruction](Self::from_instruction) itself. Every other instruction, every other DIAGNOSE included, is None: not
+/// ours, to be handled as if this device were not there.
+///
+/// ```
+/// use vm_watchdog_devices::diag288::Diagnose;
+///
+/// let mut gprs = [0; 16];
+/// gprs[3] = 30;
+/// let call = Diagnose::from_intercept(4, 0x8324, 0x0288_0000, &gprs).expect("diag 2,4,0x288");
+/// assert_eq!(call, Diagnose::from_instruction([0x83, 0x24, 0x02, 0x88], 0, &gprs).expect("the same"));
+/// assert_eq!(Diagnose::from_intercept(4, 0x8324, 0x0500_0000, &gprs), None);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Diagnose {
+    pub(super) problem_state: bool,
+    /// Registers r1 and r1 + 1, None where r1 is odd and designates no pair.
+    pub(super) function_and_timeout: Option<[u64; 2]>,
+    /// Register r3.
+    pub(super) action: u64,
+}
+
+impl Diagnose {
+    /// Decodes an intercept of KVM.
+    ///
+    /// `icptcode`, `ipa` and `ipb` are the three fields of `kvm_run.s390_sieic` at an exit with
+    /// `KVM_EXIT_S390_SIEIC`, and `gprs` the vCPU's general registers (`kvm_run.s.regs.gprs` or `KVM_GET_REGS`), all as
+    /// native integers.
+    pub fn from_intercept(icptcode: u8, ipa: u16, ipb: u32, gprs: &[u64; 16]) -> Option<Self> {
+        let [opcode, registers] = ipa.to_be_bytes();
+        let [address_high, address_low, _, _] = ipb.to_be_bytes();
+        let text = [opcode, registers, address_high, address_low];
+        // KVM itself refuses DIAGNOSE in problem state.
+        if icptcode == spec::ICPT_INSTRUCTION { Self::from_instruction(text, 0, gprs) } else { None }
+    }
+
+    /// Decodes an instruction: its four bytes, the mask half of the PSW it runs under, and the general registers.
+    ///
+    /// For software CPUs. Only the problem state of the mask matters.
+    pub fn from_instruction(text: [u8; 4], psw_mask: u64, gprs: &[u64; 16]) -> Option<Self> {
+        let [opcode, registers, address @ ..] = text;
+        if opcode != spec::OPCODE || second_operand(u16::from_be_bytes(address), gprs) != spec::DIAGNOSE_CODE {
+            return None;
+        }
+        let [r1, r3] = [usize::from(registers >> 4), usize::from(registers & 0xF)];
+        Some(Self {
+            problem_state: psw_mask & spec::PSW_PROBLEM_STATE != 0,
+            function_and_timeout: pair(r1, gprs),
+            action: gprs[r3],
+        })
+    }
+}
+
+/// The second-operand address of an instruction in RS format, of which DIAGNOSE uses the low 16 bits as its code.
+///
+/// Base register 0 stands for no base, not for the contents of register 0.
+fn second_operand(base_and_displacement: u16, gprs: &[u64; 16]) -> u16 {
+    let displacement = base_and_displacement & 0xFFF;
+    let base = match base_and_displacement >> 12 {
+        0 => 0,
+        base => gprs[usize::from(base)] as u16,
+    };
+    base.wrapping_add(displacement)
+}
+
+/// The even-odd pair of registers that begins at `register`.
+fn pair(register: usize, gprs: &[u64; 16]) -> Option<[u64; 2]> {
+    if register % 2 != 0 {
+        return None;
+    }
+    gprs.get(register..register + 2)?.try_into().ok()
+}

@@ -1,0 +1,224 @@
+//! DIAGNOSE X'288', the watchdog of s390x: a hypervisor call, not a device on a bus.
+//!
+//! The guest executes `diag r1,r3,0x288` with the function in register r1, the timeout in seconds in r1 + 1, and the
+//! action in r3:
+//!
+//! | function | meaning |
+//! |---|---|
+//! | 0, INIT | arm, or arm again, with the timeout |
+//! | 1, CHANGE | a new timeout, counted from now; only while armed. Linux' heartbeat |
+//! | 2, CANCEL | disarm; only while armed |
+//!
+//! A call that is performed changes no register and no condition code. Any other is refused with a
+//! [program interruption](ProgramInterruption), and leaves the watchdog as it was. Sources: Linux' `diag288_wdt`, KVM's
+//! instruction intercepts, the cases of kvm-unit-tests, and QEMU 11.1's device where these are silent.
+//!
+//! # In a VMM on KVM
+//!
+//! KVM does not know the call. A vCPU leaves `KVM_RUN` with `KVM_EXIT_S390_SIEIC` (`VcpuExit::S390Sieic` of
+//! `kvm-ioctls`), and `kvm_run.s390_sieic` holds `icptcode`, `ipa` and `ipb`. Then:
+//!
+//! 1. [Decode](Diagnose::from_intercept) the intercept. None: it is not ours.
+//! 2. [Execute](Diag288::diagnose) the call.
+//! 3. `Ok`: run the vCPU again. The PSW already points behind the instruction.
+//! 4. `Err`: inject the program interruption and run the vCPU again. The ioctl `KVM_S390_INTERRUPT` on the vCPU takes a
+//!    `kvm_s390_interrupt` with type `KVM_S390_PROGRAM_INT` (0xFFFE0001), `parm` set to
+//!    [the code](ProgramInterruption::code) and `parm64` to zero. The PSW stays where it is here as well: the exceptions
+//!    of DIAGNOSE suppress the instruction, and the old PSW that the guest sees points behind it.
+//!
+//! Problem state needs no check: KVM refuses DIAGNOSE there itself. A software CPU passes its
+//! [PSW mask](Diagnose::from_instruction) and gets [`ProgramInterruption::PrivilegedOperation`].
+
+mod instruction;
+mod spec;
+mod state;
+
+use core::time::Duration;
+
+pub use instruction::Diagnose;
+pub use spec::{DIAGNOSE_CODE, MIN_TIMEOUT_SECONDS};
+pub use state::Diag288StateV1;
+
+use crate::{Access, AfterTimeout, Expired, Model, StateError, VmInstant};
+use spec::function;
+
+/// Why a call was refused: the interruption that the guest takes in place of the call.
+///
+/// ```
+/// use vm_watchdog_devices::diag288::ProgramInterruption;
+///
+/// assert_eq!(ProgramInterruption::Specification.code(), 0x0006);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProgramInterruption {
+    /// privileged operation exception (0x0002)
+    ///
+    /// The guest is in problem state.
+    #[error("privileged operation exception (0x0002)")]
+    PrivilegedOperation,
+    /// specification exception (0x0006)
+    ///
+    /// An operand is not acceptable, or the watchdog is not armed and the function needs it armed.
+    #[error("specification exception (0x0006)")]
+    Specification,
+}
+
+impl ProgramInterruption {
+    /// The program-interruption code.
+    pub const fn code(self) -> u16 {
+        match self {
+            Self::PrivilegedOperation => 0x0002,
+            Self::Specification => 0x0006,
+        }
+    }
+}
+
+/// For statistics, a refused call is one that was ignored.
+impl From<Result<Access, ProgramInterruption>> for Access {
+    fn from(outcome: Result<Access, ProgramInterruption>) -> Self {
+        outcome.unwrap_or(Access::Ignored)
+    }
+}
+
+/// The watchdog behind DIAGNOSE X'288'.
+///
+/// After a timeout it is disarmed, or armed still, as [`AfterTimeout`] says.
+///
+/// ```
+/// use vm_watchdog_devices::diag288::{Diag288, Diagnose, ProgramInterruption};
+/// use vm_watchdog_devices::{Access, Model, VmInstant};
+///
+/// let mut watchdog = Diag288::new();
+/// let at = |seconds: u64| VmInstant::from_nanos(seconds * 1_000_000_000);
+/// // `diag 2,4,0x288`: function in register 2, timeout in 3, action in 4.
+/// let call = |function, timeout| {
+///     let mut gprs = [0; 16];
+///     [gprs[2], gprs[3]] = [function, timeout];
+///     Diagnose::from_intercept(4, 0x8324, 0x0288_0000, &gprs).expect("ours")
+/// };
+/// assert_eq!(watchdog.diagnose(&call(0, 14), at(0)), Err(ProgramInterruption::Specification));
+/// assert_eq!(watchdog.diagnose(&call(0, 30), at(0)), Ok(Access::Accepted));
+/// assert_eq!(watchdog.diagnose(&call(1, 15), at(20)), Ok(Access::Heartbeat));
+/// assert_eq!(watchdog.poll_at(), Some(at(35)));
+/// assert_eq!(watchdog.poll(at(36)).timeout, Some(at(35)));
+/// ```
+#[derive(Clone, Debug)]
+pub struct Diag288 {
+    after_timeout: AfterTimeout,
+    timer: Timer,
+    /// A timeout that nobody has polled yet.
+    expired: Option<VmInstant>,
+    /// The latest instant seen: time does not run backwards.
+    latest: VmInstant,
+}
+
+/// What the watchdog is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Timer {
+    /// Never armed since the last reset, or cancelled.
+    Stopped,
+    /// Armed.
+    Running { deadline: VmInstant },
+    /// Timed out, and not armed since.
+    Expired,
+}
+
+impl Diag288 {
+    /// A watchdog after power-on.
+    pub const fn new() -> Self {
+        Self { after_timeout: AfterTimeout::Armed, timer: Timer::Stopped, expired: None, latest: VmInstant::ZERO }
+    }
+
+    /// Performs a call of the guest.
+    ///
+    /// # Errors
+    ///
+    /// The program interruption to inject. The watchdog is as it was before.
+    pub fn diagnose(&mut self, call: &Diagnose, now: VmInstant) -> Result<Access, ProgramInterruption> {
+        self.advance(now);
+        if call.problem_state {
+            return Err(ProgramInterruption::PrivilegedOperation);
+        }
+        let refused = ProgramInterruption::Specification;
+        let [function, timeout] = call.function_and_timeout.ok_or(refused)?;
+        if call.action != spec::ACTION_RESTART || function != function::CANCEL && timeout < MIN_TIMEOUT_SECONDS {
+            return Err(refused);
+        }
+        match function {
+            function::INIT => Ok(self.restart(timeout)),
+            function::CHANGE if self.is_armed() => Ok(self.restart(timeout)),
+            function::CANCEL if self.is_armed() => {
+                self.timer = Timer::Stopped;
+                Ok(Access::Accepted)
+            }
+            _ => Err(refused),
+        }
+    }
+
+    fn restart(&mut self, timeout: u64) -> Access {
+        let was_stopped = self.timer == Timer::Stopped;
+        self.timer = Timer::Running { deadline: self.latest + Duration::from_secs(timeout) };
+        if was_stopped { Access::Accepted } else { Access::Heartbeat }
+    }
+
+    /// Lets the watchdog time out if its time is up.
+    fn advance(&mut self, now: VmInstant) {
+        self.latest = self.latest.max(now);
+        if let Timer::Running { deadline } = self.timer {
+            // The last instant stands for all that lies beyond it, and is never reached.
+            if deadline <= self.latest && deadline < VmInstant::MAX {
+                self.timer = Timer::Expired;
+                self.expired.get_or_insert(deadline);
+            }
+        }
+    }
+}
+
+impl Model for Diag288 {
+    type State = Diag288StateV1;
+
+    fn poll_at(&self) -> Option<VmInstant> {
+        let deadline = match self.timer {
+            Timer::Running { deadline } => Some(deadline),
+            Timer::Stopped | Timer::Expired => None,
+        };
+        self.expired.or(deadline)
+    }
+
+    fn poll(&mut self, now: VmInstant) -> Expired {
+        self.advance(now);
+        Expired { timeout: self.expired.take(), ..Expired::default() }
+    }
+
+    fn is_armed(&self) -> bool {
+        match self.timer {
+            Timer::Stopped => false,
+            Timer::Running { .. } => true,
+            Timer::Expired => self.after_timeout == AfterTimeout::Armed,
+        }
+    }
+
+    fn set_after_timeout(&mut self, after: AfterTimeout) {
+        self.after_timeout = after;
+    }
+
+    fn reset(&mut self) {
+        *self = Self { after_timeout: self.after_timeout, latest: self.latest, ..Self::new() };
+    }
+
+    fn save(&mut self, now: VmInstant) -> Diag288StateV1 {
+        self.advance(now);
+        self.to_state()
+    }
+
+    fn restored(&self, state: &Diag288StateV1, now: VmInstant) -> Result<Self, StateError> {
+        self.with_state(state, now)
+    }
+}
+
+impl Default for Diag288 {
+    fn default() -> Self {
+        Self::new()
+    }
+}

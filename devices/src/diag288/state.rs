@@ -1,0 +1,50 @@
+//! Saving the watchdog, and making it again from what was saved.
+
+use core::time::Duration;
+
+use super::{Diag288, Timer};
+use crate::{StateError, VmInstant};
+
+/// Version 1 of the saved state of a [`Diag288`].
+///
+/// It holds times that remain or have passed, never instants, so it can be restored on any clock. What the timeout leads
+/// to is not part of it: that follows from the policy of whoever restores it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
+pub struct Diag288StateV1 {
+    /// Nanoseconds until the timeout, if the watchdog runs.
+    pub remaining_ns: Option<u64>,
+    /// Whether it has timed out and the guest has neither restarted nor cancelled it since.
+    pub timed_out: bool,
+    /// Nanoseconds since a timeout that nobody has polled.
+    pub timeout_age_ns: Option<u64>,
+}
+
+impl Diag288 {
+    pub(super) fn to_state(&self) -> Diag288StateV1 {
+        // Every field is named, so that a new one cannot be forgotten here.
+        let Self { after_timeout: _, timer, expired, latest } = *self;
+        let nanos = |from: VmInstant, to: VmInstant| to.as_nanos().saturating_sub(from.as_nanos());
+        let (remaining_ns, timed_out) = match timer {
+            Timer::Stopped => (None, false),
+            Timer::Running { deadline } => (Some(nanos(latest, deadline)), false),
+            Timer::Expired => (None, true),
+        };
+        Diag288StateV1 { remaining_ns, timed_out, timeout_age_ns: expired.map(|instant| nanos(instant, latest)) }
+    }
+
+    pub(super) fn with_state(&self, state: &Diag288StateV1, now: VmInstant) -> Result<Self, StateError> {
+        let Diag288StateV1 { remaining_ns, timed_out, timeout_age_ns } = *state;
+        let timer = match (remaining_ns, timed_out) {
+            (None, false) => Timer::Stopped,
+            (None, true) => Timer::Expired,
+            (Some(remaining), timed_out) => {
+                StateError::unless(remaining > 0, "remaining_ns", remaining, "at least 1")?;
+                StateError::unless(!timed_out, "timed_out", timed_out, "false while time remains")?;
+                Timer::Running { deadline: now + Duration::from_nanos(remaining) }
+            }
+        };
+        let expired = timeout_age_ns.map(|age| now - Duration::from_nanos(age));
+        Ok(Self { after_timeout: self.after_timeout, timer, expired, latest: now })
+    }
+}
