@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::{Action, Policy, UnknownAction};
+use crate::{Action, Escalation, Policy, UnknownAction};
 
 /// What an operator says of one watchdog: `i6300esb,action=shutdown,grace=30s,then=poweroff`.
 ///
@@ -31,7 +31,14 @@ use crate::{Action, Policy, UnknownAction};
 /// assert!(error.to_string().starts_with("action: unknown watchdog action \"explode\""));
 /// # Ok::<(), vm_watchdog::ConfigError>(())
 /// ```
+///
+/// With the feature `serde` it is this text in any format.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(try_from = "String", into = "String")
+)]
 #[non_exhaustive]
 pub struct WatchdogConfig {
     /// Which device the guest sees.
@@ -136,6 +143,27 @@ pub enum ConfigError {
 
 const KEYS: [&str; 7] = ["action", "pretimeout", "grace", "then", "patience", "id", "interrupt"];
 
+/// The text that gives this configuration: the model, the actions, and what differs from the defaults.
+impl fmt::Display for WatchdogConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { model, id, policy, patience, interrupt } = self;
+        write!(f, "{model},action={}", policy.timeout)?;
+        if policy.pretimeout != Action::None {
+            write!(f, ",pretimeout={}", policy.pretimeout)?;
+        }
+        if let Some(Escalation { grace, action }) = policy.escalation {
+            write!(f, ",grace={}ms,then={action}", grace.as_millis())?;
+        }
+        if let Some(patience) = patience {
+            write!(f, ",patience={patience}")?;
+        }
+        if let Some(id) = id {
+            write!(f, ",id={id}")?;
+        }
+        if *interrupt { f.write_str(",interrupt=intx") } else { Ok(()) }
+    }
+}
+
 impl FromStr for WatchdogConfig {
     type Err = ConfigError;
 
@@ -174,6 +202,20 @@ impl FromStr for WatchdogConfig {
             }
         };
         Ok(Self { model, id, policy, patience, interrupt })
+    }
+}
+
+impl TryFrom<String> for WatchdogConfig {
+    type Error = ConfigError;
+
+    fn try_from(text: String) -> Result<Self, ConfigError> {
+        text.parse()
+    }
+}
+
+impl From<WatchdogConfig> for String {
+    fn from(config: WatchdogConfig) -> Self {
+        config.to_string()
     }
 }
 
@@ -270,6 +312,17 @@ mod tests {
         let config = parse("diag288,action=shutdown,grace=5m,then=poweroff,id=wd").unwrap();
         let policy = Policy::new(Action::Shutdown).with_escalation(Duration::from_secs(300), Action::Poweroff);
         assert_eq!((config.model, config.policy, config.interrupt), (DeviceModel::Diag288, policy, false));
+    }
+
+    #[test]
+    fn a_configuration_is_written_as_it_is_read() {
+        for text in [
+            "i6300esb,action=reset",
+            "i6300esb,action=shutdown,pretimeout=dump,grace=1500ms,then=poweroff,patience=4,id=wd,interrupt=intx",
+            "diag288,action=none",
+        ] {
+            assert_eq!(parse(text).unwrap().to_string(), text);
+        }
     }
 
     #[test]

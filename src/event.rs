@@ -70,6 +70,8 @@ pub struct Event {
     pub deadline: VmInstant,
     /// When the library saw that, on the VM's clock; never before `deadline`. A retry has the instant of its own call.
     pub observed: VmInstant,
+    /// When the guest last fed the watchdog, as known when the event is reported.
+    pub last_heartbeat: Option<VmInstant>,
     /// 1 at first, one more each time the handler failed.
     pub attempt: u32,
 }

@@ -311,11 +311,12 @@ impl<M: Model + Send + 'static> Shared<M> {
             return core;
         };
         core.delivering = true;
+        let last_heartbeat = core.stats.last_heartbeat;
         drop(core);
         self.log_limit.event(observed, &self.id, &delivery);
         self.settle_interrupt_line();
         let Delivery { stage, action, deadline, attempt, .. } = delivery;
-        let event = Event { id: self.id.clone(), stage, action, deadline, observed, attempt };
+        let event = Event { id: self.id.clone(), stage, action, deadline, observed, last_heartbeat, attempt };
         let outcome = contain_panic(|| self.handler.perform(&event));
         if let Err(error) = &outcome {
             self.log_limit.failure(&event, error);

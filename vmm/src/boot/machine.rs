@@ -181,7 +181,7 @@ impl Machine {
             observed_ns: event.observed.as_nanos(),
             lateness_ns: u64::try_from(event.lateness().as_nanos()).unwrap_or(u64::MAX),
             heartbeats: stats.heartbeats,
-            last_heartbeat_ns: stats.last_heartbeat.map(VmInstant::as_nanos),
+            last_heartbeat_ns: event.last_heartbeat.map(VmInstant::as_nanos),
         });
     }
 }
