@@ -136,7 +136,7 @@ impl Deliveries {
             policy,
             pretimeout: pretimeout.map(|delivery| delivery.save(now)),
             timeout: timeout.map(|delivery| delivery.save(now)),
-            grace_remaining_ns: grace_ends.map(|ends| remaining_nanos(ends, now)),
+            grace_remaining_ns: grace_ends.map(|ends| signed_nanos(ends, now)),
         }
     }
 
@@ -148,7 +148,7 @@ impl Deliveries {
             policy: *policy,
             pretimeout: pretimeout.as_ref().map(restored),
             timeout: timeout.as_ref().map(restored),
-            grace_ends: grace_remaining_ns.map(|nanos| now + Duration::from_nanos(nanos)),
+            grace_ends: grace_remaining_ns.map(|nanos| after_signed_nanos(now, nanos)),
             in_flight: None,
         };
     }
@@ -183,6 +183,17 @@ impl Delivery {
 /// Nanoseconds from `earlier` to `later`.
 fn remaining_nanos(later: VmInstant, earlier: VmInstant) -> u64 {
     later.as_nanos().saturating_sub(earlier.as_nanos())
+}
+
+/// Nanoseconds from `earlier` to `later`, negative where they are the other way round.
+fn signed_nanos(later: VmInstant, earlier: VmInstant) -> i64 {
+    let bounded = |nanos: u64| i64::try_from(nanos).unwrap_or(i64::MAX);
+    bounded(remaining_nanos(later, earlier)) - bounded(remaining_nanos(earlier, later))
+}
+
+fn after_signed_nanos(now: VmInstant, nanos: i64) -> VmInstant {
+    let distance = Duration::from_nanos(nanos.unsigned_abs());
+    if nanos < 0 { now - distance } else { now + distance }
 }
 
 fn retry_pause(failures: u32) -> Duration {

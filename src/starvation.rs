@@ -125,14 +125,14 @@ impl Allowance {
     /// Takes a reading into account and gives what it adds to the allowance.
     ///
     /// The least delayed vCPU counts. The allowance is no more than the time since the model last looked, and the
-    /// whole wait for `deadline` no more than `patience` times what it was meant to be.
-    pub fn grant(&mut self, delays: Vec<Duration>, vm_now: VmInstant, deadline: VmInstant, patience: u32) {
+    /// whole wait for `timeout_at` no more than `patience` times what it was meant to be.
+    pub fn grant(&mut self, delays: Vec<Duration>, vm_now: VmInstant, timeout_at: VmInstant, patience: u32) {
         self.next_reading = Some(vm_now + READING_INTERVAL);
         let starved = least_growth(&self.last_delays, &delays);
         self.last_delays = delays;
 
         let unseen = (vm_now - self.total).saturating_duration_since(self.seen);
-        let timeout = deadline.saturating_duration_since(self.restarted_at);
+        let timeout = timeout_at.saturating_duration_since(self.restarted_at);
         let most = timeout.saturating_mul(patience.saturating_sub(1)).saturating_sub(self.since_restart);
         let granted = starved.min(unseen).min(most);
         self.total += granted;

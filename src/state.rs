@@ -38,8 +38,8 @@ pub struct WatchdogStateV1<D> {
     pub pretimeout: Option<DeliveryStateV1>,
     /// A timeout or its escalation that the handler has not performed yet.
     pub timeout: Option<DeliveryStateV1>,
-    /// Nanoseconds until the escalation, if one is to come.
-    pub grace_remaining_ns: Option<u64>,
+    /// Nanoseconds until the escalation, if one is to come; negative if it is overdue.
+    pub grace_remaining_ns: Option<i64>,
     /// The device.
     pub device: D,
 }
@@ -112,7 +112,7 @@ pub(crate) struct PolicyPosition {
     pub policy: Policy,
     pub pretimeout: Option<DeliveryStateV1>,
     pub timeout: Option<DeliveryStateV1>,
-    pub grace_remaining_ns: Option<u64>,
+    pub grace_remaining_ns: Option<i64>,
 }
 
 impl PolicyPosition {
@@ -128,9 +128,10 @@ impl PolicyPosition {
             StateError::unless(delivery.attempt > 0, "timeout.attempt", delivery.attempt, "at least 1")?;
         }
         if let Some(remaining) = self.grace_remaining_ns {
-            let grace = self.policy.escalation.map(|escalation| escalation.grace);
-            let possible = grace.is_some_and(|grace| Duration::from_nanos(remaining) <= grace);
-            StateError::unless(possible, "grace_remaining_ns", remaining, "at most the grace of policy.escalation")?;
+            let left = Duration::from_nanos(u64::try_from(remaining).unwrap_or(0));
+            let possible = self.policy.escalation.is_some_and(|escalation| left <= escalation.grace);
+            let accepted = "at most the grace of policy.escalation";
+            StateError::unless(possible, "grace_remaining_ns", remaining.unsigned_abs(), accepted)?;
         }
         Ok(())
     }

@@ -24,6 +24,8 @@ pub struct Stats {
     pub now: VmInstant,
     /// Whether the guest has the watchdog running, or expired and not disabled.
     pub armed: bool,
+    /// How long until the timeout if the guest does nothing; None while nothing counts.
+    pub time_left: Option<Duration>,
     /// Reloads of a running or expired watchdog.
     pub heartbeats: u64,
     /// When the last of them came, on the VM's clock.

@@ -103,7 +103,7 @@ pub(crate) struct Core<M> {
     armed_at: Option<VmInstant>,
     /// The next wake is not before this.
     next_wake: VmInstant,
-    /// A thread is delivering events: it sees to what comes up meanwhile, and arms the timer when it is done.
+    /// A thread is delivering events, and arms the timer when it is done.
     delivering: bool,
     /// The level last set, None if that is not known.
     pub line_level: Option<bool>,
@@ -201,7 +201,8 @@ impl<M: Model + Send + 'static> Watchdog<M> {
     pub fn stats(&self) -> Stats {
         let core = self.shared.lock();
         let now = core.now(&self.shared.clock);
-        Stats { now, armed: core.model.is_armed(), starved: core.allowance.total, ..core.stats }
+        let time_left = core.model.timeout_at().map(|timeout_at| timeout_at.saturating_duration_since(now));
+        Stats { now, armed: core.model.is_armed(), time_left, starved: core.allowance.total, ..core.stats }
     }
 
     /// The platform resets: what hardware forgets is forgotten, and everything pending is cancelled.
@@ -278,34 +279,32 @@ impl<M: Model + Send + 'static> Watchdog<M> {
 }
 
 impl<M: Model + Send + 'static> Shared<M> {
+    /// Reports what has expired up to now. What expires meanwhile waits for the next wake, so this always ends.
     fn on_readable(&self) {
         let mut core = self.allow_for_starvation(self.lock());
         let now = core.now(&self.clock);
-        core.woken(now);
-        while !self.clock.is_paused() {
-            let now = core.now(&self.clock);
+        core.silence_timer();
+        // A thread that is delivering arms the timer when it is done, and resuming a paused clock arms it too.
+        if !core.delivering && !self.clock.is_paused() {
+            count(&mut core.stats.wakes);
+            core.next_wake = now + MIN_WAKE_INTERVAL;
             core.note_expired(now);
-            if core.delivering {
-                // The delivering thread goes on with this, and arms the timer when it is done.
-                break;
+            while !self.clock.is_paused() {
+                let Some(delivery) = core.deliveries.take_due(now) else {
+                    let now = core.now(&self.clock);
+                    core.arm_if_sooner(now);
+                    break;
+                };
+                core = self.deliver(core, delivery);
             }
-            let Some(delivery) = core.deliveries.take_due(now) else {
-                core.arm_if_sooner(now);
-                break;
-            };
-            core = self.deliver(core, delivery, now);
         }
         drop(core);
         self.settle_interrupt_line();
     }
 
     /// Calls the handler without the lock, unless the VM is paused.
-    fn deliver<'a>(
-        &'a self,
-        mut core: MutexGuard<'a, Core<M>>,
-        delivery: Delivery,
-        observed: VmInstant,
-    ) -> MutexGuard<'a, Core<M>> {
+    fn deliver<'a>(&'a self, mut core: MutexGuard<'a, Core<M>>, delivery: Delivery) -> MutexGuard<'a, Core<M>> {
+        let observed = core.now(&self.clock);
         let Some(permit) = self.clock.permit() else {
             core.deliveries.put_back(delivery);
             return core;
@@ -336,15 +335,15 @@ impl<M: Model + Send + 'static> Shared<M> {
         let Some(Starvation { run_delay, patience }) = &self.starvation else {
             return core;
         };
-        if core.model.poll_at().is_none() || !core.allowance.is_due(self.clock.now()) {
+        if core.model.timeout_at().is_none() || !core.allowance.is_due(self.clock.now()) {
             return core;
         }
         drop(core);
         let reading = contain_panic(|| Ok(run_delay.run_delays()?));
         let mut core = self.lock();
         let now = self.clock.now();
-        match (reading, core.model.poll_at()) {
-            (Ok(delays), Some(deadline)) => core.allowance.grant(delays, now, deadline, *patience),
+        match (reading, core.model.timeout_at()) {
+            (Ok(delays), Some(timeout_at)) => core.allowance.grant(delays, now, timeout_at, *patience),
             (Ok(_), None) => {}
             (Err(error), _) => {
                 count(&mut core.stats.run_delay_failures);
@@ -398,12 +397,9 @@ impl<M: Model> Core<M> {
         self.model.poll_at().is_some_and(|deadline| deadline <= self.now(clock))
     }
 
-    /// The timer went off (or somebody says so): it is quiet from now on.
-    fn woken(&mut self, now: VmInstant) {
-        count(&mut self.stats.wakes);
+    fn silence_timer(&mut self) {
         self.timer.disarm();
         self.armed_at = None;
-        self.next_wake = now + MIN_WAKE_INTERVAL;
     }
 
     fn note_access(&mut self, access: Access, was_running: bool, now: VmInstant) {
@@ -452,8 +448,7 @@ impl<M: Model> Core<M> {
 impl<M: Model + Send + 'static> ClockListener for Shared<M> {
     fn clock_changed(&self) {
         let mut core = self.lock();
-        core.timer.disarm();
-        core.armed_at = None;
+        core.silence_timer();
         let now = core.now(&self.clock);
         core.arm_if_sooner(now);
     }

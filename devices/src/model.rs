@@ -18,6 +18,11 @@ pub trait Model: Sized {
     /// An instant in the past means that an expiry is waiting to be polled.
     fn poll_at(&self) -> Option<VmInstant>;
 
+    /// When the watchdog times out if the guest does nothing, or None while nothing counts towards that.
+    fn timeout_at(&self) -> Option<VmInstant> {
+        self.poll_at()
+    }
+
     /// Lets time pass up to `now` and takes what has expired since the last poll.
     fn poll(&mut self, now: VmInstant) -> Expired;
 

@@ -1,2 +1,16 @@
-//! Work in progress.
-fn main() {}
+//! The `vm-watchdog` command.
+
+mod boot;
+mod cli;
+mod exit;
+
+use std::process::ExitCode;
+
+use crate::cli::Command;
+
+fn main() -> ExitCode {
+    match cli::parse() {
+        Ok(Command::Boot(options)) => boot::run(options).into(),
+        Err(code) => code,
+    }
+}

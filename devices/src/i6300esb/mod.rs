@@ -260,6 +260,14 @@ impl Model for I6300esb {
         waiting.or(self.counter.map(|counter| counter.ends_at))
     }
 
+    fn timeout_at(&self) -> Option<VmInstant> {
+        let counter = self.counter?;
+        Some(match counter.stage {
+            Stage::One => counter.ends_at + self.prescaler().stage_length(self.stage_preload(Stage::Two)),
+            Stage::Two => counter.ends_at,
+        })
+    }
+
     fn poll(&mut self, now: VmInstant) -> Expired {
         self.advance(now);
         core::mem::take(&mut self.expired)

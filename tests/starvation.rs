@@ -1,0 +1,148 @@
+//! A guest that wanted to run and could not, on the manual clock with a host that says so.
+
+mod common;
+
+use std::io;
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use common::{Driver, UNIT, arrived, device, recorder};
+use vm_watchdog::i6300esb::{I6300esb, InterruptPin};
+use vm_watchdog::{Action, DEFAULT_PATIENCE, Event, ManualClock, Stage, VmClock, Watchdog};
+
+const SECOND: Duration = Duration::from_secs(1);
+/// Two stages of 2048 units.
+const TIMEOUT: Duration = Duration::from_nanos(2 * 2048 * 983_040);
+
+/// A watchdog on a host where the vCPUs' run delays are what the test says.
+struct Host {
+    watchdog: Watchdog<I6300esb>,
+    time: ManualClock,
+    delays: Arc<Mutex<Vec<Duration>>>,
+    readings: Arc<Mutex<u32>>,
+    events: Receiver<Event>,
+}
+
+impl Host {
+    fn new(vcpus: usize) -> Self {
+        let (clock, time) = VmClock::manual();
+        let (handler, events) = recorder();
+        let delays = Arc::new(Mutex::new(vec![Duration::ZERO; vcpus]));
+        let readings = Arc::new(Mutex::new(0));
+        let run_delay = Reader { delays: delays.clone(), readings: readings.clone() };
+        let watchdog = Watchdog::builder("wd", device(InterruptPin::None))
+            .clock(clock)
+            .starvation(run_delay, DEFAULT_PATIENCE)
+            .build(handler)
+            .unwrap();
+        watchdog.start(2048);
+        // The timer that was armed when the guest started takes the first reading.
+        watchdog.on_readable();
+        Self { watchdog, time, delays, readings, events }
+    }
+
+    /// Time passes in steps, in which the given vCPUs are kept from running. Gives how long until the bite.
+    fn run_until_bite(&self, starved: &[usize], most: Duration) -> Option<Duration> {
+        let step = SECOND / 5;
+        let mut passed = Duration::ZERO;
+        while passed < most {
+            self.time.advance(step);
+            passed += step;
+            starved.iter().for_each(|&vcpu| self.delays.lock().unwrap()[vcpu] += step);
+            self.watchdog.on_readable();
+            if arrived(&self.events).contains(&(Stage::Timeout, Action::Reset)) {
+                return Some(passed);
+            }
+        }
+        None
+    }
+}
+
+struct Reader {
+    delays: Arc<Mutex<Vec<Duration>>>,
+    readings: Arc<Mutex<u32>>,
+}
+
+impl vm_watchdog::RunDelay for Reader {
+    fn run_delays(&self) -> io::Result<Vec<Duration>> {
+        *self.readings.lock().unwrap() += 1;
+        Ok(self.delays.lock().unwrap().clone())
+    }
+}
+
+fn assert_about(bitten: Option<Duration>, expected: Duration) {
+    let bitten = bitten.expect("a bite");
+    assert!(
+        bitten >= expected && bitten <= expected + SECOND * 2 / 5,
+        "bitten after {bitten:?}, expected {expected:?}"
+    );
+}
+
+#[test]
+fn a_starved_guest_is_not_bitten_and_then_has_what_was_left() {
+    let host = Host::new(1);
+    assert_eq!(host.run_until_bite(&[], SECOND), None);
+    assert_eq!(host.run_until_bite(&[0], SECOND * 10), None);
+    assert_about(host.run_until_bite(&[], TIMEOUT * 2), TIMEOUT - SECOND);
+}
+
+#[test]
+fn a_guest_that_runs_or_halts_without_petting_is_bitten_on_time() {
+    let host = Host::new(1);
+    assert_about(host.run_until_bite(&[], TIMEOUT * 2), TIMEOUT);
+}
+
+#[test]
+fn the_least_delayed_vcpu_counts() {
+    let host = Host::new(2);
+    assert_about(host.run_until_bite(&[1], TIMEOUT * 2), TIMEOUT);
+}
+
+#[test]
+fn patience_ends_at_four_times_the_timeout() {
+    let host = Host::new(1);
+    assert_about(host.run_until_bite(&[0], TIMEOUT * 10), TIMEOUT * DEFAULT_PATIENCE);
+}
+
+#[test]
+fn a_heartbeat_that_comes_late_after_starvation_is_in_time() {
+    let host = Host::new(1);
+    // Host and guest are held up together: the guest's heartbeat overtakes the timer.
+    host.time.advance(TIMEOUT * 3 / 2);
+    host.delays.lock().unwrap()[0] += TIMEOUT * 3 / 2;
+    host.watchdog.ping();
+    host.watchdog.on_readable();
+    assert_eq!(arrived(&host.events), []);
+    assert_eq!(host.watchdog.stats().starved, TIMEOUT * 3 / 2);
+}
+
+#[test]
+fn heartbeats_read_nothing() {
+    let host = Host::new(1);
+    let before = *host.readings.lock().unwrap();
+    for _ in 0..1000 {
+        host.time.advance(UNIT);
+        host.watchdog.ping();
+    }
+    assert_eq!(*host.readings.lock().unwrap(), before);
+}
+
+#[test]
+fn a_host_that_cannot_say_gives_no_allowance() {
+    let (clock, time) = VmClock::manual();
+    let (handler, events) = recorder();
+    struct Broken;
+    impl vm_watchdog::RunDelay for Broken {
+        fn run_delays(&self) -> io::Result<Vec<Duration>> {
+            Err(io::Error::other("no schedstat"))
+        }
+    }
+    let builder = Watchdog::builder("wd", device(InterruptPin::None)).clock(clock).starvation(Broken, 4);
+    let watchdog = builder.build(handler).unwrap();
+    watchdog.start(512);
+    time.advance(UNIT * 1024);
+    watchdog.on_readable();
+    assert_eq!(arrived(&events), [(Stage::Pretimeout, Action::None), (Stage::Timeout, Action::Reset)]);
+    assert_eq!(watchdog.stats().run_delay_failures, 1);
+}

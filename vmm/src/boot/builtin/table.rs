@@ -1,0 +1,148 @@
+//! What the built-in guest does, as a table. Its accesses are those of the Linux driver (`i6300esb.c`).
+
+/// One thing that the guest does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Shows a remark in the timeline.
+    Say(&'static str),
+    /// Writes.
+    Write(Place, Data),
+    /// Reads, and gives up unless the bits of the mask are as expected.
+    Expect(Place, Mask, Data),
+    /// Reads, and if any bit of the mask is set says so and powers the machine off.
+    EndIf(Place, Mask, &'static str),
+    /// Waits so many milliseconds of the VM's clock.
+    Wait(u32),
+}
+
+/// Where an access goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// An I/O port.
+    Port(u16),
+    /// An offset in the watchdog's BAR0.
+    Bar(u16),
+}
+
+/// One to four bytes, little-endian, and so the width of an access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Data {
+    /// 8 bits.
+    Byte(u8),
+    /// 16 bits.
+    Word(u16),
+    /// 32 bits.
+    Long(u32),
+}
+
+/// The bits that matter, as wide as the access.
+pub type Mask = Data;
+
+impl Data {
+    /// The bytes as they lie in memory, and how many of them count.
+    pub fn to_bytes(self) -> ([u8; 4], usize) {
+        (self.value().to_le_bytes(), self.width())
+    }
+
+    /// The value.
+    pub fn value(self) -> u32 {
+        match self {
+            Self::Byte(value) => value.into(),
+            Self::Word(value) => value.into(),
+            Self::Long(value) => value,
+        }
+    }
+
+    /// The width in bytes.
+    pub fn width(self) -> usize {
+        match self {
+            Self::Byte(_) => 1,
+            Self::Word(_) => 2,
+            Self::Long(_) => 4,
+        }
+    }
+}
+
+use Data::{Byte, Long, Word};
+use Place::{Bar, Port};
+use Step::{EndIf, Expect, Say, Wait, Write};
+
+const CONFIG_DATA: Place = Port(0xCFC);
+const PRELOAD_1: Place = Bar(0x00);
+const PRELOAD_2: Place = Bar(0x04);
+const RELOAD: Place = Bar(0x0C);
+
+/// Makes the configuration data port mean this register of the device at 00:03.0.
+const fn select(register: u32) -> Step {
+    Write(Port(0xCF8), Long(0x8000_1800 | register))
+}
+
+const UNLOCK_FIRST: Step = Write(RELOAD, Word(0x80));
+const UNLOCK_SECOND: Step = Write(RELOAD, Word(0x86));
+const HEARTBEAT: Step = Write(RELOAD, Word(1 << 8));
+const WDT_TIMEOUT: Data = Word(1 << 9);
+/// Two stages of 512 units of 2^15 * 30 ns: 1.007 s, which Linux calls one second.
+const STAGE: Data = Long(1 << 9);
+/// How a guest without ACPI powers this machine off.
+pub const POWER_OFF: (u16, u16) = (0x604, 1 << 13);
+
+/// The guest that shows what a watchdog is for.
+pub const TABLE: &[Step] = &[
+    // Find the device, and let it decode the memory that firmware has assigned.
+    select(0x00),
+    Expect(CONFIG_DATA, Long(u32::MAX), Long(0x25AB_8086)),
+    select(0x04),
+    Write(CONFIG_DATA, Word(0x0002)),
+    // Was the last reset its doing?
+    EndIf(RELOAD, WDT_TIMEOUT, "the watchdog caused the last reset; powering off"),
+    Say("the watchdog did not cause the last reset"),
+    // Output enabled, 1 kHz prescaler, no interrupt; stopped and unlocked.
+    select(0x60),
+    Write(CONFIG_DATA, Word(0x0003)),
+    select(0x68),
+    Expect(CONFIG_DATA, Byte(0x03), Byte(0x00)),
+    // One second.
+    UNLOCK_FIRST,
+    UNLOCK_SECOND,
+    Write(PRELOAD_1, STAGE),
+    UNLOCK_FIRST,
+    UNLOCK_SECOND,
+    Write(PRELOAD_2, STAGE),
+    UNLOCK_FIRST,
+    UNLOCK_SECOND,
+    HEARTBEAT,
+    // WDT_ENABLE.
+    Write(CONFIG_DATA, Byte(0x02)),
+    Say("armed the watchdog for 1.007 s; feeding it every 300 ms"),
+    Wait(300),
+    UNLOCK_FIRST,
+    UNLOCK_SECOND,
+    HEARTBEAT,
+    Wait(300),
+    UNLOCK_FIRST,
+    UNLOCK_SECOND,
+    HEARTBEAT,
+    Wait(300),
+    UNLOCK_FIRST,
+    UNLOCK_SECOND,
+    HEARTBEAT,
+    Say("no more heartbeats"),
+    Wait(1500),
+    // Whoever gets here was bitten and allowed to go on.
+    Expect(RELOAD, WDT_TIMEOUT, WDT_TIMEOUT),
+    Say("the watchdog has expired, and I am still here; stopping it and powering off"),
+    select(0x68),
+    Write(CONFIG_DATA, Byte(0x00)),
+    Expect(CONFIG_DATA, Byte(0x02), Byte(0x00)),
+    Write(Port(POWER_OFF.0), Word(POWER_OFF.1)),
+];
+
+/// What the guest says, by the number that it writes to the remark port: the number of the step, or one more than the
+/// last for a non-maskable interrupt.
+pub fn remarks(steps: &[Step]) -> Vec<Option<&'static str>> {
+    let remark = |step: &Step| match *step {
+        Say(remark) | EndIf(_, _, remark) => Some(remark),
+        _ => None,
+    };
+    steps.iter().map(remark).chain([Some("got an NMI")]).collect()
+}

@@ -1,0 +1,111 @@
+//! The serial console: an 8250 at 3F8h with interrupt 4, written to standard output.
+
+use std::io::{self, Write};
+
+use vm_superio::{Serial, Trigger, serial::NoEvents};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::all_ones;
+
+/// The first port of the console.
+pub const FIRST_PORT: u16 = 0x3F8;
+/// The last port of the console.
+pub const LAST_PORT: u16 = 0x3FF;
+/// The interrupt of the console.
+pub const GSI: u32 = 4;
+
+/// The console of the guest. Output that standard output refuses is lost, as on a cable that is not plugged in.
+pub struct Console {
+    interrupt: EventFd,
+    output: fn() -> Box<dyn Write + Send>,
+    serial: Serial<Interrupt, NoEvents, Box<dyn Write + Send>>,
+}
+
+struct Interrupt(EventFd);
+
+impl Trigger for Interrupt {
+    type E = io::Error;
+
+    fn trigger(&self) -> io::Result<()> {
+        self.0.write(1)
+    }
+}
+
+impl Console {
+    /// A console that writes to what `output` opens.
+    pub fn new(output: fn() -> Box<dyn Write + Send>) -> io::Result<Self> {
+        let interrupt = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
+        let serial = Serial::new(Interrupt(interrupt.try_clone()?), output());
+        Ok(Self { interrupt, output, serial })
+    }
+
+    /// What the console writes to when it wants an interrupt.
+    pub fn interrupt(&self) -> &EventFd {
+        &self.interrupt
+    }
+
+    /// Puts every register back to its value at power-on.
+    pub fn reset(&mut self) {
+        if let Ok(interrupt) = self.interrupt.try_clone() {
+            self.serial = Serial::new(Interrupt(interrupt), (self.output)());
+        }
+    }
+
+    /// An input from one of the console's ports; the registers are bytes.
+    pub fn read_port(&mut self, port: u16, data: &mut [u8]) {
+        match (data, Self::register(port)) {
+            ([byte], Some(register)) => *byte = self.serial.read(register),
+            (data, _) => all_ones(data),
+        }
+    }
+
+    /// An output to one of the console's ports.
+    pub fn write_port(&mut self, port: u16, data: &[u8]) {
+        if let ([byte], Some(register)) = (data, Self::register(port)) {
+            let _ = self.serial.write(register, *byte);
+        }
+    }
+
+    fn register(port: u16) -> Option<u8> {
+        u8::try_from(port.checked_sub(FIRST_PORT)?).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn console() -> Console {
+        Console::new(|| Box::new(io::sink())).unwrap()
+    }
+
+    #[test]
+    fn the_transmitter_is_always_ready_and_asks_for_an_interrupt_when_enabled() {
+        let mut console = console();
+        let mut status = [0];
+        console.read_port(0x3FD, &mut status);
+        assert_eq!(status, [0x60]);
+        console.write_port(0x3F9, &[0x02]);
+        console.write_port(0x3F8, b"x");
+        assert!(console.interrupt().read().unwrap() > 0);
+    }
+
+    #[test]
+    fn wide_accesses_read_ones_and_write_nothing() {
+        let mut console = console();
+        let mut data = [0; 4];
+        console.write_port(0x3FF, &[1, 2]);
+        console.read_port(0x3FC, &mut data);
+        assert_eq!(data, [0xFF; 4]);
+    }
+
+    #[test]
+    fn a_reset_forgets_the_registers() {
+        let mut console = console();
+        console.write_port(0x3FF, &[0x5A]);
+        console.reset();
+        let mut scratch = [0xAA];
+        console.read_port(0x3FF, &mut scratch);
+        assert_eq!(scratch, [0]);
+    }
+}

@@ -1,0 +1,187 @@
+//! The running machine, and what the main loop does with it: actions of the watchdogs and wishes of the guest.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use vm_watchdog::i6300esb::I6300esb;
+use vm_watchdog::{Action, Event, VmClock, VmInstant, Watchdog};
+
+use super::builtin::BuiltInImage;
+use super::core_dump;
+use super::devices::GuestRequest;
+use super::error::BootError;
+use super::inbox::{Inbox, Message};
+use super::kvm::EntryPoint;
+use super::linux::LinuxGuest;
+use super::memory::{self, GuestMemory};
+use super::processor::VcpuThread;
+use super::timeline::{Cause, Entry, Timeline};
+use crate::exit::ExitStatus;
+
+/// A guest that resets itself all the time does so at most once in this time.
+const RESET_INTERVAL: Duration = Duration::from_millis(100);
+
+/// What is in memory when the guest begins.
+pub enum Guest {
+    /// Nothing: the table is played.
+    Played,
+    /// The table as machine code.
+    BuiltIn(BuiltInImage),
+    /// A kernel.
+    Linux(LinuxGuest),
+}
+
+impl Guest {
+    /// Loads the guest into memory that reads zero.
+    pub fn load(&mut self, memory: &GuestMemory) -> Result<Option<EntryPoint>, BootError> {
+        match self {
+            Self::Played => Ok(None),
+            Self::BuiltIn(image) => image.load(memory).map(Some).map_err(|error| BootError::Load(error.to_string())),
+            Self::Linux(guest) => guest.load(memory).map(Some),
+        }
+    }
+}
+
+/// The machine.
+pub struct Machine {
+    /// The thread that runs the guest.
+    pub vcpu: VcpuThread,
+    /// Guest memory.
+    pub memory: GuestMemory,
+    /// What is loaded at a boot.
+    pub guest: Guest,
+    /// The clock that stands still with the guest.
+    pub clock: VmClock,
+    /// The watchdogs, for what they have counted.
+    pub watchdogs: Vec<Watchdog<I6300esb>>,
+    /// What happened.
+    pub timeline: Arc<Timeline>,
+    /// Where the action `dump` writes.
+    pub dump_file: PathBuf,
+    /// What the watchdogs and the vCPU say.
+    pub inbox: Inbox,
+    /// How often the machine was reset, and when last.
+    pub resets: (u64, Option<Instant>),
+}
+
+impl Machine {
+    /// Lets the guest run.
+    pub fn start(&self) -> Result<(), BootError> {
+        self.vcpu.call(|vcpu| vcpu.running = true)
+    }
+
+    /// Does what waits in the inbox. A status means that the run is over.
+    pub fn serve(&mut self) -> Result<Option<ExitStatus>, BootError> {
+        while let Some(message) = self.inbox.next() {
+            let over = match message {
+                Message::Watchdog(event) => self.fired(&event)?,
+                Message::Guest(request) => self.asked(request)?,
+                Message::Failed(error) => return Err(error),
+            };
+            if over.is_some() {
+                return Ok(over);
+            }
+        }
+        Ok(None)
+    }
+
+    fn asked(&mut self, request: GuestRequest) -> Result<Option<ExitStatus>, BootError> {
+        match request {
+            GuestRequest::PowerOff => Ok(Some(ExitStatus::GuestPoweredOff)),
+            GuestRequest::Reset => self.reset(Cause::Guest).map(|()| None),
+            GuestRequest::Unexpected(step) => {
+                self.timeline.record(Entry::Guest { message: format!("step {step} did not see what it expects") });
+                Ok(Some(ExitStatus::Unexpected))
+            }
+        }
+    }
+
+    fn fired(&mut self, event: &Event) -> Result<Option<ExitStatus>, BootError> {
+        self.record_fire(event);
+        match event.action {
+            Action::Reset => self.reset(Cause::Watchdog)?,
+            Action::Poweroff => return Ok(Some(ExitStatus::Bitten)),
+            Action::Pause => self.pause()?,
+            Action::InjectNmi => match self.vcpu.call(|vcpu| vcpu.processor.inject_nmi())? {
+                Ok(()) => self.timeline.record(Entry::Nmi),
+                Err(error) => self.failed(event.action, &error),
+            },
+            Action::Dump => self.dump()?,
+            Action::None | Action::Debug => {}
+            other => self.failed(other, &"this VMM does not have it"),
+        }
+        Ok(None)
+    }
+
+    /// Reboots in place. The library keeps what the guest must see afterwards: that its watchdog was the cause.
+    fn reset(&mut self, cause: Cause) -> Result<(), BootError> {
+        self.stop()?;
+        let (resets, last) = self.resets;
+        if let (Cause::Guest, Some(last)) = (cause, last) {
+            sleep(RESET_INTERVAL.saturating_sub(last.elapsed()));
+        }
+        self.inbox.forget();
+        memory::clear(&self.memory).map_err(BootError::host("clear guest memory"))?;
+        self.guest.load(&self.memory)?;
+        self.vcpu.call(|vcpu| {
+            vcpu.devices.reset();
+            vcpu.processor.reset()
+        })??;
+        self.resets = (resets.saturating_add(1), Some(Instant::now()));
+        self.timeline.record(Entry::Reset { cause, resets: self.resets.0 });
+        self.start()
+    }
+
+    /// Stops the guest and its clock, until the process gets a signal.
+    fn pause(&self) -> Result<(), BootError> {
+        self.stop()?;
+        self.clock.pause();
+        self.timeline.record(Entry::Paused);
+        Ok(())
+    }
+
+    /// Writes guest memory to a file while the guest and its clock stand still.
+    fn dump(&self) -> Result<(), BootError> {
+        self.stop()?;
+        self.clock.pause();
+        let registers = self.vcpu.call(|vcpu| vcpu.processor.registers())?;
+        let dumped = match (&self.guest, registers) {
+            (Guest::Played, _) => Err("a guest that is played in-process has no memory".to_owned()),
+            (_, Err(error)) => Err(error.to_string()),
+            (_, Ok(registers)) => core_dump::write(&self.dump_file, &self.memory, registers.as_ref())
+                .map_err(|error| format!("{}: {error}", self.dump_file.display())),
+        };
+        match dumped {
+            Ok(bytes) => self.timeline.record(Entry::Dump { path: self.dump_file.display().to_string(), bytes }),
+            Err(reason) => self.failed(Action::Dump, &reason),
+        }
+        self.clock.resume();
+        self.start()
+    }
+
+    fn stop(&self) -> Result<(), BootError> {
+        self.vcpu.call(|vcpu| vcpu.running = false)
+    }
+
+    fn failed(&self, action: Action, reason: &dyn std::fmt::Display) {
+        self.timeline.record(Entry::ActionFailed { action: action.to_string(), reason: reason.to_string() });
+    }
+
+    fn record_fire(&self, event: &Event) {
+        let stats = self.watchdogs.iter().find(|watchdog| *watchdog.id() == *event.id).map(Watchdog::stats);
+        let stats = stats.unwrap_or_default();
+        self.timeline.record(Entry::Fire {
+            id: event.id.to_string(),
+            stage: event.stage.to_string(),
+            action: event.action.to_string(),
+            attempt: event.attempt,
+            deadline_ns: event.deadline.as_nanos(),
+            observed_ns: event.observed.as_nanos(),
+            lateness_ns: u64::try_from(event.lateness().as_nanos()).unwrap_or(u64::MAX),
+            heartbeats: stats.heartbeats,
+            last_heartbeat_ns: stats.last_heartbeat.map(VmInstant::as_nanos),
+        });
+    }
+}

@@ -1,0 +1,145 @@
+//! Guest memory: how much, where, and back to zero at a reset.
+
+use std::fmt;
+use std::str::FromStr;
+
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+
+use super::error::BootError;
+
+/// Guest memory, anonymous and private to this process.
+pub type GuestMemory = GuestMemoryMmap<()>;
+
+/// Addresses from here to 4 GiB belong to devices; memory that does not fit below goes on at 4 GiB.
+pub const MMIO_HOLE: u64 = 0xC000_0000;
+const FOUR_GIB: u64 = 1 << 32;
+
+/// A size of guest memory, as written on the command line: `256M`, `1G`, `262144K` or plain bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemorySize(u64);
+
+/// What is wrong with a memory size.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("memory size {0:?}: accepted is a number with K, M or G behind it, such as 256M, in whole pages of 4K")]
+pub struct InvalidMemorySize(String);
+
+impl MemorySize {
+    const PAGE: u64 = 4096;
+
+    /// A size of so many MiB.
+    pub const fn mib(mib: u64) -> Self {
+        Self(mib << 20)
+    }
+
+    /// The size in bytes.
+    pub const fn bytes(self) -> u64 {
+        self.0
+    }
+}
+
+impl FromStr for MemorySize {
+    type Err = InvalidMemorySize;
+
+    fn from_str(text: &str) -> Result<Self, InvalidMemorySize> {
+        let invalid = || InvalidMemorySize(text.to_owned());
+        let (digits, shift) = match text.as_bytes().last() {
+            Some(b'K' | b'k') => (&text[..text.len() - 1], 10),
+            Some(b'M' | b'm') => (&text[..text.len() - 1], 20),
+            Some(b'G' | b'g') => (&text[..text.len() - 1], 30),
+            _ => (text, 0),
+        };
+        if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(invalid());
+        }
+        let number: u64 = digits.parse().map_err(|_| invalid())?;
+        let bytes = number.checked_mul(1 << shift).ok_or_else(invalid)?;
+        if bytes % Self::PAGE != 0 { Err(invalid()) } else { Ok(Self(bytes)) }
+    }
+}
+
+impl fmt::Display for MemorySize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            bytes if bytes % (1 << 20) == 0 => write!(f, "{} MiB", bytes >> 20),
+            bytes => write!(f, "{} KiB", bytes >> 10),
+        }
+    }
+}
+
+/// Allocates guest memory around the hole that devices use.
+pub fn allocate(size: MemorySize) -> Result<GuestMemory, BootError> {
+    let unavailable = |reason: String| BootError::MemoryUnavailable { size, reason };
+    let mut ranges = Vec::new();
+    let low = size.bytes().min(MMIO_HOLE);
+    for (start, length) in [(0, low), (FOUR_GIB, size.bytes() - low)] {
+        if length > 0 {
+            let length = usize::try_from(length).map_err(|error| unavailable(error.to_string()))?;
+            ranges.push((GuestAddress(start), length));
+        }
+    }
+    GuestMemory::from_ranges(&ranges).map_err(|error| unavailable(error.to_string()))
+}
+
+/// Gives every page back to the host, so that the guest reads zeros as after a power cycle.
+pub fn clear(memory: &GuestMemory) -> std::io::Result<()> {
+    for region in memory.iter() {
+        let length = usize::try_from(region.len()).map_err(std::io::Error::other)?;
+        // SAFETY: the range is one whole mapping of ours, anonymous and private, and vm-memory hands out no references
+        // into it: an access at the same time sees either the old bytes or zeros.
+        if unsafe { libc::madvise(region.as_ptr().cast(), length, libc::MADV_DONTNEED) } != 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::Bytes;
+
+    #[test]
+    fn sizes_have_binary_units() {
+        for (text, bytes) in [("256M", 256 << 20), ("1g", 1 << 30), ("64k", 64 << 10), ("8192", 8192), ("0", 0)] {
+            assert_eq!(text.parse(), Ok(MemorySize(bytes)), "{text}");
+        }
+        assert_eq!(MemorySize::mib(256).to_string(), "256 MiB");
+    }
+
+    #[test]
+    fn other_sizes_are_refused() {
+        for text in [
+            "",
+            "M",
+            "-1M",
+            "+1M",
+            "1.5G",
+            "256MB",
+            "many",
+            "1",
+            "4097",
+            "99999999999999999999",
+            "18446744073709551615G",
+        ] {
+            let error = text.parse::<MemorySize>().expect_err(text);
+            assert!(error.to_string().contains(text));
+        }
+    }
+
+    #[test]
+    fn memory_goes_around_the_hole() {
+        let memory = allocate(MemorySize(MMIO_HOLE + (1 << 20))).unwrap();
+        assert!(memory.address_in_range(GuestAddress(MMIO_HOLE - 1)));
+        assert!(!memory.address_in_range(GuestAddress(MMIO_HOLE)));
+        assert!(memory.address_in_range(GuestAddress(FOUR_GIB + (1 << 20) - 1)));
+        assert_eq!(memory.num_regions(), 2);
+    }
+
+    #[test]
+    fn cleared_memory_reads_zero() {
+        let memory = allocate(MemorySize::mib(1)).unwrap();
+        memory.write_obj(0x1234_5678_u32, GuestAddress(0x8000)).unwrap();
+        clear(&memory).unwrap();
+        assert_eq!(memory.read_obj::<u32>(GuestAddress(0x8000)).unwrap(), 0);
+    }
+}

@@ -1,0 +1,69 @@
+//! The options of `vm-watchdog boot`.
+
+use std::path::PathBuf;
+
+use vm_watchdog::WatchdogConfig;
+
+use super::memory::MemorySize;
+use super::timeline::Format;
+
+/// Boots a guest in a small VMM on KVM and acts when its watchdog expires.
+///
+/// Without a kernel, a built-in guest arms the watchdog, feeds it, stops, and is bitten; it needs no KVM, and says so
+/// when it has none. The guest's serial console is standard output.
+#[derive(Clone, Debug, clap::Args)]
+pub struct BootOptions {
+    /// The kernel: a bzImage or a 64-bit ELF (vmlinux)
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+
+    /// The initial RAM disk
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub initrd: Option<PathBuf>,
+
+    /// The kernel's command line
+    #[arg(
+        long,
+        value_name = "TEXT",
+        requires = "kernel",
+        default_value = "console=ttyS0 panic=-1 reboot=k no_timer_check"
+    )]
+    pub cmdline: String,
+
+    /// Guest memory, with K, M or G
+    #[arg(long, value_name = "SIZE", default_value = "256M")]
+    pub memory: MemorySize,
+
+    /// A watchdog; may be given up to four times
+    ///
+    /// action=, pretimeout= and then= take reset, poweroff, pause, inject-nmi, dump, none or debug (as none). grace=30s
+    /// with then= acts again when the action did not help. interrupt=intx connects the interrupt of the pretimeout.
+    #[arg(
+        long = "watchdog",
+        value_name = "MODEL[,action=ACTION][,pretimeout=ACTION][,grace=TIME,then=ACTION][,id=NAME][,interrupt=intx]",
+        default_value = "i6300esb,action=reset"
+    )]
+    pub watchdogs: Vec<WatchdogConfig>,
+
+    /// How the timeline is written
+    ///
+    /// json writes one object a line. "event" names it: boot, armed, disarmed, heartbeat, fire, nmi, paused, dump,
+    /// action-failed, reset, guest, log or exit; "vm_time_ns" is when it was written, on the clock of the VM, which
+    /// stands still with it. "fire" has id, stage, action, attempt, deadline_ns, observed_ns, lateness_ns, heartbeats
+    /// and last_heartbeat_ns. What a guest can cause is written at most 20 times a second; "suppressed" counts what was
+    /// left out since the line before.
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
+    pub events: Format,
+
+    /// Where the timeline goes [default: standard error]
+    #[arg(long, value_name = "FILE")]
+    pub events_file: Option<PathBuf>,
+
+    /// Where the action dump writes guest memory, as an ELF core; an older dump is overwritten
+    #[arg(long, value_name = "FILE", default_value = "vm-watchdog.core")]
+    pub dump_file: PathBuf,
+
+    /// The KVM device
+    #[arg(long, value_name = "FILE", default_value = "/dev/kvm")]
+    pub kvm_device: PathBuf,
+}

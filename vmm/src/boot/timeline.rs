@@ -1,0 +1,340 @@
+//! The timeline of a run: what happened, and when by the VM's clock, for a person (text) or a program (JSON lines).
+//!
+//! Some entries can be caused by the guest as often as it likes. They pass a [`Budget`] each, so that no guest fills a
+//! disk faster than [`ENTRIES_PER_SECOND`]; what was left out is counted in the next entry.
+
+use std::fmt;
+use std::io::Write;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde::Serialize;
+use vm_watchdog::{VmClock, VmInstant};
+
+/// How many entries of one kind a guest can cause per second, in the long run.
+pub const ENTRIES_PER_SECOND: u32 = 20;
+/// How many it can cause at once.
+pub const ENTRIES_AT_ONCE: u32 = 100;
+
+/// How entries are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// One line a person can follow.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Something that happened. The JSON form is the serialization; its field `event` is the name in kebab case.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Entry {
+    /// The VMM starts the guest for the first time.
+    Boot {
+        /// What is booted: `built-in` or the path of the kernel.
+        guest: String,
+        /// What runs it: `kvm` or `in-process`.
+        runs_on: &'static str,
+        /// Why it does not run on KVM.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        because: Option<String>,
+        /// Guest memory.
+        memory_bytes: u64,
+        /// Each watchdog, as its option spells it.
+        watchdogs: Vec<String>,
+    },
+    /// A watchdog runs.
+    Armed { id: String },
+    /// A watchdog no longer runs, by the guest's wish.
+    Disarmed { id: String },
+    /// The guest fed a watchdog.
+    Heartbeat { id: String, heartbeats: u64, last_heartbeat_ns: Option<u64> },
+    /// A watchdog fired.
+    Fire {
+        id: String,
+        stage: String,
+        action: String,
+        attempt: u32,
+        deadline_ns: u64,
+        observed_ns: u64,
+        lateness_ns: u64,
+        heartbeats: u64,
+        last_heartbeat_ns: Option<u64>,
+    },
+    /// The guest got a non-maskable interrupt.
+    Nmi,
+    /// The guest stands still and its clock too.
+    Paused,
+    /// Guest memory was written to a file.
+    Dump { path: String, bytes: u64 },
+    /// The VMM could not do what a watchdog asked for.
+    ActionFailed { action: String, reason: String },
+    /// The machine was reset and boots again.
+    Reset { cause: Cause, resets: u64 },
+    /// A remark of the built-in guest.
+    Guest { message: String },
+    /// A log line of the watchdog library.
+    Log { level: String, message: String },
+    /// The run ends.
+    Exit { status: u8, reason: String },
+}
+
+/// Who reset the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cause {
+    /// A watchdog's action.
+    Watchdog,
+    /// The guest itself.
+    Guest,
+}
+
+/// Writes entries with the time on the VM's clock. Shared by all threads of the VMM.
+pub struct Timeline {
+    clock: VmClock,
+    format: Format,
+    state: Mutex<State>,
+}
+
+struct State {
+    out: Box<dyn Write + Send>,
+    feeding: Budget,
+    firing: Budget,
+    remarks: Budget,
+    suppressed: u64,
+}
+
+/// One line of the JSON form.
+#[derive(Serialize)]
+struct Line<'a> {
+    #[serde(flatten)]
+    entry: &'a Entry,
+    vm_time_ns: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    suppressed: u64,
+}
+
+impl Timeline {
+    /// A timeline on this clock.
+    pub fn new(clock: VmClock, format: Format, out: Box<dyn Write + Send>) -> Self {
+        let budget = || Budget::new(clock.now());
+        let state = State { out, feeding: budget(), firing: budget(), remarks: budget(), suppressed: 0 };
+        Self { clock, format, state: Mutex::new(state) }
+    }
+
+    /// Writes an entry, unless it is of a kind of which the guest has caused too many. A timeline that cannot be
+    /// written does not stop the VM.
+    pub fn record(&self, entry: Entry) {
+        let now = self.clock.now();
+        let mut state = self.state();
+        let in_budget = match &entry {
+            Entry::Armed { .. } | Entry::Disarmed { .. } | Entry::Heartbeat { .. } => state.feeding.take(now),
+            Entry::Fire { .. } | Entry::Nmi | Entry::Dump { .. } | Entry::ActionFailed { .. } => state.firing.take(now),
+            Entry::Guest { .. } | Entry::Log { .. } | Entry::Reset { .. } => state.remarks.take(now),
+            Entry::Boot { .. } | Entry::Paused | Entry::Exit { .. } => true,
+        };
+        if !in_budget {
+            state.suppressed += 1;
+            return;
+        }
+        let suppressed = std::mem::take(&mut state.suppressed);
+        let line = self.format.line(&entry, now, suppressed);
+        let _ = state.out.write_all(line.as_bytes()).and_then(|()| state.out.flush());
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Format {
+    fn line(self, entry: &Entry, now: VmInstant, suppressed: u64) -> String {
+        let vm_time_ns = now.as_nanos();
+        let mut line = match self {
+            Self::Text if suppressed > 0 => format!("{} {entry} ({suppressed} entries left out)", Stamp(vm_time_ns)),
+            Self::Text => format!("{} {entry}", Stamp(vm_time_ns)),
+            Self::Json => serde_json::to_string(&Line { entry, vm_time_ns, suppressed })
+                .unwrap_or_else(|error| format!("{{\"event\":\"unwritable\",\"reason\":\"{error}\"}}")),
+        };
+        line.push('\n');
+        line
+    }
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// A token bucket: a burst, then a rate.
+#[derive(Debug)]
+struct Budget {
+    /// When the bucket would be full again.
+    full_at: VmInstant,
+}
+
+impl Budget {
+    const COST: Duration = Duration::from_nanos(1_000_000_000 / ENTRIES_PER_SECOND as u64);
+    const DEPTH: Duration = Duration::from_nanos(Self::COST.as_nanos() as u64 * ENTRIES_AT_ONCE as u64);
+
+    fn new(now: VmInstant) -> Self {
+        Self { full_at: now }
+    }
+
+    fn take(&mut self, now: VmInstant) -> bool {
+        let full_at = self.full_at.max(now) + Self::COST;
+        let in_budget = full_at.saturating_duration_since(now) <= Self::DEPTH;
+        if in_budget {
+            self.full_at = full_at;
+        }
+        in_budget
+    }
+}
+
+/// A time since the start of the VM, for people.
+struct Stamp(u64);
+
+impl fmt::Display for Stamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[{:12.6} s]", Duration::from_nanos(self.0).as_secs_f64())
+    }
+}
+
+/// A duration in seconds, for people.
+fn seconds(nanos: u64) -> String {
+    format!("{:.3} s", Duration::from_nanos(nanos).as_secs_f64())
+}
+
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Boot { guest, runs_on, because: _, memory_bytes, watchdogs } => {
+                write!(f, "boot: {guest} guest, {runs_on}, {} MiB, {}", memory_bytes >> 20, watchdogs.join("; "))
+            }
+            Self::Armed { id } => write!(f, "{id}: armed"),
+            Self::Disarmed { id } => write!(f, "{id}: disarmed by the guest"),
+            Self::Heartbeat { id, heartbeats, .. } => write!(f, "{id}: heartbeat {heartbeats}"),
+            Self::Fire {
+                id,
+                stage,
+                action,
+                attempt,
+                deadline_ns,
+                observed_ns,
+                lateness_ns,
+                heartbeats,
+                last_heartbeat_ns,
+            } => {
+                write!(f, "{id}: {stage}")?;
+                if let Some(last) = last_heartbeat_ns {
+                    write!(
+                        f,
+                        " {} after the last of {heartbeats} heartbeats",
+                        seconds(observed_ns.saturating_sub(*last))
+                    )?;
+                }
+                let lateness = Duration::from_nanos(*lateness_ns).as_secs_f64() * 1e3;
+                write!(f, " (due at {}, {lateness:.3} ms late): {action}", seconds(*deadline_ns))?;
+                if *attempt > 1 { write!(f, " (attempt {attempt})") } else { Ok(()) }
+            }
+            Self::Nmi => f.write_str("NMI injected"),
+            Self::Paused => f.write_str("paused; a signal ends the process"),
+            Self::Dump { path, bytes } => write!(f, "dumped {bytes} bytes of guest memory to {path}"),
+            Self::ActionFailed { action, reason } => write!(f, "{action} failed: {reason}"),
+            Self::Reset { cause: Cause::Watchdog, resets } => write!(f, "reset {resets}, by the watchdog"),
+            Self::Reset { cause: Cause::Guest, resets } => write!(f, "reset {resets}, by the guest itself"),
+            Self::Guest { message } => write!(f, "guest: {message}"),
+            Self::Log { level, message } => write!(f, "{level}: {message}"),
+            Self::Exit { status, reason } => write!(f, "exit {status}: {reason}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    /// What was written, seen from outside.
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl Written {
+        fn lines(&self) -> Vec<String> {
+            String::from_utf8(self.0.lock().unwrap().clone()).unwrap().lines().map(str::to_owned).collect()
+        }
+    }
+
+    impl Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn fire() -> Entry {
+        Entry::Fire {
+            id: "watchdog0".into(),
+            stage: "timeout".into(),
+            action: "reset".into(),
+            attempt: 1,
+            deadline_ns: 2_000_000_000,
+            observed_ns: 2_000_100_000,
+            lateness_ns: 100_000,
+            heartbeats: 3,
+            last_heartbeat_ns: Some(993_367_040),
+        }
+    }
+
+    #[test]
+    fn json_is_one_object_a_line() {
+        let (clock, time) = VmClock::manual();
+        let written = Written::default();
+        let timeline = Timeline::new(clock, Format::Json, Box::new(written.clone()));
+        time.advance(Duration::from_nanos(2_000_200_000));
+        timeline.record(fire());
+        let line: serde_json::Value = serde_json::from_str(&written.lines()[0]).unwrap();
+        assert_eq!(
+            line,
+            serde_json::json!({
+                "event": "fire", "vm_time_ns": 2_000_200_000_u64, "id": "watchdog0", "stage": "timeout",
+                "action": "reset", "attempt": 1, "deadline_ns": 2_000_000_000_u64, "observed_ns": 2_000_100_000_u64,
+                "lateness_ns": 100_000, "heartbeats": 3, "last_heartbeat_ns": 993_367_040,
+            })
+        );
+    }
+
+    #[test]
+    fn text_reads_as_a_sentence() {
+        let (clock, time) = VmClock::manual();
+        let written = Written::default();
+        let timeline = Timeline::new(clock, Format::Text, Box::new(written.clone()));
+        time.advance(Duration::from_millis(2_000));
+        timeline.record(fire());
+        assert_eq!(
+            written.lines(),
+            [
+                "[    2.000000 s] watchdog0: timeout 1.007 s after the last of 3 heartbeats (due at 2.000 s, 0.100 ms late): reset"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_guest_that_feeds_all_the_time_does_not_hide_a_bite_and_does_not_flood() {
+        let (clock, time) = VmClock::manual();
+        let written = Written::default();
+        let timeline = Timeline::new(clock, Format::Json, Box::new(written.clone()));
+        for heartbeats in 0..100_000 {
+            time.advance(Duration::from_micros(100));
+            timeline.record(Entry::Heartbeat { id: "watchdog0".into(), heartbeats, last_heartbeat_ns: None });
+        }
+        timeline.record(fire());
+        let lines = written.lines();
+        let limit = ENTRIES_AT_ONCE + 10 * ENTRIES_PER_SECOND + 1;
+        assert!(lines.len() <= usize::try_from(limit).unwrap(), "{}", lines.len());
+        assert!(lines.last().unwrap().contains("\"fire\""));
+        assert!(lines.last().unwrap().contains("\"suppressed\":"));
+    }
+}

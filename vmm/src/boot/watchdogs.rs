@@ -1,0 +1,136 @@
+//! From the `--watchdog` options to watchdogs on the bus.
+
+use vm_watchdog::i6300esb::{I6300esb, I6300esbConfig, InterruptPin};
+use vm_watchdog::{Action, DeviceModel, KvmInterruptLine, VmClock, Watchdog, WatchdogConfig};
+
+use std::sync::Arc;
+
+use super::devices::pci::PciBus;
+use super::devices::watchdog::{Resources, WatchdogFunction};
+use super::error::BootError;
+use super::inbox::WatchdogSender;
+use super::kvm::KvmMachine;
+use super::timeline::Timeline;
+
+/// The PCI slot of the first watchdog.
+const FIRST_SLOT: u8 = 3;
+/// Where firmware would put BAR0 of the first; each has a page.
+const FIRST_BASE: u32 = 0xFEB0_0000;
+/// The interrupts of a PC that nothing else uses here, one a watchdog.
+const INTERRUPTS: [u8; 4] = [11, 10, 15, 14];
+
+/// The address of BAR0 of the watchdog with this index.
+pub fn base_address(index: u8) -> u32 {
+    FIRST_BASE + 0x1000 * u32::from(index)
+}
+
+/// Refuses what this VMM does not have.
+pub fn check(configs: &[WatchdogConfig]) -> Result<(), BootError> {
+    let usage = |message: String| Err(BootError::Usage(message));
+    if configs.len() > INTERRUPTS.len() {
+        return usage(format!("--watchdog: given {} times, at most {}", configs.len(), INTERRUPTS.len()));
+    }
+    let ids = ids(configs);
+    for (index, (config, id)) in configs.iter().zip(&ids).enumerate() {
+        if ids[..index].contains(id) {
+            return usage(format!("--watchdog: two watchdogs are called {id:?}"));
+        }
+        let policy = &config.policy;
+        let actions = [Some(policy.timeout), Some(policy.pretimeout), policy.escalation.map(|next| next.action)];
+        if actions.contains(&Some(Action::Shutdown)) {
+            return usage("--watchdog: the action shutdown needs ACPI, which this VMM does not have yet".into());
+        }
+        if config.model != DeviceModel::I6300esb {
+            return usage(format!("--watchdog: this VMM has no {}", config.model));
+        }
+    }
+    Ok(())
+}
+
+/// Each watchdog in words.
+pub fn summaries(configs: &[WatchdogConfig]) -> Vec<String> {
+    let summary = |(config, id): (&WatchdogConfig, String)| {
+        let policy = &config.policy;
+        let escalation = policy.escalation.map_or(String::new(), |next| format!(", then {}", next.action));
+        format!("{id}: {}, pretimeout {}, timeout {}{escalation}", config.model, policy.pretimeout, policy.timeout)
+    };
+    configs.iter().zip(ids(configs)).map(summary).collect()
+}
+
+fn ids(configs: &[WatchdogConfig]) -> Vec<String> {
+    let id = |(index, config): (usize, &WatchdogConfig)| config.id.clone().unwrap_or(format!("watchdog{index}"));
+    configs.iter().enumerate().map(id).collect()
+}
+
+/// What watchdogs are built from.
+pub struct Watchdogs<'a> {
+    /// The clock of the VM.
+    pub clock: &'a VmClock,
+    /// Where the guest's doings are shown.
+    pub timeline: &'a Arc<Timeline>,
+    /// Where interrupts go, if anywhere.
+    pub kvm: Option<&'a KvmMachine>,
+    /// Where actions go.
+    pub actions: &'a WatchdogSender,
+}
+
+impl Watchdogs<'_> {
+    /// Builds each watchdog and puts it on the bus.
+    pub fn build(&self, configs: &[WatchdogConfig], bus: &mut PciBus) -> Result<Vec<Watchdog<I6300esb>>, BootError> {
+        let mut watchdogs = Vec::new();
+        for (index, (config, id)) in (0_u8..).zip(configs.iter().zip(ids(configs))) {
+            let interrupt = config.interrupt.then_some(INTERRUPTS[usize::from(index)]);
+            let watchdog = self.build_one(config, id, interrupt)?;
+            let resources = Resources { base: base_address(index), interrupt };
+            let function = WatchdogFunction::new(watchdog.clone(), resources, self.timeline.clone());
+            bus.insert(FIRST_SLOT + index, Box::new(function));
+            watchdogs.push(watchdog);
+        }
+        Ok(watchdogs)
+    }
+
+    fn build_one(
+        &self,
+        config: &WatchdogConfig,
+        id: String,
+        interrupt: Option<u8>,
+    ) -> Result<Watchdog<I6300esb>, BootError> {
+        let interrupt_pin = if interrupt.is_some() { InterruptPin::IntA } else { InterruptPin::None };
+        let model = I6300esb::new(I6300esbConfig { interrupt_pin, ..Default::default() });
+        let builder = Watchdog::builder(id, model).clock(self.clock.clone()).policy(config.policy);
+        let builder = match (self.kvm, interrupt) {
+            (Some(kvm), Some(gsi)) => {
+                kvm.set_level_triggered(gsi)?;
+                builder.interrupt_line(KvmInterruptLine::new(kvm.vm().clone(), gsi.into()))
+            }
+            _ => builder,
+        };
+        Ok(builder.build(self.actions.clone())?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::ExitStatus;
+
+    fn configs(texts: &[&str]) -> Vec<WatchdogConfig> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn what_this_vmm_does_not_have_is_refused_in_one_line() {
+        let refused: [&[&str]; 4] = [
+            &["i6300esb,action=shutdown"],
+            &["i6300esb,grace=1s,then=shutdown"],
+            &["i6300esb,id=a", "i6300esb,id=a"],
+            &["i6300esb"; 5],
+        ];
+        for texts in refused {
+            let error = check(&configs(texts)).expect_err(texts[0]);
+            assert_eq!(error.exit_status(), ExitStatus::Usage);
+            assert!(!error.to_string().contains('\n'));
+        }
+        check(&configs(&["i6300esb"; 4])).unwrap();
+    }
+}

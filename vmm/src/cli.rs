@@ -1,0 +1,87 @@
+//! The command line.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::boot::BootOptions;
+use crate::exit::{self, ExitStatus};
+
+/// Watchdog devices for virtual machines.
+#[derive(Debug, Parser)]
+#[command(name = "vm-watchdog", version, after_help = exit::HELP)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// What to do.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Boot a guest in a small VMM (the default, with its built-in guest)
+    #[command(after_help = exit::HELP)]
+    Boot(BootOptions),
+}
+
+/// The command to run, or the status to end with after help or an error was printed.
+pub fn parse() -> Result<Command, ExitCode> {
+    parse_from(std::env::args_os()).map_err(|error| {
+        if error.use_stderr() {
+            eprintln!("vm-watchdog: {}", one_line(&error));
+            ExitStatus::Usage.into()
+        } else {
+            // Help that nobody reads is no failure.
+            let _ = error.print();
+            ExitCode::SUCCESS
+        }
+    })
+}
+
+fn parse_from<T: Into<std::ffi::OsString> + Clone>(
+    arguments: impl IntoIterator<Item = T>,
+) -> clap::error::Result<Command> {
+    match Cli::try_parse_from(arguments)?.command {
+        Some(command) => Ok(command),
+        None => parse_from(["vm-watchdog", "boot"]),
+    }
+}
+
+/// The message alone, without the usage that clap adds to it.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let message: Vec<_> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+    message.join(" ").trim_start_matches("error: ").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn nothing_means_boot_with_the_built_in_guest() {
+        let Command::Boot(options) = parse_from(["vm-watchdog"]).unwrap();
+        assert_eq!((options.kernel, options.watchdogs.len()), (None, 1));
+    }
+
+    #[test]
+    fn mistakes_are_one_line() {
+        let mistakes = [
+            ("--watchdog=i6300esb,action=explode", "explode"),
+            ("--watchdog=tco", "tco"),
+            ("--memory=lots", "lots"),
+            ("--initrd=x", "--kernel"),
+            ("--events=xml", "text, json"),
+            ("--nonsense", "--nonsense"),
+        ];
+        for (argument, mentions) in mistakes {
+            let line = one_line(&parse_from(["vm-watchdog", "boot", argument]).expect_err(argument));
+            assert!(line.contains(mentions) && !line.contains('\n'), "{line}");
+        }
+    }
+}
