@@ -1,0 +1,165 @@
+//! A QEMU that is stepped from outside: qtest for accesses and time, QMP for the watchdog's events.
+
+use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use vm_watchdog_test_support::Unavailable;
+use vm_watchdog_test_support::process::Process;
+use vm_watchdog_test_support::qemu::Qemu as Package;
+
+use crate::pair::Space;
+
+/// Longer than anything takes on a busy machine; a test that hits it has failed.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// Where the PCI function sits: device 4 on bus 0.
+const FUNCTION: u32 = 0x8000_2000;
+const BAR0: u32 = 0xFEBF_1000;
+
+pub struct Qemu {
+    qtest: BufReader<UnixStream>,
+    qmp: BufReader<UnixStream>,
+    bites: u32,
+    resets: u32,
+    _process: Process,
+    _sockets: TempDir,
+}
+
+impl Qemu {
+    /// A machine with the watchdog, its BAR mapped, at virtual time zero.
+    pub fn start() -> Result<Self, Unavailable> {
+        let package = Package::fetch()?;
+        let sockets = tempfile::tempdir().expect("a temporary folder");
+        let [qtest, qmp] = ["qtest", "qmp"].map(|name| sockets.path().join(name));
+        let listeners = [&qtest, &qmp].map(|path| UnixListener::bind(path).expect("a socket to listen on"));
+        let unix = |path: &Path| format!("unix:{}", path.display());
+
+        let mut command = package.system("x86_64");
+        command
+            .args(["-machine", "pc", "-accel", "qtest", "-display", "none", "-nodefaults"])
+            .args(["-qtest", &unix(&qtest), "-qmp", &unix(&qmp)])
+            .args(["-device", "i6300esb,addr=04.0", "-action", "watchdog=none"]);
+        let mut process = Process::start(command, LIMIT).expect("QEMU starts");
+        let [qtest, qmp] = listeners.map(|listener| accept(&listener).map(BufReader::new));
+        let (Ok(qtest), Ok(qmp)) = (qtest, qmp) else {
+            panic!("QEMU did not connect: {:?}", process.wait_for("nothing that it prints"));
+        };
+        let mut qemu = Self { qtest, qmp, bites: 0, resets: 0, _process: process, _sockets: sockets };
+        assert!(line(&mut qemu.qmp).contains("QMP"), "a greeting");
+        qemu.execute("qmp_capabilities");
+        qemu.map();
+        Ok(qemu)
+    }
+
+    fn map(&mut self) {
+        self.write(Space::Config, 0x10, 4, BAR0);
+        self.write(Space::Config, 0x04, 2, 0x0002);
+    }
+
+    pub fn read(&mut self, space: Space, offset: u16, width: usize) -> u32 {
+        let answer = match space {
+            Space::Config => {
+                self.select(offset);
+                self.qtest(&format!("in{} {:#x}", suffix(width), 0xCFC + (offset & 3)))
+            }
+            Space::Bar => self.qtest(&format!("read{} {:#x}", suffix(width), BAR0 + u32::from(offset))),
+        };
+        let value = answer.strip_prefix("0x").unwrap_or_else(|| panic!("not a number: {answer}"));
+        u64::from_str_radix(value, 16).expect("a number") as u32
+    }
+
+    pub fn write(&mut self, space: Space, offset: u16, width: usize, value: u32) {
+        match space {
+            Space::Config => {
+                self.select(offset);
+                self.qtest(&format!("out{} {:#x} {value:#x}", suffix(width), 0xCFC + (offset & 3)));
+            }
+            Space::Bar => {
+                self.qtest(&format!("write{} {:#x} {value:#x}", suffix(width), BAR0 + u32::from(offset)));
+            }
+        }
+    }
+
+    fn select(&mut self, offset: u16) {
+        self.qtest(&format!("outl 0xcf8 {:#x}", FUNCTION | u32::from(offset & !3)));
+    }
+
+    /// Lets virtual time pass. Returns how many times the watchdog bit.
+    ///
+    /// QEMU reports no more than one bite in a second of virtual time.
+    pub fn step(&mut self, nanos: u64) -> u32 {
+        if nanos > 0 {
+            self.qtest(&format!("clock_step {nanos}"));
+        }
+        // An answer comes after all events before it.
+        self.execute("query-name");
+        std::mem::take(&mut self.bites)
+    }
+
+    /// Resets the platform, and maps the BAR again.
+    pub fn reset(&mut self) {
+        let before = self.resets;
+        self.execute("system_reset");
+        while self.resets == before {
+            self.receive();
+        }
+        self.map();
+    }
+
+    fn qtest(&mut self, command: &str) -> String {
+        writeln!(self.qtest.get_mut(), "{command}").expect("QEMU listens");
+        let answer = line(&mut self.qtest);
+        let result = answer.strip_prefix("OK").unwrap_or_else(|| panic!("{command}: {answer}"));
+        result.trim().to_owned()
+    }
+
+    fn execute(&mut self, command: &str) {
+        writeln!(self.qmp.get_mut(), r#"{{"execute": "{command}"}}"#).expect("QEMU listens");
+        while !self.receive().starts_with(r#"{"return""#) {}
+    }
+
+    /// Takes one message of QMP and counts it if it is an event of interest.
+    fn receive(&mut self) -> String {
+        let message = line(&mut self.qmp);
+        assert!(!message.contains(r#""error""#), "{message}");
+        self.bites += u32::from(message.contains(r#""event": "WATCHDOG""#));
+        self.resets += u32::from(message.contains(r#""event": "RESET""#));
+        message
+    }
+}
+
+fn suffix(width: usize) -> char {
+    match width {
+        1 => 'b',
+        2 => 'w',
+        4 => 'l',
+        _ => panic!("no access is {width} bytes wide"),
+    }
+}
+
+fn line(stream: &mut BufReader<UnixStream>) -> String {
+    let mut line = String::new();
+    stream.read_line(&mut line).expect("QEMU answers");
+    assert!(line.ends_with('\n'), "QEMU went away");
+    line
+}
+
+fn accept(listener: &UnixListener) -> std::io::Result<UnixStream> {
+    listener.set_nonblocking(true)?;
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(false)?;
+                stream.set_read_timeout(Some(LIMIT))?;
+                return Ok(stream);
+            }
+            Err(error) if error.kind() != ErrorKind::WouldBlock || Instant::now() > deadline => return Err(error),
+            Err(_) => thread::sleep(Duration::from_millis(5)),
+        }
+    }
+}
