@@ -1,0 +1,128 @@
+//! A writer for initramfs images: cpio archives in the "newc" format, as `Documentation/driver-api/early-userspace/
+//! buffer-format.rst` of Linux describes them. No root needed: the guest gets its device nodes from devtmpfs.
+
+use std::collections::BTreeSet;
+
+const FOLDER: u32 = 0o040_755;
+const FILE: u32 = 0o100_644;
+const PROGRAM: u32 = 0o100_755;
+
+/// An initramfs image under construction. Folders appear by themselves; paths are relative to the root.
+///
+/// ```
+/// use vm_watchdog_test_support::initramfs::Initramfs;
+///
+/// let image = Initramfs::new().program("init", b"#!/bin/sh\n").file("etc/motd", b"hello\n").build();
+/// assert!(image.starts_with(b"070701"));
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Initramfs {
+    archive: Vec<u8>,
+    folders: BTreeSet<String>,
+    entries: u32,
+}
+
+impl Initramfs {
+    /// An empty image.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a file that can be executed.
+    #[must_use]
+    pub fn program(self, path: &str, content: &[u8]) -> Self {
+        self.with_folders_of(path).entry(path, PROGRAM, content)
+    }
+
+    /// Adds a file.
+    #[must_use]
+    pub fn file(self, path: &str, content: &[u8]) -> Self {
+        self.with_folders_of(path).entry(path, FILE, content)
+    }
+
+    /// Adds a folder.
+    #[must_use]
+    pub fn folder(self, path: &str) -> Self {
+        self.with_folders_of(&format!("{path}/"))
+    }
+
+    /// The image. Not compressed, since a guest on an emulated CPU unpacks slowly.
+    pub fn build(self) -> Vec<u8> {
+        let mut archive = self.entry("TRAILER!!!", 0, &[]).archive;
+        archive.resize(archive.len().next_multiple_of(512), 0);
+        archive
+    }
+
+    fn with_folders_of(mut self, path: &str) -> Self {
+        for (end, _) in path.match_indices('/') {
+            if self.folders.insert(path[..end].to_owned()) {
+                self = self.entry(&path[..end], FOLDER, &[]);
+            }
+        }
+        self
+    }
+
+    fn entry(mut self, name: &str, mode: u32, content: &[u8]) -> Self {
+        self.entries += 1;
+        let size = u32::try_from(content.len()).expect("newc holds files below 4 GiB");
+        let name_size = u32::try_from(name.len() + 1).expect("a short name");
+        let (links, owner, time, device, check) = (1, 0, 0, 0, 0);
+        let fields = [
+            self.entries,
+            mode,
+            owner,
+            owner,
+            links,
+            time,
+            size,
+            device,
+            device,
+            device,
+            device,
+            name_size,
+            check,
+        ];
+        self.archive.extend_from_slice(b"070701");
+        for field in fields {
+            self.archive.extend_from_slice(format!("{field:08x}").as_bytes());
+        }
+        self.archive.extend_from_slice(name.as_bytes());
+        self.archive.push(0);
+        self.pad();
+        self.archive.extend_from_slice(content);
+        self.pad();
+        self
+    }
+
+    fn pad(&mut self) {
+        self.archive.resize(self.archive.len().next_multiple_of(4), 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_header_and_every_content_is_aligned() {
+        let image = Initramfs::new().program("a/b/init", b"12345").file("a/b/c", b"").build();
+        let mut names = Vec::new();
+        let mut at = 0;
+        loop {
+            assert_eq!(&image[at..at + 6], b"070701", "at {at}");
+            let field = |n: usize| {
+                let digits = &image[at + 6 + 8 * n..at + 14 + 8 * n];
+                usize::from_str_radix(std::str::from_utf8(digits).unwrap(), 16).unwrap()
+            };
+            let (size, name_size) = (field(6), field(11));
+            let name = std::str::from_utf8(&image[at + 110..at + 110 + name_size - 1]).unwrap();
+            names.push(name.to_owned());
+            if name == "TRAILER!!!" {
+                break;
+            }
+            at = (at + 110 + name_size).next_multiple_of(4);
+            at = (at + size).next_multiple_of(4);
+        }
+        assert_eq!(names, ["a", "a/b", "a/b/init", "a/b/c", "TRAILER!!!"]);
+    }
+}

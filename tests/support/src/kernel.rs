@@ -1,0 +1,166 @@
+//! Debian's kernel, unmodified: the image, its modules, and a static busybox to run on it.
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use lzma_rust2::XzReader;
+
+use crate::debian::{Keep, Packages, Suite};
+use crate::{Unavailable, assets};
+
+/// A kernel package and busybox, unpacked.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    root: PathBuf,
+    release: String,
+}
+
+/// A kernel module: its name as in its file's name, and its content.
+#[derive(Clone, Debug)]
+pub struct Module {
+    /// Such as `kvm-amd`.
+    pub name: String,
+    /// The ELF file.
+    pub content: Vec<u8>,
+}
+
+impl Kernel {
+    /// The kernel of the Debian release that this machine runs, for x86 guests. (The `cloud` flavour has no i6300esb.)
+    pub fn x86() -> Result<Self, Unavailable> {
+        Self::of(Packages {
+            folder: "linux-amd64",
+            suite: Suite::Machine,
+            architecture: "amd64",
+            install: &["linux-image-amd64", "busybox-static"],
+            keep: Keep::NamesStartingWith(&["linux-image-", "busybox-static"]),
+        })
+    }
+
+    /// The same release, for s390x guests.
+    pub fn s390x() -> Result<Self, Unavailable> {
+        Self::of(Packages {
+            folder: "linux-s390x",
+            suite: Suite::Machine,
+            architecture: "s390x",
+            install: &["linux-image-s390x", "busybox-static"],
+            keep: Keep::NamesStartingWith(&["linux-image-", "busybox-static"]),
+        })
+    }
+
+    fn of(packages: Packages) -> Result<Self, Unavailable> {
+        let root = packages.fetch()?;
+        let boot = root.join("boot");
+        let release = fs::read_dir(&boot)
+            .map_err(Unavailable::while_doing(boot.display()))?
+            .filter_map(|entry| Some(entry.ok()?.file_name().to_str()?.strip_prefix("vmlinuz-")?.to_owned()))
+            .next()
+            .ok_or_else(|| Unavailable::new(format!("no kernel in {}", boot.display())))?;
+        Ok(Self { root, release })
+    }
+
+    /// The kernel's release, such as `6.1.0-50-amd64`.
+    pub fn release(&self) -> &str {
+        &self.release
+    }
+
+    /// The image as a boot loader takes it.
+    pub fn image(&self) -> PathBuf {
+        self.root.join("boot").join(format!("vmlinuz-{}", self.release))
+    }
+
+    /// The ELF file inside the image: a guest on an emulated CPU takes long to unpack it by itself.
+    pub fn elf(&self) -> Result<PathBuf, Unavailable> {
+        let folder = assets::asset(&format!("vmlinux-{}", self.release), "1", |folder| {
+            let image = read(&self.image())?;
+            let elf = payload(&image).and_then(unxz)?;
+            fs::write(folder.join("vmlinux"), elf).map_err(Unavailable::while_doing(folder.display()))
+        })?;
+        Ok(folder.join("vmlinux"))
+    }
+
+    /// A module and, before it, those it depends on.
+    pub fn module(&self, name: &str) -> Result<Vec<Module>, Unavailable> {
+        let mut found = Vec::new();
+        self.add_module(name, &mut found)?;
+        Ok(found)
+    }
+
+    /// The busybox of the package `busybox-static`.
+    pub fn busybox(&self) -> Result<Vec<u8>, Unavailable> {
+        ["usr/bin/busybox", "bin/busybox"]
+            .iter()
+            .map(|path| self.root.join(path))
+            .find(|path| path.exists())
+            .ok_or_else(|| Unavailable::new("busybox-static has no busybox"))
+            .and_then(|path| read(&path))
+    }
+
+    fn add_module(&self, name: &str, found: &mut Vec<Module>) -> Result<(), Unavailable> {
+        if found.iter().any(|module| same_module(&module.name, name)) {
+            return Ok(());
+        }
+        let modules = ["usr/lib/modules", "lib/modules"].map(|path| self.root.join(path).join(&self.release));
+        let path = modules
+            .iter()
+            .find_map(|folder| find_module(folder, name))
+            .ok_or_else(|| Unavailable::new(format!("Linux {} has no module {name}", self.release)))?;
+        let content = read(&path)?;
+        let content = if path.extension().is_some_and(|xz| xz == "xz") { unxz(&content)? } else { content };
+        for dependency in dependencies(&content) {
+            self.add_module(&dependency, found)?;
+        }
+        found.push(Module { name: module_name(&path).to_owned(), content });
+        Ok(())
+    }
+}
+
+/// The compressed kernel inside a bzImage: `payload_offset` and `payload_length` of the x86 boot protocol.
+fn payload(image: &[u8]) -> Result<&[u8], Unavailable> {
+    let word = |at: usize| Some(u32::from_le_bytes(image.get(at..at + 4)?.try_into().ok()?) as usize);
+    let setup_sectors = image.get(0x1f1).map(|&sectors| if sectors == 0 { 4 } else { usize::from(sectors) });
+    (|| {
+        let start = (setup_sectors? + 1) * 512 + word(0x248)?;
+        image.get(start..start + word(0x24c)?)
+    })()
+    .ok_or_else(|| Unavailable::new("the kernel image is no bzImage"))
+}
+
+fn unxz(packed: &[u8]) -> Result<Vec<u8>, Unavailable> {
+    let mut content = Vec::new();
+    XzReader::new(packed, false).read_to_end(&mut content).map_err(Unavailable::while_doing("unpacking xz"))?;
+    Ok(content)
+}
+
+/// What a module says it depends on, in its section `.modinfo`.
+fn dependencies(module: &[u8]) -> Vec<String> {
+    let key = b"\0depends=";
+    let Some(at) = module.windows(key.len()).position(|window| window == key) else {
+        return Vec::new();
+    };
+    let value = module[at + key.len()..].split(|&byte| byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(value).split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()
+}
+
+fn find_module(folder: &Path, name: &str) -> Option<PathBuf> {
+    let entries = fs::read_dir(folder).ok()?;
+    let mut paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    paths.sort();
+    paths.into_iter().find_map(|path| {
+        if path.is_dir() { find_module(&path, name) } else { same_module(module_name(&path), name).then_some(path) }
+    })
+}
+
+fn module_name(path: &Path) -> &str {
+    let file = path.file_name().and_then(|file| file.to_str()).unwrap_or_default();
+    file.split_once(".ko").map_or("", |(name, _)| name)
+}
+
+/// Modules are spelled with dashes in files and with underscores everywhere else.
+fn same_module(one: &str, other: &str) -> bool {
+    one.replace('-', "_") == other.replace('-', "_")
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Unavailable> {
+    fs::read(path).map_err(Unavailable::while_doing(path.display()))
+}
