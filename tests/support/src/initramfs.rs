@@ -67,21 +67,8 @@ impl Initramfs {
         let size = u32::try_from(content.len()).expect("newc holds files below 4 GiB");
         let name_size = u32::try_from(name.len() + 1).expect("a short name");
         let (links, owner, time, device, check) = (1, 0, 0, 0, 0);
-        let fields = [
-            self.entries,
-            mode,
-            owner,
-            owner,
-            links,
-            time,
-            size,
-            device,
-            device,
-            device,
-            device,
-            name_size,
-            check,
-        ];
+        let fields =
+            [self.entries, mode, owner, owner, links, time, size, device, device, device, device, name_size, check];
         self.archive.extend_from_slice(b"070701");
         for field in fields {
             self.archive.extend_from_slice(format!("{field:08x}").as_bytes());
