@@ -41,6 +41,7 @@ pub const SCENARIOS: &[Scenario] = &[
             watchdog -F -t 1 -T 4 /dev/watchdog &
             sleep 3
             kill -9 $!
+            wait $!
             say killed
             sleep 20
             say survived
@@ -66,6 +67,7 @@ pub const SCENARIOS: &[Scenario] = &[
             watchdog -F -t 1 -T 4 /dev/watchdog &
             sleep 1
             kill -9 $!
+            wait $!
             say killed
             sleep 20
             say survived
@@ -133,6 +135,7 @@ pub const SCENARIOS: &[Scenario] = &[
             watchdog -t 2000ms -T 4000ms /dev/watchdog
             sleep 5
             killall -9 watchdog
+            sleep 1
             say killed
             sleep 40
             say survived
@@ -154,6 +157,7 @@ pub const SCENARIOS: &[Scenario] = &[
             watchdog -F -t 1 -T 4 /dev/watchdog &
             sleep 1
             kill -9 $!
+            wait $!
             say killed
             sleep 8
             say survived
