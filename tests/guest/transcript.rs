@@ -44,6 +44,18 @@ impl Transcript {
         events[0]
     }
 
+    /// The only expiry of the timeout.
+    ///
+    /// # Panics
+    ///
+    /// If there is none or more than one.
+    pub fn bite(&self) -> &Value {
+        let mut bites = self.events("fire");
+        bites.retain(|fire| fire["stage"] == "timeout");
+        assert_eq!(bites.len(), 1, "the watchdog should bite once");
+        bites[0]
+    }
+
     /// A time in an event, by the VM's clock.
     ///
     /// # Panics
