@@ -1,6 +1,5 @@
 //! A program with a console and a hard time limit: a QEMU, or a VMM of ours.
 
-use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::Path;
@@ -27,8 +26,6 @@ pub struct Process {
     output: Receiver<Vec<u8>>,
     printed: String,
     read_up_to: usize,
-    limit: Duration,
-    deadline: Instant,
 }
 
 /// Why a program did not do what was expected of it.
@@ -44,11 +41,11 @@ pub enum ProcessError {
         source: io::Error,
     },
     /// It took too long.
-    #[error("not within {limit:?}: {awaited}; it printed:\n{printed}")]
+    #[error("{awaited} took more than {limit:?}; it printed:\n{printed}")]
     TooSlow {
         /// What did not happen.
         awaited: String,
-        /// The limit of the whole run.
+        /// How long it could have taken.
         limit: Duration,
         /// Everything it printed.
         printed: String,
@@ -66,8 +63,8 @@ pub enum ProcessError {
 }
 
 impl Process {
-    /// Starts `command`, whose console is its standard input and output. From now on it has `limit` to end.
-    pub fn start(mut command: Command, limit: Duration) -> Result<Self, ProcessError> {
+    /// Starts `command`, whose console is its standard input and output.
+    pub fn start(mut command: Command) -> Result<Self, ProcessError> {
         let name = command.get_program().to_string_lossy().into_owned();
         let io_error = |source| ProcessError::Io { doing: format!("starting {name}"), source };
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| io_error(error.into()))?;
@@ -76,7 +73,6 @@ impl Process {
         // The command holds the other end of the pipe, and the end of the output is only seen when nobody does.
         drop(command);
         let input = child.stdin.take();
-        let deadline = Instant::now() + limit;
         let (sender, output) = channel();
         thread::spawn(move || {
             let mut reader = File::from(reader);
@@ -87,7 +83,7 @@ impl Process {
                 }
             }
         });
-        Ok(Self { child, input, output, printed: String::new(), read_up_to: 0, limit, deadline })
+        Ok(Self { child, input, output, printed: String::new(), read_up_to: 0 })
     }
 
     /// Types a line.
@@ -98,41 +94,44 @@ impl Process {
             .map_err(|source| ProcessError::Io { doing: format!("typing {line:?}"), source })
     }
 
-    /// Waits for a text after the last one waited for. Returns what was printed from there on, the text included.
-    pub fn wait_for(&mut self, text: &str) -> Result<String, ProcessError> {
+    /// Waits at most `limit` for a text after the last one waited for. Returns what was printed from there on, the text
+    /// included.
+    pub fn wait_for(&mut self, text: &str, limit: Duration) -> Result<String, ProcessError> {
+        let awaited = format!("printing {text:?}");
+        let deadline = Instant::now() + limit;
         let start = self.read_up_to;
         loop {
             if let Some(at) = self.printed[start..].find(text) {
                 self.read_up_to = start + at + text.len();
                 return Ok(self.printed[start..self.read_up_to].to_owned());
             }
-            if !self.receive(text)? {
-                let status = self.status()?;
-                let (awaited, printed) = (format!("printing {text:?}"), self.printed.clone());
+            if !self.receive(&awaited, deadline, limit)? {
+                let (status, printed) = (self.status()?, self.printed.clone());
                 return Err(ProcessError::Ended { awaited, status, printed });
             }
         }
     }
 
-    /// Waits for the end. Returns how it ended, and everything it printed.
-    pub fn wait(mut self) -> Result<(ExitStatus, String), ProcessError> {
-        while self.receive("its end")? {}
+    /// Waits at most `limit` for the end. Returns how it ended, and everything it printed.
+    pub fn wait(mut self, limit: Duration) -> Result<(ExitStatus, String), ProcessError> {
+        let deadline = Instant::now() + limit;
+        while self.receive("its end", deadline, limit)? {}
         Ok((self.status()?, std::mem::take(&mut self.printed)))
     }
 
     /// Waits for more output; false at its end.
-    fn receive(&mut self, awaited: &str) -> Result<bool, ProcessError> {
-        match self.output.recv_timeout(self.deadline.saturating_duration_since(Instant::now())) {
+    fn receive(&mut self, awaited: &str, deadline: Instant, limit: Duration) -> Result<bool, ProcessError> {
+        match self.output.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(chunk) => {
-                let _ = write!(self.printed, "{}", String::from_utf8_lossy(&chunk));
+                // Serial consoles end lines with CR LF.
+                self.printed.extend(String::from_utf8_lossy(&chunk).chars().filter(|&character| character != '\r'));
                 Ok(true)
             }
             Err(RecvTimeoutError::Disconnected) => Ok(false),
-            Err(RecvTimeoutError::Timeout) => Err(ProcessError::TooSlow {
-                awaited: awaited.to_owned(),
-                limit: self.limit,
-                printed: self.printed.clone(),
-            }),
+            Err(RecvTimeoutError::Timeout) => {
+                let (awaited, printed) = (awaited.to_owned(), self.printed.clone());
+                Err(ProcessError::TooSlow { awaited, limit, printed })
+            }
         }
     }
 
@@ -152,31 +151,33 @@ impl Drop for Process {
 mod tests {
     use super::*;
 
-    fn shell(script: &str, limit: Duration) -> Process {
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    fn shell(script: &str) -> Process {
         let mut command = that_dies_with_us(Path::new("/bin/sh"));
         command.args(["-c", script]);
-        Process::start(command, limit).unwrap()
+        Process::start(command).unwrap()
     }
 
     #[test]
     fn a_dialogue() {
-        let mut process = shell("echo ready; read word; echo got $word; exit 3", Duration::from_secs(10));
-        process.wait_for("ready\n").unwrap();
+        let mut process = shell("echo ready; read word; echo got $word; exit 3");
+        process.wait_for("ready\n", LIMIT).unwrap();
         process.send_line("this").unwrap();
-        assert_eq!(process.wait_for("this\n").unwrap(), "got this\n");
-        let (status, printed) = process.wait().unwrap();
+        assert_eq!(process.wait_for("this\n", LIMIT).unwrap(), "got this\n");
+        let (status, printed) = process.wait(LIMIT).unwrap();
         assert_eq!((status.code(), printed.as_str()), (Some(3), "ready\ngot this\n"));
     }
 
     #[test]
     fn an_early_end_shows_the_output() {
-        let error = shell("echo oops >&2", Duration::from_secs(10)).wait_for("ready").unwrap_err();
+        let error = shell("echo oops >&2").wait_for("ready", LIMIT).unwrap_err();
         assert!(matches!(&error, ProcessError::Ended { printed, .. } if printed == "oops\n"), "{error}");
     }
 
     #[test]
     fn the_limit_is_hard() {
-        let error = shell("exec sleep 1000", Duration::from_millis(100)).wait().unwrap_err();
+        let error = shell("exec sleep 1000").wait(Duration::from_millis(100)).unwrap_err();
         assert!(matches!(error, ProcessError::TooSlow { .. }), "{error}");
     }
 }

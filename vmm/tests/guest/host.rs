@@ -1,0 +1,218 @@
+//! Where guests under test run.
+//!
+//! Our VMM needs KVM. Where the machine has a real one, the VMM runs directly. Elsewhere it runs in an outer guest:
+//! QEMU's emulation of an x86 processor includes AMD's SVM, so a stock kernel in it has a KVM that works. The outer
+//! guest boots once, and takes one command after the other on its console.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use vm_watchdog_test_support::Unavailable;
+use vm_watchdog_test_support::initramfs::Initramfs;
+use vm_watchdog_test_support::kernel::Kernel;
+use vm_watchdog_test_support::process::{self, Process};
+use vm_watchdog_test_support::qemu::Qemu;
+
+use crate::scenarios::{SCENARIOS, Scenario};
+use crate::transcript::Transcript;
+
+const VMM: &str = env!("CARGO_BIN_EXE_vm-watchdog");
+
+/// How long one guest may take from its start to its end. The longest takes a third of it.
+const RUN_LIMIT: Duration = Duration::from_secs(90);
+/// How long the outer guest may take to boot, and to answer.
+const OUTER_LIMIT: Duration = Duration::from_secs(60);
+
+/// For every kernel. The self-tests of its ciphers take a second of every boot.
+const CMDLINE: &str = "console=ttyS0 quiet panic=-1 cryptomgr.notests";
+
+/// What guests run on.
+pub struct Hosts {
+    kernel: PathBuf,
+    guest: PathBuf,
+    qemu: Qemu,
+    ours: Ours,
+}
+
+/// What our VMM runs on.
+enum Ours {
+    /// The KVM of this machine.
+    Direct,
+    /// The KVM of an outer guest, which has this initramfs.
+    Nested { qemu: Qemu, initramfs: PathBuf, outer: Option<Process> },
+}
+
+impl Hosts {
+    /// Fetches and builds everything; boots nothing yet.
+    pub fn prepare() -> Result<Self, Unavailable> {
+        let kernel = Kernel::x86()?;
+        let qemu = Qemu::current()?;
+        let guest = guest_initramfs(&kernel)?;
+        let elf = kernel.elf()?;
+        let ours = if kvm_is_real() {
+            Ours::Direct
+        } else {
+            let initramfs = write("outer.cpio", &outer_initramfs(&kernel, &elf, &guest)?)?;
+            Ours::Nested { qemu: Qemu::for_nested_kvm()?, initramfs, outer: None }
+        };
+        Ok(Self { kernel: elf, guest: write("guest.cpio", &guest)?, qemu, ours })
+    }
+
+    /// Runs a scenario in our VMM.
+    pub fn run_on_ours(&mut self, scenario: &Scenario) -> Result<Transcript, String> {
+        match &mut self.ours {
+            Ours::Direct => run_directly(scenario, &self.kernel, &self.guest),
+            Ours::Nested { qemu, initramfs, outer } => {
+                let mut running = match outer.take() {
+                    Some(running) => running,
+                    None => boot_outer(qemu, &self.kernel, initramfs)?,
+                };
+                let transcript = run_nested(scenario, &mut running)?;
+                // Only kept while it answers: after an error the next test gets a new one.
+                *outer = Some(running);
+                Ok(transcript)
+            }
+        }
+    }
+
+    /// Runs a scenario in QEMU, with QEMU's own device.
+    pub fn run_on_qemu(&self, scenario: &Scenario) -> Result<Transcript, String> {
+        let mut machine = self.qemu.system("x86_64");
+        machine.args(["-machine", "pc", "-accel", "tcg", "-cpu", "max", "-m", "256"]);
+        machine.args(["-display", "none", "-nodefaults", "-serial", "stdio"]);
+        machine.args(["-device", "i6300esb", "-action", &format!("watchdog={}", scenario.action)]);
+        machine.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.guest);
+        machine.arg("-append").arg(format!("{CMDLINE} scenario={}", scenario.name));
+        let machine = Process::start(machine).map_err(|error| error.to_string())?;
+        let (status, console) = machine.wait(RUN_LIMIT).map_err(|error| error.to_string())?;
+        Transcript::new(status.code(), console, "")
+    }
+}
+
+/// The arguments of our VMM.
+fn arguments(scenario: &Scenario, kernel: &Path, initrd: &Path, events: &Path) -> Vec<OsString> {
+    let cmdline = format!("{CMDLINE} reboot=k no_timer_check scenario={}", scenario.name);
+    let watchdog = format!("i6300esb,action={}", scenario.action);
+    let mut arguments: Vec<OsString> = ["boot", "--memory", "256M", "--events", "json"].map(Into::into).into();
+    let options: [(&str, OsString); 5] = [
+        ("--events-file", events.into()),
+        ("--kernel", kernel.into()),
+        ("--initrd", initrd.into()),
+        ("--cmdline", cmdline.into()),
+        ("--watchdog", watchdog.into()),
+    ];
+    for (option, value) in options {
+        arguments.extend([option.into(), value]);
+    }
+    arguments
+}
+
+fn run_directly(scenario: &Scenario, kernel: &Path, guest: &Path) -> Result<Transcript, String> {
+    let events = scratch("events.json");
+    let mut vmm = process::that_dies_with_us(Path::new(VMM));
+    vmm.args(arguments(scenario, kernel, guest, &events));
+    let vmm = Process::start(vmm).map_err(|error| error.to_string())?;
+    let (status, console) = vmm.wait(RUN_LIMIT).map_err(|error| error.to_string())?;
+    let events = fs::read_to_string(&events).map_err(|error| format!("{}: {error}", events.display()))?;
+    Transcript::new(status.code(), console, &events)
+}
+
+fn boot_outer(qemu: &Qemu, kernel: &Path, initramfs: &Path) -> Result<Process, String> {
+    let mut machine = qemu.system("x86_64");
+    machine.args(["-machine", "pc", "-accel", "tcg", "-cpu", "max", "-m", "2048", "-no-reboot"]);
+    machine.args(["-display", "none", "-nodefaults", "-serial", "stdio"]);
+    machine.arg("-kernel").arg(kernel).arg("-initrd").arg(initramfs);
+    machine.args(["-append", &format!("{CMDLINE} mitigations=off")]);
+    let mut outer = Process::start(machine).map_err(|error| error.to_string())?;
+    outer.wait_for("outer: ready\n", OUTER_LIMIT).map_err(|error| format!("the outer guest: {error}"))?;
+    Ok(outer)
+}
+
+fn run_nested(scenario: &Scenario, outer: &mut Process) -> Result<Transcript, String> {
+    let (kernel, initrd, events) = (Path::new("/vmlinux"), Path::new("/guest.cpio"), Path::new("/events.json"));
+    let quoted: Vec<String> = arguments(scenario, kernel, initrd, events)
+        .iter()
+        .map(|argument| format!("'{}'", argument.to_string_lossy()))
+        .collect();
+    let run = format!("timeout -s KILL {} /vm-watchdog {} </dev/null", RUN_LIMIT.as_secs(), quoted.join(" "));
+    execute(outer, "rm -f /events.json", OUTER_LIMIT)?;
+    let (status, console) = execute(outer, &run, RUN_LIMIT + OUTER_LIMIT)?;
+    let (_, events) = execute(outer, "cat /events.json", OUTER_LIMIT)?;
+    let killed_by_timeout = 128 + 9;
+    Transcript::new((status != killed_by_timeout).then_some(status), console, &events)
+}
+
+/// Has the outer guest execute a command. Returns its status and what it printed.
+fn execute(outer: &mut Process, command: &str, limit: Duration) -> Result<(i32, String), String> {
+    let error = |error| format!("in the outer guest: {error}");
+    outer.send_line(command).map_err(error)?;
+    const ANSWER: &str = "outer: status ";
+    let printed = outer.wait_for(ANSWER, limit).map_err(error)?;
+    let printed = printed.trim_end_matches(ANSWER).to_owned();
+    let status = outer.wait_for("\n", OUTER_LIMIT).map_err(error)?;
+    let status = status.trim().parse().map_err(|_| format!("the outer guest answers with status {status:?}"))?;
+    Ok((status, printed))
+}
+
+fn guest_initramfs(kernel: &Kernel) -> Result<Vec<u8>, Unavailable> {
+    let mut initramfs =
+        Initramfs::new().program("init", include_bytes!("init.sh")).program("bin/busybox", &kernel.busybox()?);
+    for module in kernel.module("i6300esb")? {
+        initramfs = initramfs.file(&format!("lib/{}.ko", module.name), &module.content);
+    }
+    for scenario in SCENARIOS {
+        initramfs = initramfs.file(&format!("scenarios/{}", scenario.name), scenario.guest.as_bytes());
+    }
+    Ok(initramfs.build())
+}
+
+fn outer_initramfs(kernel: &Kernel, elf: &Path, guest: &[u8]) -> Result<Vec<u8>, Unavailable> {
+    let mut initramfs = Initramfs::new()
+        .program("init", include_bytes!("outer_init.sh"))
+        .program("bin/busybox", &kernel.busybox()?)
+        .program("vm-watchdog", &read(Path::new(VMM))?)
+        .file("vmlinux", &read(elf)?)
+        .file("guest.cpio", guest);
+    let mut names = String::new();
+    for module in kernel.module("kvm-amd")? {
+        initramfs = initramfs.file(&format!("lib/{}.ko", module.name), &module.content);
+        names += &format!("{}\n", module.name);
+    }
+    for library in shared_libraries(Path::new(VMM))? {
+        let path = library.strip_prefix("/").unwrap_or(&library).to_string_lossy().into_owned();
+        initramfs = initramfs.program(&path, &read(&library)?);
+    }
+    Ok(initramfs.file("modules", names.as_bytes()).build())
+}
+
+/// The libraries a program is linked with, and the loader that finds them.
+fn shared_libraries(program: &Path) -> Result<Vec<PathBuf>, Unavailable> {
+    let listing = Command::new("ldd").arg(program).output().map_err(Unavailable::while_doing("ldd"))?;
+    let listing = String::from_utf8_lossy(&listing.stdout).into_owned();
+    let paths = listing.split_whitespace().filter(|word| word.starts_with('/'));
+    Ok(paths.map(PathBuf::from).collect())
+}
+
+/// Whether KVM here is backed by the processor, and open to us. A software backend runs no stock Linux.
+fn kvm_is_real() -> bool {
+    let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let can_virtualize = processor.split_whitespace().any(|flag| flag == "svm" || flag == "vmx");
+    can_virtualize && File::options().read(true).write(true).open("/dev/kvm").is_ok()
+}
+
+fn scratch(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join(name)
+}
+
+fn write(name: &str, content: &[u8]) -> Result<PathBuf, Unavailable> {
+    let path = scratch(name);
+    fs::write(&path, content).map_err(Unavailable::while_doing(path.display()))?;
+    Ok(path)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Unavailable> {
+    fs::read(path).map_err(Unavailable::while_doing(path.display()))
+}

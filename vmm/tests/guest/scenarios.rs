@@ -1,0 +1,184 @@
+//! What guests do, and what must come of it.
+
+use std::time::Duration;
+
+use crate::transcript::Transcript;
+
+/// One guest's life.
+#[derive(Debug)]
+pub struct Scenario {
+    /// The name of the test: what must hold.
+    pub name: &'static str,
+    /// The action of the watchdog.
+    pub action: &'static str,
+    /// What the guest does, in the words of `init.sh`.
+    pub guest: &'static str,
+    /// What the guest says until its end, on any implementation of the device.
+    pub guest_says: &'static [&'static str],
+    /// What else must hold on ours.
+    pub check: fn(&Transcript),
+    /// Whether to run it on QEMU's device as well.
+    pub compare: bool,
+}
+
+/// What `-T 4` means: Linux loads `seconds << 9` into both stages, which count it times 2^15 in ticks of 30 ns.
+const FOUR_SECONDS: Duration = Duration::from_nanos(2 * ((4 << 9) << 15) * 30);
+
+/// How late a bite may be on a machine that emulates the whole computer around it.
+const LATEST: Duration = Duration::from_millis(1500);
+
+/// Documented exit statuses of `vm-watchdog boot`.
+const GUEST_POWERED_OFF: i32 = 0;
+const BITTEN: i32 = 3;
+
+/// All of them.
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "a_guest_that_stops_feeding_is_bitten_on_time",
+        action: "poweroff",
+        guest: r#"
+            load_driver
+            watchdog -F -t 1 -T 4 /dev/watchdog &
+            sleep 3
+            kill -9 $!
+            wait $!
+            say killed
+            sleep 20
+            say survived
+        "#,
+        guest_says: &["killed"],
+        check: |run| {
+            assert_eq!(run.status, Some(BITTEN));
+            let bite = run.bite();
+            assert_eq!(bite["action"], "poweroff");
+            assert!(bite["heartbeats"].as_u64().unwrap() >= 4, "heartbeats arrive: {bite}");
+            assert!(!run.events("heartbeat").is_empty());
+            assert_bite_on_time(run);
+        },
+        compare: false,
+    },
+    Scenario {
+        name: "after_a_reset_the_guest_reads_why",
+        action: "reset",
+        guest: r#"
+            load_driver
+            say bootstatus $(bootstatus)
+            if [ $(bootstatus) = 32 ]; then power_off; fi
+            watchdog -F -t 1 -T 4 /dev/watchdog &
+            sleep 1
+            kill -9 $!
+            wait $!
+            say killed
+            sleep 20
+            say survived
+        "#,
+        // 32 is WDIOF_CARDRESET: the watchdog caused the last boot.
+        guest_says: &["bootstatus 0", "killed", "bootstatus 32"],
+        check: |run| {
+            assert_eq!(run.status, Some(GUEST_POWERED_OFF));
+            assert_eq!(run.bite()["action"], "reset");
+            assert_eq!(run.only("reset")["cause"], "watchdog");
+            assert_bite_on_time(run);
+        },
+        compare: true,
+    },
+    Scenario {
+        name: "a_guest_that_closes_by_the_magic_character_is_not_bitten",
+        action: "poweroff",
+        guest: r#"
+            load_driver
+            watchdog -F -t 1 -T 4 /dev/watchdog &
+            sleep 2
+            kill -TERM $!
+            wait $!
+            say closed
+            sleep 7
+            say survived
+            power_off
+        "#,
+        guest_says: &["closed", "survived"],
+        check: |run| {
+            assert_eq!(run.status, Some(GUEST_POWERED_OFF));
+            assert!(!run.events("heartbeat").is_empty());
+            assert_eq!(run.events("fire").len(), 0);
+            assert_eq!(run.events("armed").len(), 1);
+            assert_eq!(run.events("disarmed").len(), 1);
+        },
+        compare: true,
+    },
+    Scenario {
+        name: "with_nowayout_a_magic_close_does_not_stop_it",
+        action: "poweroff",
+        guest: r#"
+            load_driver nowayout=1
+            watchdog -F -t 1 -T 4 /dev/watchdog &
+            sleep 2
+            kill -TERM $!
+            wait $!
+            say closed
+            sleep 20
+            say survived
+        "#,
+        guest_says: &["closed"],
+        check: |run| {
+            assert_eq!(run.status, Some(BITTEN));
+            assert_eq!(run.events("disarmed").len(), 0);
+            assert_bite_on_time(run);
+        },
+        compare: true,
+    },
+    Scenario {
+        name: "kubevirts_own_test_ends_the_vm",
+        action: "poweroff",
+        guest: r#"
+            load_driver
+            watchdog -t 2000ms -T 4000ms /dev/watchdog
+            sleep 5
+            killall -9 watchdog
+            sleep 1
+            say killed
+            sleep 40
+            say survived
+        "#,
+        guest_says: &["killed"],
+        check: |run| {
+            assert_eq!(run.status, Some(BITTEN));
+            let end = Transcript::time(run.only("exit"), "vm_time_ns");
+            let killed = Transcript::time(run.bite(), "last_heartbeat_ns");
+            assert!(end - killed < Duration::from_secs(10), "ended {:?} after the kill", end - killed);
+        },
+        compare: false,
+    },
+    Scenario {
+        name: "an_injected_nmi_is_in_the_guests_log",
+        action: "inject-nmi",
+        guest: r#"
+            load_driver
+            watchdog -F -t 1 -T 4 /dev/watchdog &
+            sleep 1
+            kill -9 $!
+            wait $!
+            say killed
+            sleep 8
+            say survived
+            if dmesg | grep -q 'NMI received for unknown reason'; then say saw the nmi; fi
+            power_off
+        "#,
+        guest_says: &["killed", "survived", "saw the nmi"],
+        check: |run| {
+            assert_eq!(run.status, Some(GUEST_POWERED_OFF));
+            assert_eq!(run.bite()["action"], "inject-nmi");
+            run.only("nmi");
+            assert_bite_on_time(run);
+        },
+        compare: false,
+    },
+];
+
+/// The bite comes 4.027 s after the last reload: never earlier, and not much later.
+fn assert_bite_on_time(run: &Transcript) {
+    let bite = run.bite();
+    let waited = Transcript::time(bite, "observed_ns") - Transcript::time(bite, "last_heartbeat_ns");
+    assert!(waited >= FOUR_SECONDS, "{waited:?} is too early: {FOUR_SECONDS:?} were promised");
+    assert!(waited <= FOUR_SECONDS + LATEST, "{waited:?} is too late: {FOUR_SECONDS:?} were promised");
+}

@@ -1,0 +1,78 @@
+//! What a run left behind: the console of the guest, and the timeline of our VMM.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use serde_json::Value;
+
+/// A finished run.
+#[derive(Debug)]
+pub struct Transcript {
+    /// The exit status of the VMM; none if it had to be killed.
+    pub status: Option<i32>,
+    /// The guest's console, with whatever else the VMM printed.
+    pub console: String,
+    /// The VMM's timeline (`--events json`); empty for QEMU.
+    pub events: Vec<Value>,
+}
+
+impl Transcript {
+    /// Reads the timeline.
+    pub fn new(status: Option<i32>, console: String, events: &str) -> Result<Self, String> {
+        let parse = |line: &str| serde_json::from_str(line).map_err(|error| format!("event {line:?}: {error}"));
+        Ok(Self { status, console, events: events.lines().map(parse).collect::<Result<_, _>>()? })
+    }
+
+    /// What the guest's scenario said, without what the kernel and others print.
+    pub fn said_by_guest(&self) -> Vec<&str> {
+        self.console.lines().filter_map(|line| Some(line.split_once("guest: ")?.1)).collect()
+    }
+
+    /// The events of this name, in order.
+    pub fn events(&self, name: &str) -> Vec<&Value> {
+        self.events.iter().filter(|event| event["event"] == name).collect()
+    }
+
+    /// The only event of this name.
+    ///
+    /// # Panics
+    ///
+    /// If there is none or more than one.
+    pub fn only(&self, name: &str) -> &Value {
+        let events = self.events(name);
+        assert_eq!(events.len(), 1, "there should be one event {name:?}");
+        events[0]
+    }
+
+    /// The only expiry of the timeout.
+    ///
+    /// # Panics
+    ///
+    /// If there is none or more than one.
+    pub fn bite(&self) -> &Value {
+        let mut bites = self.events("fire");
+        bites.retain(|fire| fire["stage"] == "timeout");
+        assert_eq!(bites.len(), 1, "the watchdog should bite once");
+        bites[0]
+    }
+
+    /// A time in an event, by the VM's clock.
+    ///
+    /// # Panics
+    ///
+    /// If it is not there.
+    pub fn time(event: &Value, field: &str) -> Duration {
+        Duration::from_nanos(event[field].as_u64().unwrap_or_else(|| panic!("{field} in {event}")))
+    }
+
+    /// Runs assertions. If one fails, shows the whole run beside it.
+    pub fn judge(&self, assertions: impl FnOnce()) -> Result<(), String> {
+        catch_unwind(AssertUnwindSafe(assertions)).map_err(|panic| {
+            let message = panic.downcast_ref::<String>().map(String::as_str);
+            let message = message.or(panic.downcast_ref::<&str>().copied()).unwrap_or("an assertion failed");
+            let events: Vec<String> = self.events.iter().map(Value::to_string).collect();
+            let (status, console, events) = (self.status, &self.console, events.join("\n"));
+            format!("{message}\nexit status: {status:?}\nconsole:\n{console}\nevents:\n{events}")
+        })
+    }
+}
