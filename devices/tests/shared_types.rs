@@ -41,12 +41,12 @@ fn an_expiry_of_either_kind_is_not_empty() {
 }
 
 #[test]
-fn a_model_without_a_line_never_asserts_it() {
-    struct Silent;
-    impl Model for Silent {
+fn a_model_of_one_stage_without_a_line_needs_to_say_no_more() {
+    struct Plain;
+    impl Model for Plain {
         type State = ();
         fn poll_at(&self) -> Option<VmInstant> {
-            None
+            Some(SEVEN)
         }
         fn poll(&mut self, _: VmInstant) -> Expired {
             Expired::default()
@@ -60,7 +60,8 @@ fn a_model_without_a_line_never_asserts_it() {
             Ok(Self)
         }
     }
-    assert!(!Silent.interrupt_level());
+    assert!(!Plain.interrupt_level());
+    assert_eq!(Plain.timeout_at(), Some(SEVEN), "what it has to do is to time out");
 }
 
 #[test]

@@ -220,6 +220,12 @@ proptest! {
             let is_output_disabled = configuration[0] & 0x20 != 0;
             prop_assert!(expired != [None, None] || (is_output_disabled && exact.timed_out()));
             prop_assert!(expired.iter().flatten().all(|&at| at == wake_up));
+
+            let timeout_at = model.timeout_at().map(VmInstant::as_nanos);
+            let Some(timeout_at) = timeout_at.filter(|_| !is_output_disabled) else { continue };
+            let mut late = model.clone();
+            prop_assert_eq!(instants(late.poll(VmInstant::from_nanos(timeout_at - 1)))[1], None);
+            prop_assert_eq!(instants(late.poll(VmInstant::from_nanos(timeout_at)))[1], Some(timeout_at));
         }
     }
 

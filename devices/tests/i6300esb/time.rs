@@ -81,6 +81,34 @@ fn a_preload_of_zero_expires_at_once() {
 }
 
 #[test]
+fn the_end_of_both_stages_is_known_from_the_start() {
+    let mut guest = Guest::new();
+    assert_eq!(guest.device.timeout_at(), None);
+    guest.preload(512, 256);
+    guest.enable();
+    let started = guest.now;
+    let timeout_at = |guest: &Guest| guest.device.timeout_at().map(VmInstant::as_nanos);
+    assert_eq!(timeout_at(&guest), Some(started + 768 * KHZ));
+    guest.sleep(512 * KHZ - 1);
+    assert_eq!(timeout_at(&guest), Some(started + 768 * KHZ));
+    guest.unlock();
+    guest.set_bar32(PRELOAD2, 100);
+    assert_eq!(timeout_at(&guest), Some(started + 612 * KHZ), "stage two has yet to be loaded");
+    guest.set_config8(CONFIGURATION, 0x04);
+    assert_eq!(timeout_at(&guest), Some(started + 512 * KHZ + 100 * MHZ));
+    guest.sleep(1);
+    assert_eq!(timeout_at(&guest), Some(started + 512 * KHZ + 100 * MHZ));
+    guest.set_config8(CONFIGURATION, 0x00);
+    assert_eq!(timeout_at(&guest), Some(started + 512 * KHZ + 100 * MHZ), "and now it has");
+    guest.sleep(SECOND);
+    assert_eq!(timeout_at(&guest), None, "stopped");
+    guest.reload();
+    assert_eq!(timeout_at(&guest), Some(guest.now + 612 * KHZ));
+    guest.disable();
+    assert_eq!(timeout_at(&guest), None);
+}
+
+#[test]
 fn a_reload_restarts_stage_one_from_either_stage() {
     for elapsed in [0, 1, 511 * KHZ, 512 * KHZ - 1, 512 * KHZ, 512 * KHZ + 1, 768 * KHZ - 1] {
         let mut guest = Guest::new();
