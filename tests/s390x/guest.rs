@@ -1,0 +1,164 @@
+//! The guest: Debian's kernel for s390x with busybox, and an init that does what it is told on the console.
+
+use std::error::Error;
+use std::ops::{Deref, DerefMut};
+use std::path::Path;
+use std::{fs, io};
+
+use vm_watchdog::diag288::ProgramInterruption;
+use vm_watchdog_test_support::Unavailable;
+use vm_watchdog_test_support::initramfs::Initramfs;
+use vm_watchdog_test_support::kernel::Kernel;
+use vm_watchdog_test_support::qemu::Qemu;
+
+use crate::bridge::{Hook, Interrupted};
+use crate::gdb::{Gdb, Registers};
+use crate::machine::{Device, Machine};
+use crate::patience::PATIENCE;
+
+/// Says where the kernel takes specification exceptions, then reads commands and tells how they ended.
+const INIT: &str = r#"#!/bin/busybox sh
+/bin/busybox mkdir -p /proc /sys /dev
+/bin/busybox mount -t proc proc /proc
+/bin/busybox mount -t sysfs sys /sys
+/bin/busybox mount -t devtmpfs dev /dev
+/bin/busybox --install -s /bin
+export PATH=/bin
+stty -echo
+dmesg -n 1
+echo "specification_exception is at 0x$(sed -n 's/ T specification_exception$//p; s/ t specification_exception$//p' /proc/kallsyms)."
+echo "ready"
+while read -r command; do
+    eval "$command"
+    echo "status $?."
+done
+"#;
+
+/// What it takes to run the guest.
+pub struct Parts {
+    pub qemu: Qemu,
+    kernel: Kernel,
+    initramfs: Vec<u8>,
+}
+
+impl Parts {
+    /// Fetches them the first time.
+    pub fn fetch() -> Result<Self, Unavailable> {
+        let kernel = Kernel::s390x()?;
+        let mut initramfs =
+            Initramfs::new().program("init", INIT.as_bytes()).program("bin/busybox", &kernel.busybox()?);
+        for module in kernel.module("diag288_wdt")? {
+            initramfs = initramfs.file(&format!("lib/{}.ko", module.name), &module.content);
+        }
+        Ok(Self { qemu: Qemu::current()?, kernel, initramfs: initramfs.build() })
+    }
+}
+
+/// A device that clears the memory in which the kernel unpacks itself, at every reset.
+///
+/// Without it a reboot takes minutes: pages in which code has run are slow to write on an emulated processor.
+fn clean_workspace(folder: &Path, kernel: &Kernel) -> io::Result<String> {
+    /// Where QEMU puts the initramfs, at the lowest.
+    const INITRAMFS: u64 = 0x80_0000;
+    let kernel_ends = fs::metadata(kernel.image())?.len().next_multiple_of(0x1000);
+    let zeros = folder.join("zeros");
+    fs::write(&zeros, vec![0; INITRAMFS.saturating_sub(kernel_ends) as usize])?;
+    Ok(format!("loader,file={},addr={kernel_ends:#x},force-raw=on", zeros.display()))
+}
+
+/// A machine on which Linux runs.
+pub struct Guest {
+    machine: Machine,
+    /// Where its kernel takes specification exceptions.
+    pub specification_exception: u64,
+}
+
+impl Guest {
+    /// Boots until init listens.
+    pub fn boot(parts: &Parts, device: Device) -> Result<Self, Box<dyn Error>> {
+        let machine = Machine::start(&parts.qemu, device, |folder, command| {
+            let initramfs = folder.join("initramfs");
+            fs::write(&initramfs, &parts.initramfs)?;
+            command.arg("-kernel").arg(parts.kernel.image()).arg("-initrd").arg(initramfs);
+            command.arg("-device").arg(clean_workspace(folder, &parts.kernel)?);
+            // Without randomization the kernel has the same addresses after a reset.
+            command.args(["-append", "console=ttyS0 nokaslr panic=-1"]);
+            Ok(())
+        })?;
+        let mut guest = Self { machine, specification_exception: 0 };
+        guest.specification_exception = guest.wait_for_boot()?;
+        Ok(guest)
+    }
+
+    /// Waits until init listens. Returns where the kernel takes specification exceptions.
+    pub fn wait_for_boot(&mut self) -> Result<u64, Box<dyn Error>> {
+        self.console.wait_for("specification_exception is at 0x", PATIENCE)?;
+        let address = self.console.wait_for(".", PATIENCE)?;
+        self.console.wait_for("ready", PATIENCE)?;
+        Ok(u64::from_str_radix(address.trim_end_matches('.'), 16)?)
+    }
+
+    /// Has init execute a shell command. Returns its status, and what was printed meanwhile.
+    pub fn run(&mut self, command: &str) -> Result<(u8, String), Box<dyn Error>> {
+        self.console.send_line(command)?;
+        let printed = self.console.wait_for("status ", PATIENCE)?;
+        let status = self.console.wait_for(".", PATIENCE)?;
+        let printed = printed.trim_end_matches("status ").replace('\r', "").trim().to_owned();
+        Ok((status.trim_end_matches('.').parse()?, printed))
+    }
+}
+
+impl Deref for Guest {
+    type Target = Machine;
+
+    fn deref(&self) -> &Machine {
+        &self.machine
+    }
+}
+
+impl DerefMut for Guest {
+    fn deref_mut(&mut self) -> &mut Machine {
+        &mut self.machine
+    }
+}
+
+/// Linux' `specification_exception(struct pt_regs *)`, entered with the registers that the C calling convention says.
+pub struct SpecificationException(pub u64);
+
+/// Offset in `struct pt_regs` of the PSW; the general registers follow it.
+const PT_REGS_PSW: u64 = 8;
+
+const PSW_PROBLEM_STATE: u64 = 1 << 48;
+
+impl Hook for SpecificationException {
+    fn address(&self) -> u64 {
+        self.0
+    }
+
+    fn interrupted(&self, cpu: &mut Gdb, here: &Registers) -> io::Result<Option<Interrupted>> {
+        // Breakpoints know no address spaces: a user's program may have code at the same virtual address.
+        if here.psw_mask & PSW_PROBLEM_STATE != 0 {
+            return Ok(None);
+        }
+        // Right after a reset the kernel is not there yet, and its memory not mapped.
+        let Ok(saved) = cpu.read_memory(here.gprs[2] + PT_REGS_PSW, 18 * 8) else {
+            return Ok(None);
+        };
+        let mut words = saved.chunks_exact(8).map(|word| u64::from_be_bytes(word.try_into().expect("eight bytes")));
+        let [psw_mask, psw_address, gprs @ ..]: [u64; 18] = std::array::from_fn(|_| words.next().expect("18 words"));
+        let instruction = cpu.read_memory(psw_address - 4, 4)?.try_into().expect("four bytes");
+        Ok(Some(Interrupted { instruction, psw_mask, psw_address, gprs }))
+    }
+
+    /// Returns from the function at once: the kernel goes on where pt_regs says, behind the instruction.
+    fn complete(&self, cpu: &mut Gdb, here: &Registers, _: &Interrupted) -> io::Result<()> {
+        let return_address = here.gprs[14];
+        cpu.jump_to(return_address)
+    }
+
+    /// The kernel is about to handle that very exception.
+    fn inject(&self, _: &mut Gdb, interruption: ProgramInterruption) -> io::Result<()> {
+        assert_eq!(interruption, ProgramInterruption::Specification, "the only one that Linux can be given here");
+        Ok(())
+    }
+}

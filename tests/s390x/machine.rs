@@ -1,0 +1,73 @@
+//! A virtual s390x machine: QEMU's processor, with somebody's watchdog.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use tempfile::TempDir;
+use vm_watchdog_test_support::process::Process;
+use vm_watchdog_test_support::qemu::Qemu;
+
+use crate::gdb::Gdb;
+use crate::qmp::Qmp;
+
+/// A running QEMU with a console, a QMP connection, and a socket for a debugger.
+pub struct Machine {
+    pub console: Process,
+    pub qmp: Arc<Qmp>,
+    folder: TempDir,
+}
+
+/// Whose watchdog the machine has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// None of QEMU's: it answers every DIAGNOSE X'288' with a specification exception, as it does unknown codes.
+    None,
+    /// QEMU's own, which performs this action: the oracle.
+    Qemu {
+        /// As `-action watchdog=` calls it.
+        action: &'static str,
+    },
+}
+
+impl Machine {
+    /// Starts a machine with `device`; `arguments` say what runs on it.
+    pub fn start(
+        qemu: &Qemu,
+        device: Device,
+        arguments: impl FnOnce(&Path, &mut Command) -> io::Result<()>,
+    ) -> Result<Self, Box<dyn std::error::Error>> {
+        let folder = TempDir::with_prefix("vm-watchdog-")?;
+        let mut command = qemu.system("s390x");
+        command
+            .args(["-M", "s390-ccw-virtio", "-accel", "tcg", "-m", "512", "-display", "none", "-nodefaults"])
+            .args(["-chardev", "stdio,id=console,signal=off", "-device", "sclpconsole,chardev=console"])
+            .args(["-gdb", &listen_on(&gdb_socket(&folder))])
+            .args(["-qmp", &listen_on(&qmp_socket(&folder))]);
+        if let Device::Qemu { action } = device {
+            command.args(["-device", "diag288", "-action", &format!("watchdog={action}")]);
+        }
+        arguments(folder.path(), &mut command)?;
+        let console = Process::start(command)?;
+        let qmp = Arc::new(Qmp::connect(&qmp_socket(&folder))?);
+        Ok(Self { console, qmp, folder })
+    }
+
+    /// Connects a debugger, which stops the machine.
+    pub fn debug(&self) -> io::Result<Gdb> {
+        Gdb::connect(&gdb_socket(&self.folder))
+    }
+}
+
+fn gdb_socket(folder: &TempDir) -> PathBuf {
+    folder.path().join("gdb")
+}
+
+fn qmp_socket(folder: &TempDir) -> PathBuf {
+    folder.path().join("qmp")
+}
+
+fn listen_on(socket: &Path) -> String {
+    format!("unix:{},server=on,wait=off", socket.display())
+}

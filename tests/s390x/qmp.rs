@@ -1,0 +1,82 @@
+//! A client of the QEMU Machine Protocol: commands, and the events in between.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+
+use serde_json::{Value, json};
+
+use crate::patience::{PATIENCE, connect};
+
+/// A connection, to be shared by threads.
+pub struct Qmp {
+    exchange: Mutex<Exchange>,
+    events: Mutex<Receiver<String>>,
+}
+
+struct Exchange {
+    stream: UnixStream,
+    replies: Receiver<Value>,
+}
+
+impl Qmp {
+    /// Connects to QEMU's `-qmp unix:...`.
+    pub fn connect(socket: &Path) -> io::Result<Self> {
+        let stream = connect(socket)?;
+        let lines = BufReader::new(stream.try_clone()?).lines();
+        let (to_replies, replies) = channel();
+        let (to_events, events) = channel();
+        thread::spawn(move || {
+            for message in lines.map_while(Result::ok).filter_map(|line| serde_json::from_str::<Value>(&line).ok()) {
+                // Nobody may be left to hear it; reading on keeps QEMU from blocking.
+                let _ = match message["event"].as_str() {
+                    Some(event) => to_events.send(event.to_owned()).is_ok(),
+                    None if message.get("QMP").is_some() => true,
+                    None => to_replies.send(message).is_ok(),
+                };
+            }
+        });
+        let qmp = Self { exchange: Mutex::new(Exchange { stream, replies }), events: Mutex::new(events) };
+        qmp.execute("qmp_capabilities")?;
+        Ok(qmp)
+    }
+
+    /// Executes a command without arguments and returns what it returns.
+    pub fn execute(&self, command: &str) -> io::Result<Value> {
+        let mut exchange = self.exchange.lock().unwrap();
+        writeln!(exchange.stream, "{}", json!({ "execute": command }))?;
+        let reply = exchange.replies.recv_timeout(PATIENCE);
+        let mut reply = reply.map_err(|error| io::Error::other(format!("QMP {command}: {error}")))?;
+        match reply.get_mut("return") {
+            Some(value) => Ok(value.take()),
+            None => Err(io::Error::other(format!("QMP {command}: {}", reply["error"]["desc"]))),
+        }
+    }
+
+    /// Whether the VM runs, is paused, and so on.
+    pub fn status(&self) -> io::Result<String> {
+        Ok(self.execute("query-status")?["status"].as_str().unwrap_or_default().to_owned())
+    }
+
+    /// Waits for the event `name`, ignoring others.
+    pub fn wait_for_event(&self, name: &str) -> io::Result<()> {
+        let events = self.events.lock().unwrap();
+        while events.recv_timeout(PATIENCE).map_err(io::Error::other)? != name {}
+        Ok(())
+    }
+
+    /// Waits until QEMU has ended.
+    pub fn wait_for_end(&self) -> io::Result<()> {
+        let events = self.events.lock().unwrap();
+        loop {
+            match events.recv_timeout(PATIENCE) {
+                Ok(_) => {}
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+                Err(error) => return Err(io::Error::other(error)),
+            }
+        }
+    }
+}

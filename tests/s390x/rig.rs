@@ -1,0 +1,180 @@
+//! The guest under test: the same Linux with our watchdog, and with QEMU's.
+
+use std::error::Error;
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use vm_watchdog::diag288::Diag288;
+use vm_watchdog::{Action, Event, HandlerError, Policy, VmClock, Watchdog, WatchdogThread};
+
+use crate::bridge::Bridge;
+use crate::guest::{Guest, Parts, SpecificationException};
+use crate::machine::Device;
+use crate::patience::PATIENCE;
+use crate::qmp::Qmp;
+
+/// How late a bite may be: generous, for the processors are emulated and busy. Early is never allowed.
+const LATE: Duration = Duration::from_secs(20);
+
+/// A guest with a watchdog that performs one action.
+pub struct Rig {
+    pub guest: Guest,
+    /// None: the watchdog is QEMU's.
+    pub ours: Option<Ours>,
+    story: Vec<String>,
+}
+
+/// Our watchdog, and what is seen of it.
+pub struct Ours {
+    pub watchdog: Watchdog<Diag288>,
+    pub bridge: Bridge,
+    /// Every call of the handler.
+    pub events: Receiver<(Instant, Event)>,
+    _thread: WatchdogThread,
+}
+
+/// Tells a story twice at the same time, once with our watchdog and once with QEMU's, and compares.
+pub fn tell_twice(parts: &Parts, action: Action, story: impl Fn(&mut Rig) -> Result<(), Box<dyn Error>> + Sync) {
+    let tell = |with_ours: bool| {
+        let whose = if with_ours { "ours" } else { "QEMU's" };
+        let mut rig = Rig::boot(parts, action, with_ours).unwrap_or_else(|error| panic!("{whose}: {error}"));
+        story(&mut rig).unwrap_or_else(|error| panic!("{whose}: {error}\nso far: {:#?}", rig.story));
+        rig.story
+    };
+    let [ours, qemus] = thread::scope(|scope| {
+        let tellers = [true, false].map(|with_ours| scope.spawn(move || tell(with_ours)));
+        tellers.map(|teller| teller.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    });
+    assert_eq!(ours, qemus, "ours, and QEMU's");
+}
+
+impl Rig {
+    fn boot(parts: &Parts, action: Action, with_ours: bool) -> Result<Self, Box<dyn Error>> {
+        let device = if with_ours { Device::None } else { Device::Qemu { action: action.as_str() } };
+        let guest = Guest::boot(parts, device)?;
+        let ours = if with_ours { Some(Ours::attach(&guest, action)?) } else { None };
+        Ok(Self { guest, ours, story: Vec::new() })
+    }
+
+    /// Has the guest execute a command, which must succeed.
+    pub fn run(&mut self, command: &str) -> Result<(), Box<dyn Error>> {
+        let (status, printed) = self.guest.run(command)?;
+        self.note(format!("{command}: status {status}, {printed:?}"));
+        if status == 0 { Ok(()) } else { Err(format!("{command}: status {status}, {printed:?}").into()) }
+    }
+
+    /// Loads the driver.
+    pub fn load_driver(&mut self) -> Result<(), Box<dyn Error>> {
+        self.run("insmod /lib/watchdog.ko")?;
+        self.run("insmod /lib/diag288_wdt.ko")
+    }
+
+    /// Runs busybox' watchdog daemon for some time, and returns when it is about to be killed.
+    pub fn pet_and_kill(&mut self) -> Result<Instant, Box<dyn Error>> {
+        self.run("watchdog -t 2 -T 15 /dev/watchdog")?;
+        self.run("sleep 5")?;
+        let alive = Instant::now();
+        self.run("kill -9 $(pidof watchdog)")?;
+        Ok(alive)
+    }
+
+    /// Waits until `bite` returns, and checks that it took 15 s from the guest's last sign of life.
+    pub fn expect_bite(
+        &mut self,
+        alive: Instant,
+        bite: impl FnOnce(&Qmp) -> std::io::Result<()>,
+    ) -> Result<(), Box<dyn Error>> {
+        bite(&self.guest.qmp)?;
+        let waited = alive.elapsed();
+        assert!(waited >= TIMEOUT, "bitten {waited:?} after a sign of life, by QEMU's clock");
+        assert!(waited < TIMEOUT + LATE, "bitten only after {waited:?}");
+        if let Some(ours) = &self.ours {
+            let (bitten, event) = ours.events.recv_timeout(PATIENCE)?;
+            let last = ours.bridge.decisions.try_iter().inspect(|decision| assert_eq!(decision.answer, Ok(()))).last();
+            let waited = bitten - last.ok_or("the guest has not called")?.at;
+            assert!(waited >= TIMEOUT, "bitten {waited:?} after the last call");
+            println!("bitten {waited:?} after the last call, {:?} late", event.lateness());
+        }
+        self.note("bitten".to_owned());
+        Ok(())
+    }
+
+    /// Waits until the guest has booted again.
+    pub fn expect_reboot(&mut self) -> Result<(), Box<dyn Error>> {
+        let address = self.guest.wait_for_boot()?;
+        assert_eq!(address, self.guest.specification_exception, "the kernel is where it was");
+        self.note("booted".to_owned());
+        Ok(())
+    }
+
+    /// Lets the guest look into its kernel's log for what the watchdog and its driver have said since the last look.
+    pub fn note_kernel_log(&mut self) -> Result<(), Box<dyn Error>> {
+        self.run("dmesg -c | sed -n 's/.*\\] \\(\\(diag288_wdt\\|watchdog\\): .*\\)/\\1/p'")
+    }
+
+    /// Lets a paused machine go on, as a VMM does: the VM's clock, then the VM.
+    pub fn resume(&self) -> std::io::Result<()> {
+        match &self.ours {
+            Some(ours) => {
+                ours.watchdog.clock().resume();
+                ours.bridge.resume();
+            }
+            None => drop(self.guest.qmp.execute("cont")?),
+        }
+        Ok(())
+    }
+
+    /// Writes down something that both stories have to have at this place.
+    pub fn note(&mut self, line: String) {
+        println!(
+            "{:?} {} {line}",
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() % 1000,
+            self.ours.is_some()
+        );
+        self.story.push(line);
+    }
+}
+
+/// What the guests set.
+pub const TIMEOUT: Duration = Duration::from_secs(15);
+
+impl Ours {
+    fn attach(guest: &Guest, action: Action) -> Result<Self, Box<dyn Error>> {
+        let clock = VmClock::monotonic();
+        let (reported, events) = channel();
+        let reported = Mutex::new(reported);
+        let handler = {
+            let (qmp, clock) = (guest.qmp.clone(), clock.clone());
+            move |event: &Event| -> Result<(), HandlerError> {
+                reported.lock().unwrap().send((Instant::now(), event.clone()))?;
+                perform(event.action, &qmp, &clock)
+            }
+        };
+        let watchdog =
+            Watchdog::builder("diag288", Diag288::new()).clock(clock).policy(Policy::new(action)).build(handler)?;
+        let thread = watchdog.spawn()?;
+        let device = watchdog.clone();
+        let hook = SpecificationException(guest.specification_exception);
+        let bridge = Bridge::attach(guest.debug()?, hook, move |call| device.diagnose(call))?;
+        Ok(Self { watchdog, bridge, events, _thread: thread })
+    }
+}
+
+/// What a VMM does when its watchdog fires.
+fn perform(action: Action, qmp: &Arc<Qmp>, clock: &VmClock) -> Result<(), HandlerError> {
+    let command = match action {
+        Action::Reset => "system_reset",
+        Action::Shutdown => "system_powerdown",
+        Action::Poweroff => "quit",
+        Action::InjectNmi => "inject-nmi",
+        Action::Pause => {
+            clock.pause();
+            "stop"
+        }
+        other => return Err(format!("no test asks for {other}").into()),
+    };
+    qmp.execute(command)?;
+    Ok(())
+}
