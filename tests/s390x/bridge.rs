@@ -104,6 +104,7 @@ impl<H: Hook, D: FnMut(&Diagnose) -> Answer> Span<H, D> {
 
     fn decide(&mut self) -> io::Result<()> {
         let here = self.cpu.registers()?;
+        assert_eq!(here.psw_address, self.hook.address(), "the only breakpoint");
         let interrupted = self.hook.interrupted(&mut self.cpu, &here)?;
         let call = interrupted.as_ref().and_then(|interrupted| {
             Diagnose::from_instruction(interrupted.instruction, interrupted.psw_mask, &interrupted.gprs)

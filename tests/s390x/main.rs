@@ -3,6 +3,8 @@
 //! The processor is QEMU's, the watchdog is ours: see `bridge`. Every story is also told by QEMU's own device, and has
 //! to go the same way.
 
+mod assembler;
+mod bare_metal;
 mod bridge;
 mod gdb;
 mod guest;

@@ -1,0 +1,371 @@
+//! A program of our own, alone on the machine: every case of the contract, to the last bit that a guest can see.
+//!
+//! For each case it loads all registers, executes one DIAGNOSE, and notes the registers, the condition code and the
+//! interruption. The program runs with our watchdog and with QEMU's own, which have to be alike.
+
+use std::error::Error;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::mpsc::channel;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+use std::{fs, fs::File};
+
+use vm_watchdog::diag288::{Diag288, ProgramInterruption};
+use vm_watchdog::{Action, Event, Policy, Stage, VmClock, Watchdog};
+use vm_watchdog_test_support::qemu::Qemu;
+use vm_watchdog_test_support::{assets, skip};
+
+use crate::assembler::{cghi, diag, halt, ipm, lg, lgfi, load_all, lpswe, mvc_to, ni, stg, store_all, sty};
+use crate::bridge::{Answer, Bridge, Hook, Interrupted};
+use crate::gdb::{Gdb, Registers};
+use crate::machine::{Device, Machine};
+use crate::patience::PATIENCE;
+
+// Assigned storage locations of the architecture.
+const PROGRAM_INTERRUPTION: u16 = 0x8C;
+const PROGRAM_OLD_PSW: u16 = 0x150;
+const PROGRAM_NEW_PSW: usize = 0x1D0;
+
+// Ours.
+const PROBLEM_STATE_PSW: u16 = 0x400;
+const HANDLER: u64 = 0x3000;
+const HANDLER_SAVES: u32 = 0x2000;
+/// Points to the note of the case that is running.
+const CURRENT_NOTE: u32 = 0x2080;
+const FINISHED: u32 = 0x2088;
+const PROGRAM: u64 = 0x4000;
+const NOTES: u32 = 0x8000;
+const INPUTS: u32 = 0x1_0000;
+const OUTPUTS: u32 = 0x2_0000;
+
+const PSW_64_BIT: u64 = 0x0000_0001_8000_0000;
+const PSW_PROBLEM_STATE: u64 = 0x0001_0000_0000_0000;
+
+const INIT: u64 = 0;
+const CHANGE: u64 = 1;
+const CANCEL: u64 = 2;
+const CONCEAL: u64 = 0x8000_0000;
+
+/// One DIAGNOSE, and what has to become of it.
+struct Case {
+    name: &'static str,
+    instruction: [u8; 4],
+    gprs: [u64; 16],
+    problem_state: bool,
+    /// What the device answers; None if the instruction has nothing to do with it.
+    answer: Option<Answer>,
+    /// The program-interruption code that the guest sees, 0 if none.
+    code: u16,
+}
+
+/// The contract, as one guest meets it from top to bottom.
+fn cases() -> Vec<Case> {
+    let refused = Err(ProgramInterruption::Specification);
+    let privileged = Err(ProgramInterruption::PrivilegedOperation);
+    vec![
+        linux("CANCEL when disarmed", CANCEL, 0).answered(refused),
+        linux("CHANGE when disarmed", CHANGE, 15).answered(refused),
+        linux("INIT in problem state", INIT, 15).in_problem_state().answered(privileged),
+        linux("INIT with an uneven r1", INIT, 15).with_instruction(diag(3, 4, 0, 0x288)).answered(refused),
+        linux("INIT with r1 = 15", INIT, 15).with_instruction(diag(15, 4, 0, 0x288)).answered(refused),
+        linux("INIT with action 42", INIT, 15).with_gpr(4, 42).answered(refused),
+        linux("INIT with action 2^32", INIT, 15).with_gpr(4, 1 << 32).answered(refused),
+        linux("function 42", 42, 15).answered(refused),
+        linux("function 3", 3, 15).answered(refused),
+        linux("INIT with CONCEAL", INIT | CONCEAL, 15).answered(refused),
+        linux("INIT with 14", INIT, 14).answered(refused),
+        linux("INIT with 0", INIT, 0).answered(refused),
+        linux("still disarmed after all that", CANCEL, 0).answered(refused),
+        linux("INIT with 15", INIT, 15).answered(Ok(())),
+        linux("CHANGE with 14", CHANGE, 14).answered(refused),
+        linux("CHANGE with action 42", CHANGE, 15).with_gpr(4, 42).answered(refused),
+        linux("CHANGE with CONCEAL", CHANGE | CONCEAL, 15).answered(refused),
+        linux("CHANGE in problem state", CHANGE, 15).in_problem_state().answered(privileged),
+        linux("CANCEL with action 42", CANCEL, 0).with_gpr(4, 42).answered(refused),
+        linux("CANCEL in problem state", CANCEL, 0).in_problem_state().answered(privileged),
+        linux("INIT while armed", INIT, 3600).answered(Ok(())),
+        linux("CHANGE with 20", CHANGE, 20).answered(Ok(())),
+        linux("CHANGE with 2^32", CHANGE, 1 << 32).answered(Ok(())),
+        linux("CHANGE by a base register", CHANGE, 15)
+            .with_instruction(diag(2, 4, 5, 0x188))
+            .with_gpr(5, 0xFFFF_FFFF_FFFF_0100)
+            .answered(Ok(())),
+        linux("base register 0 is none", CHANGE, 15).with_gpr(0, 0x1000).answered(Ok(())),
+        linux("CHANGE in registers 14 and 15", CHANGE, 15)
+            .with_instruction(diag(14, 0, 0, 0x288))
+            .with_gpr(14, CHANGE)
+            .with_gpr(15, 15)
+            .with_gpr(0, 0)
+            .answered(Ok(())),
+        linux("another DIAGNOSE", CHANGE, 15).with_instruction(diag(2, 4, 0, 0x289)).not_ours(0x0006),
+        linux("CANCEL, whose timeout does not matter", CANCEL, 14).answered(Ok(())),
+        linux("CHANGE after CANCEL", CHANGE, 15).answered(refused),
+        linux("INIT for the bite", INIT, 15).answered(Ok(())),
+    ]
+}
+
+/// The call as Linux makes it, `diag 2,4,0x288`, with recognizable values in the other registers.
+fn linux(name: &'static str, function: u64, timeout: u64) -> Case {
+    let gprs = std::array::from_fn(|register| 0x1111_1111_1111_1111 * register as u64);
+    let case = Case { name, instruction: diag(2, 4, 0, 0x288), gprs, problem_state: false, answer: None, code: 0 };
+    case.with_gpr(2, function).with_gpr(3, timeout).with_gpr(4, 0)
+}
+
+impl Case {
+    fn with_instruction(self, instruction: [u8; 4]) -> Self {
+        Self { instruction, ..self }
+    }
+
+    fn with_gpr(mut self, register: usize, value: u64) -> Self {
+        self.gprs[register] = value;
+        self
+    }
+
+    fn in_problem_state(self) -> Self {
+        Self { problem_state: true, ..self }
+    }
+
+    fn answered(self, answer: Answer) -> Self {
+        let code = match answer {
+            Ok(()) => 0,
+            Err(ProgramInterruption::PrivilegedOperation) => 0x0002,
+            Err(_) => 0x0006,
+        };
+        Self { answer: Some(answer), code, ..self }
+    }
+
+    fn not_ours(self, code: u16) -> Self {
+        Self { code, ..self }
+    }
+}
+
+/// The contents of memory from address 0 on.
+#[derive(Default)]
+struct Image(Vec<u8>);
+
+impl Image {
+    fn put(&mut self, address: usize, bytes: &[u8]) -> usize {
+        let end = address + bytes.len();
+        self.0.resize(self.0.len().max(end), 0);
+        self.0[address..end].copy_from_slice(bytes);
+        end
+    }
+
+    fn put_psw(&mut self, address: usize, mask: u64, instruction: u64) {
+        self.put(address, &[mask.to_be_bytes(), instruction.to_be_bytes()].concat());
+    }
+}
+
+fn program(cases: &[Case]) -> Vec<u8> {
+    let mut image = Image::default();
+    // QEMU starts an image that is no Linux where the short PSW at 0 says, in 64-bit mode.
+    image.put(0, &[0x0008_0000u32.to_be_bytes(), (0x8000_0000 | PROGRAM as u32).to_be_bytes()].concat());
+    image.put_psw(PROGRAM_NEW_PSW, PSW_64_BIT, HANDLER);
+
+    // Notes the interruption, and goes on behind the instruction, in supervisor state.
+    let handler = [
+        store_all(HANDLER_SAVES),
+        lg(1, CURRENT_NOTE),
+        mvc_to(1, 4, PROGRAM_INTERRUPTION),
+        ni(PROGRAM_OLD_PSW + 1, !1),
+        load_all(HANDLER_SAVES),
+        lpswe(PROGRAM_OLD_PSW),
+    ];
+    image.put(HANDLER as usize, &handler.concat());
+
+    let mut at = PROGRAM as usize;
+    for (index, case) in (0..).zip(cases) {
+        let (note, input, output) = (NOTES + 8 * index, INPUTS + 128 * index, OUTPUTS + 128 * index);
+        let registers = case.gprs.map(u64::to_be_bytes).concat();
+        image.put(input as usize, &registers);
+        at = image.put(at, &[lgfi(1, note as i32), stg(1, CURRENT_NOTE)].concat());
+        // Condition code 2, which is none that a program starts with.
+        at = image.put(at, &[lgfi(0, 1), cghi(0, 0), load_all(input)].concat());
+        if case.problem_state {
+            let psw = PROBLEM_STATE_PSW + 16 * index as u16;
+            let jump = lpswe(psw);
+            let condition_code_2 = 2 << 44;
+            let mask = PSW_64_BIT | PSW_PROBLEM_STATE | condition_code_2;
+            image.put_psw(psw.into(), mask, (at + jump.len()) as u64);
+            at = image.put(at, &jump);
+        }
+        at = image.put(at, &case.instruction);
+        at = image.put(at, &[store_all(output), ipm(0), sty(0, note + 4)].concat());
+    }
+    image.put(at, &[lgfi(1, 1), stg(1, FINISHED), halt()].concat());
+    image.put(OUTPUTS as usize + 128 * cases.len(), &[]);
+    image.0
+}
+
+/// The program's handler of program interruptions.
+struct ProgramCheck;
+
+impl Hook for ProgramCheck {
+    fn address(&self) -> u64 {
+        HANDLER
+    }
+
+    fn interrupted(&self, cpu: &mut Gdb, here: &Registers) -> io::Result<Option<Interrupted>> {
+        let mut word = |address: u64| -> io::Result<u64> {
+            Ok(u64::from_be_bytes(cpu.read_memory(address, 8)?.try_into().expect("eight bytes")))
+        };
+        let psw_mask = word(PROGRAM_OLD_PSW.into())?;
+        let psw_address = word(u64::from(PROGRAM_OLD_PSW) + 8)?;
+        let instruction = cpu.read_memory(psw_address - 4, 4)?.try_into().expect("four bytes");
+        Ok(Some(Interrupted { instruction, psw_mask, psw_address, gprs: here.gprs }))
+    }
+
+    fn complete(&self, cpu: &mut Gdb, _: &Registers, interrupted: &Interrupted) -> io::Result<()> {
+        cpu.set_psw(interrupted.psw_mask, interrupted.psw_address)
+    }
+
+    fn inject(&self, cpu: &mut Gdb, interruption: ProgramInterruption) -> io::Result<()> {
+        cpu.write_memory(u64::from(PROGRAM_INTERRUPTION) + 2, &interruption.code().to_be_bytes())
+    }
+}
+
+/// A machine that stands still before the program begins, and whose memory we see.
+struct Computer {
+    machine: Machine,
+    memory: File,
+}
+
+impl Computer {
+    fn load(qemu: &Qemu, device: Device, image: &[u8]) -> Result<Self, Box<dyn Error>> {
+        let mut memory = None;
+        let machine = Machine::start(qemu, device, |folder: &Path, command| {
+            let [kernel, ram] = ["kernel", "ram"].map(|name| folder.join(name));
+            fs::write(&kernel, image)?;
+            let file = File::options().read(true).write(true).create_new(true).open(&ram)?;
+            file.set_len(512 << 20)?;
+            memory = Some(file);
+            command.arg("-S").arg("-kernel").arg(kernel);
+            command.args(["-machine", "memory-backend=ram", "-object"]);
+            command.arg(format!("memory-backend-file,id=ram,size=512M,share=on,mem-path={}", ram.display()));
+            Ok(())
+        })?;
+        Ok(Self { machine, memory: memory.expect("made above") })
+    }
+
+    /// Waits until the program has finished, and returns what it has noted of each case.
+    fn notes(&self, cases: &[Case]) -> Result<Vec<Note>, Box<dyn Error>> {
+        let started = Instant::now();
+        while self.read::<8>(FINISHED)? != 1u64.to_be_bytes() {
+            assert!(started.elapsed() < PATIENCE, "the program does not come to its end");
+            sleep(Duration::from_millis(10));
+        }
+        let indices = 0..cases.len() as u32;
+        indices.map(|index| self.note(index)).collect()
+    }
+
+    fn note(&self, index: u32) -> Result<Note, Box<dyn Error>> {
+        let [_, length, code_high, code_low, condition, _, _, _] = self.read(NOTES + 8 * index)?;
+        let registers: [u8; 128] = self.read(OUTPUTS + 128 * index)?;
+        let mut words = registers.chunks_exact(8).map(|word| u64::from_be_bytes(word.try_into().expect("eight bytes")));
+        Ok(Note {
+            code: u16::from_be_bytes([code_high, code_low]),
+            instruction_length: length,
+            condition_code: condition >> 4 & 0b11,
+            gprs: std::array::from_fn(|_| words.next().expect("16 words")),
+        })
+    }
+
+    fn read<const N: usize>(&self, address: u32) -> io::Result<[u8; N]> {
+        let mut bytes = [0; N];
+        self.memory.read_exact_at(&mut bytes, address.into())?;
+        Ok(bytes)
+    }
+}
+
+/// What the program has seen of a case.
+#[derive(Debug, PartialEq, Eq)]
+struct Note {
+    code: u16,
+    instruction_length: u8,
+    condition_code: u8,
+    gprs: [u64; 16],
+}
+
+fn check(notes: &[Note], cases: &[Case]) {
+    for (note, case) in notes.iter().zip(cases) {
+        let instruction_length = if case.code == 0 { 0 } else { 4 };
+        let expected = Note { code: case.code, instruction_length, condition_code: 2, gprs: case.gprs };
+        assert_eq!(*note, expected, "{}", case.name);
+    }
+}
+
+fn with_qemu(name: &str, test: impl FnOnce(&Qemu) -> Result<(), Box<dyn Error>>) {
+    match Qemu::current().and_then(|qemu| Ok((qemu, assets::machine_to_ourselves()?))) {
+        Ok((qemu, _held)) => test(&qemu).unwrap(),
+        Err(why) => skip::loudly(name, &why),
+    }
+}
+
+#[test]
+fn our_watchdog_answers_each_case_of_the_contract_and_bites_at_15_s() {
+    with_qemu("bare metal with our watchdog", |qemu| {
+        let cases = cases();
+        let (clock, time) = VmClock::manual();
+        let (sender, events) = channel();
+        let sender = Mutex::new(sender);
+        let watchdog = Watchdog::builder("diag288", Diag288::new())
+            .clock(clock)
+            .policy(Policy::new(Action::Reset))
+            .build(move |event: &Event| Ok(sender.lock().unwrap().send((event.stage, event.action))?))?;
+
+        let computer = Computer::load(qemu, Device::None, &program(&cases))?;
+        let device = watchdog.clone();
+        let bridge = Bridge::attach(computer.machine.debug()?, ProgramCheck, move |call| device.diagnose(call))?;
+        let expected: Vec<Answer> = cases.iter().filter_map(|case| case.answer).collect();
+        // The second time is after a reset of the platform, while armed: the first case finds it disarmed.
+        for life in 0..2 {
+            check(&computer.notes(&cases)?, &cases);
+            let answers: Vec<Answer> = bridge.decisions.try_iter().map(|decision| decision.answer).collect();
+            assert_eq!(answers, expected, "the model's own answers");
+            assert!(watchdog.stats().armed);
+            if life == 0 {
+                computer.memory.write_all_at(&[0; 8], FINISHED.into())?;
+                watchdog.reset();
+                computer.machine.qmp.execute("system_reset")?;
+            }
+        }
+
+        time.advance(Duration::from_secs(15) - Duration::from_nanos(1));
+        watchdog.on_readable();
+        assert_eq!(events.try_recv().ok(), None, "not one nanosecond early");
+        time.advance(Duration::from_nanos(1));
+        watchdog.on_readable();
+        assert_eq!(events.try_recv(), Ok((Stage::Timeout, Action::Reset)));
+        Ok(())
+    });
+}
+
+#[test]
+fn the_watchdog_of_qemu_gives_the_same_answers() {
+    with_qemu("bare metal with QEMU's watchdog", |qemu| {
+        // QEMU's emulated processor, unlike its support for KVM, knows no base register in a DIAGNOSE.
+        let without_base = |case: &Case| case.instruction[2] >> 4 == 0;
+        let cases: Vec<Case> = cases().into_iter().filter(without_base).collect();
+        let computer = Computer::load(qemu, Device::Qemu { action: "none" }, &program(&cases))?;
+        computer.machine.qmp.execute("cont")?;
+        check(&computer.notes(&cases)?, &cases);
+        Ok(())
+    });
+}
+
+/// Without any device the guest sees a specification exception each time: no test may pass for that reason.
+#[test]
+fn a_machine_without_a_watchdog_gives_other_answers() {
+    with_qemu("bare metal without a watchdog", |qemu| {
+        let cases = cases();
+        let computer = Computer::load(qemu, Device::None, &program(&cases))?;
+        computer.machine.qmp.execute("cont")?;
+        for (note, case) in computer.notes(&cases)?.iter().zip(&cases) {
+            assert_eq!(note.code, if case.problem_state { 0x0002 } else { 0x0006 }, "{}", case.name);
+        }
+        Ok(())
+    });
+}
