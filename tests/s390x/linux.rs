@@ -62,6 +62,8 @@ fn a_guest_that_is_reset_while_armed_boots_in_peace_and_can_be_powered_off() {
 fn reset_and_powered_off(rig: &mut Rig) -> Story {
     rig.load_driver()?;
     rig.run("watchdog -t 2 -T 15 /dev/watchdog")?;
+    // The daemon opens the device after its parent has answered.
+    rig.run("sleep 2")?;
     // Without warning: the driver has no chance to cancel.
     rig.guest.qmp.execute("system_reset")?;
     rig.guest.qmp.wait_for_event("RESET")?;
