@@ -3,6 +3,7 @@
 mod boot;
 mod cli;
 mod exit;
+mod timeline;
 
 use std::process::ExitCode;
 
