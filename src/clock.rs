@@ -119,12 +119,18 @@ impl VmClock {
     /// Returns once no handler of this VM's watchdogs is running, so do not hold a lock that a handler takes. Called
     /// from a handler it does not wait. Pausing a paused clock changes nothing.
     pub fn pause(&self) {
-        let mut state = self.state();
-        let now = self.now_in(&state);
-        state.paused_at.get_or_insert(now);
+        let mut state = self.stand_still();
         while !state.performing.is_empty() && !state.performing.contains(&thread::current().id()) {
             state = self.inner.quiet.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// The VM has stopped already, as somebody else reports: [`pause`](Self::pause) for a VM in another process.
+    ///
+    /// Does not wait for a handler that is running, so the thread that brings such reports may be one that a handler
+    /// waits for.
+    pub fn pause_without_waiting(&self) {
+        drop(self.stand_still());
     }
 
     /// The VM goes on: time passes from where it stood. Resuming a running clock changes nothing.
@@ -136,6 +142,13 @@ impl VmClock {
             drop(state);
             self.notify();
         }
+    }
+
+    fn stand_still(&self) -> MutexGuard<'_, State> {
+        let mut state = self.state();
+        let now = self.now_in(&state);
+        state.paused_at.get_or_insert(now);
+        state
     }
 
     pub(crate) fn subscribe(&self, listener: Weak<dyn ClockListener>) {

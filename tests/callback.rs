@@ -230,3 +230,30 @@ fn an_escalation_follows_unless_the_vmm_acknowledges_or_resets() {
         assert_eq!(arrived(&events), expected, "{case}");
     }
 }
+
+#[test]
+fn the_report_that_a_vm_has_stopped_may_come_from_a_thread_that_the_handler_waits_for() {
+    let clock = VmClock::monotonic();
+    let (entered, has_entered) = channel();
+    let (reported, has_reported) = channel::<()>();
+    let waiting = {
+        let (entered, has_reported) = (Mutex::new(entered), Mutex::new(has_reported));
+        move |_: &Event| -> Result<(), HandlerError> {
+            entered.lock().unwrap().send(())?;
+            Ok(has_reported.lock().unwrap().recv_timeout(PATIENCE)?)
+        }
+    };
+    let watchdog = Watchdog::builder("wd", device(InterruptPin::None)).clock(clock.clone()).build(waiting).unwrap();
+    let thread = watchdog.spawn().unwrap();
+    watchdog.start(0);
+    has_entered.recv_timeout(PATIENCE).expect("the handler is called");
+
+    clock.pause_without_waiting();
+    assert!(clock.is_paused());
+    reported.send(()).expect("the handler still waits");
+    clock.resume();
+    has_entered.recv_timeout(PATIENCE).expect("the next event comes once the VM goes on");
+    reported.send(()).unwrap();
+    drop(thread);
+    assert_eq!(watchdog.stats().action_failures, 0);
+}

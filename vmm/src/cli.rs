@@ -6,6 +6,7 @@ use clap::Parser;
 
 use crate::boot::BootOptions;
 use crate::exit::{self, ExitStatus};
+use crate::serve::ServeOptions;
 
 /// Watchdog devices for virtual machines.
 #[derive(Debug, Parser)]
@@ -21,6 +22,8 @@ pub enum Command {
     /// Boot a guest in a small VMM (the default, with its built-in guest)
     #[command(after_help = exit::HELP)]
     Boot(BootOptions),
+    /// Serve watchdogs to VMs of QEMU and Cloud Hypervisor, over vfio-user
+    Serve(ServeOptions),
 }
 
 /// The command to run, or the status to end with after help or an error was printed.
@@ -65,7 +68,7 @@ mod tests {
 
     #[test]
     fn nothing_means_boot_with_the_built_in_guest() {
-        let Command::Boot(options) = parse_from(["vm-watchdog"]).unwrap();
+        let Command::Boot(options) = parse_from(["vm-watchdog"]).unwrap() else { panic!() };
         assert_eq!((options.kernel, options.watchdogs.len()), (None, 1));
     }
 

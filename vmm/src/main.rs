@@ -3,6 +3,8 @@
 mod boot;
 mod cli;
 mod exit;
+mod serve;
+mod timeline;
 
 use std::process::ExitCode;
 
@@ -11,6 +13,7 @@ use crate::cli::Command;
 fn main() -> ExitCode {
     match cli::parse() {
         Ok(Command::Boot(options)) => boot::run(options).into(),
+        Ok(Command::Serve(options)) => serve::run(options),
         Err(code) => code,
     }
 }

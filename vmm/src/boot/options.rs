@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use vm_watchdog::WatchdogConfig;
 
 use super::memory::MemorySize;
-use super::timeline::Format;
+use crate::timeline::Format;
 
 /// Boots a guest in a small VMM on KVM and acts when its watchdog expires.
 ///

@@ -1,30 +1,14 @@
-//! The timeline of a run: what happened, and when by the VM's clock, for a person (text) or a program (JSON lines).
-//!
-//! Some entries can be caused by the guest as often as it likes. They pass a [`Budget`] each, so that no guest fills a
-//! disk faster than [`ENTRIES_PER_SECOND`]; what was left out is counted in the next entry.
+//! What the timeline of a run tells.
 
 use std::fmt;
-use std::io::Write;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
-use vm_watchdog::{VmClock, VmInstant};
 
-/// How many entries of one kind a guest can cause per second, in the long run.
-pub const ENTRIES_PER_SECOND: u32 = 20;
-/// How many it can cause at once.
-pub const ENTRIES_AT_ONCE: u32 = 100;
+use crate::timeline::{Kind, TimelineEntry, seconds};
 
-/// How entries are written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Format {
-    /// One line a person can follow.
-    #[default]
-    Text,
-    /// One JSON object a line.
-    Json,
-}
+/// The timeline of a run.
+pub type Timeline = crate::timeline::Timeline<Entry>;
 
 /// Something that happened. The JSON form is the serialization; its field `event` is the name in kebab case.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -90,119 +74,15 @@ pub enum Cause {
     Guest,
 }
 
-/// Writes entries with the time on the VM's clock. Shared by all threads of the VMM.
-pub struct Timeline {
-    clock: VmClock,
-    format: Format,
-    state: Mutex<State>,
-}
-
-struct State {
-    out: Box<dyn Write + Send>,
-    feeding: Budget,
-    firing: Budget,
-    remarks: Budget,
-    suppressed: u64,
-}
-
-/// One line of the JSON form.
-#[derive(Serialize)]
-struct Line<'a> {
-    #[serde(flatten)]
-    entry: &'a Entry,
-    vm_time_ns: u64,
-    #[serde(skip_serializing_if = "is_zero")]
-    suppressed: u64,
-}
-
-impl Timeline {
-    /// A timeline on this clock.
-    pub fn new(clock: VmClock, format: Format, out: Box<dyn Write + Send>) -> Self {
-        let budget = || Budget::new(clock.now());
-        let state = State { out, feeding: budget(), firing: budget(), remarks: budget(), suppressed: 0 };
-        Self { clock, format, state: Mutex::new(state) }
-    }
-
-    /// Writes an entry, unless it is of a kind of which the guest has caused too many. A timeline that cannot be
-    /// written does not stop the VM.
-    pub fn record(&self, entry: Entry) {
-        let now = self.clock.now();
-        let mut state = self.state();
-        let in_budget = match &entry {
-            Entry::Armed { .. } | Entry::Disarmed { .. } | Entry::Heartbeat { .. } => state.feeding.take(now),
-            Entry::Fire { .. } | Entry::Nmi | Entry::Dump { .. } | Entry::ActionFailed { .. } => state.firing.take(now),
-            Entry::Guest { .. } | Entry::Log { .. } | Entry::Reset { .. } => state.remarks.take(now),
-            Entry::Boot { .. } | Entry::Paused | Entry::Exit { .. } => true,
-        };
-        if !in_budget {
-            state.suppressed += 1;
-            return;
+impl TimelineEntry for Entry {
+    fn kind(&self) -> Option<Kind> {
+        match self {
+            Self::Armed { .. } | Self::Disarmed { .. } | Self::Heartbeat { .. } => Some(Kind::Feeding),
+            Self::Fire { .. } | Self::Nmi | Self::Dump { .. } | Self::ActionFailed { .. } => Some(Kind::Firing),
+            Self::Guest { .. } | Self::Log { .. } | Self::Reset { .. } => Some(Kind::Remark),
+            Self::Boot { .. } | Self::Paused | Self::Exit { .. } => None,
         }
-        let suppressed = std::mem::take(&mut state.suppressed);
-        let line = self.format.line(&entry, now, suppressed);
-        let _ = state.out.write_all(line.as_bytes()).and_then(|()| state.out.flush());
     }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Format {
-    fn line(self, entry: &Entry, now: VmInstant, suppressed: u64) -> String {
-        let vm_time_ns = now.as_nanos();
-        let mut line = match self {
-            Self::Text if suppressed > 0 => format!("{} {entry} ({suppressed} entries left out)", Stamp(vm_time_ns)),
-            Self::Text => format!("{} {entry}", Stamp(vm_time_ns)),
-            Self::Json => serde_json::to_string(&Line { entry, vm_time_ns, suppressed })
-                .unwrap_or_else(|error| format!("{{\"event\":\"unwritable\",\"reason\":\"{error}\"}}")),
-        };
-        line.push('\n');
-        line
-    }
-}
-
-fn is_zero(number: &u64) -> bool {
-    *number == 0
-}
-
-/// A token bucket: a burst, then a rate.
-#[derive(Debug)]
-struct Budget {
-    /// When the bucket would be full again.
-    full_at: VmInstant,
-}
-
-impl Budget {
-    const COST: Duration = Duration::from_nanos(1_000_000_000 / ENTRIES_PER_SECOND as u64);
-    const DEPTH: Duration = Duration::from_nanos(Self::COST.as_nanos() as u64 * ENTRIES_AT_ONCE as u64);
-
-    fn new(now: VmInstant) -> Self {
-        Self { full_at: now }
-    }
-
-    fn take(&mut self, now: VmInstant) -> bool {
-        let full_at = self.full_at.max(now) + Self::COST;
-        let in_budget = full_at.saturating_duration_since(now) <= Self::DEPTH;
-        if in_budget {
-            self.full_at = full_at;
-        }
-        in_budget
-    }
-}
-
-/// A time since the start of the VM, for people.
-struct Stamp(u64);
-
-impl fmt::Display for Stamp {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "[{:12.6} s]", Duration::from_nanos(self.0).as_secs_f64())
-    }
-}
-
-/// A duration in seconds, for people.
-fn seconds(nanos: u64) -> String {
-    format!("{:.3} s", Duration::from_nanos(nanos).as_secs_f64())
 }
 
 impl fmt::Display for Entry {
@@ -256,8 +136,13 @@ impl fmt::Display for Entry {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
+    use vm_watchdog::VmClock;
+
     use super::*;
-    use std::sync::Arc;
+    use crate::timeline::{ENTRIES_AT_ONCE, ENTRIES_PER_SECOND, Format};
 
     /// What was written, seen from outside.
     #[derive(Clone, Default)]

@@ -103,7 +103,8 @@ mod tests {
 
     use super::watchdog::{Resources, WatchdogFunction};
     use super::*;
-    use crate::boot::timeline::{Format, Timeline};
+    use crate::boot::timeline::Timeline;
+    use crate::timeline::Format;
 
     const BASE: u32 = 0xFEB0_0000;
 

@@ -1,0 +1,269 @@
+//! QEMU's machine protocol: a connection that is held, followed, and used for the actions.
+//!
+//! One thread reads it for ever and connects again when it is lost, because the events say when the VM is paused. A
+//! handler writes its command from its own thread and waits for that reader to find the answer.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+use vm_watchdog::{Action, Event, HandlerError};
+
+/// How long QEMU may take to answer a command.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// How long it may take to greet: it does not while another client is connected.
+const GREETING_LIMIT: Duration = Duration::from_secs(5);
+/// The pause before it is connected to again, at first.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// And at most.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// The longest line that is read. QEMU's are much shorter.
+const LONGEST_LINE: u64 = 64 << 10;
+
+/// A QMP connection.
+pub struct Qmp {
+    path: PathBuf,
+    /// Held while a command is on its way: there is one at a time.
+    turn: Mutex<()>,
+    link: Mutex<Link>,
+    /// Signalled when an answer has come, or the link has been lost.
+    answered: Condvar,
+}
+
+/// Where it stands.
+struct Link {
+    stream: Option<UnixStream>,
+    /// Why there is no connection.
+    why_not: String,
+    last_id: u64,
+    answer: Option<(u64, Result<Value, String>)>,
+}
+
+/// Who is told of the VM.
+pub trait Follower: Send + Sync {
+    /// Something happened. Called by the thread that reads, so it must not wait for a handler.
+    fn vm_event(&self, event: VmEvent);
+}
+
+/// What is told of a VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VmEvent {
+    /// It runs, or stands still.
+    Runs(bool),
+    /// It was reset.
+    Reset { reason: Option<String> },
+    /// It has shut down.
+    Shutdown { reason: Option<String> },
+    /// The connection to it was made, or lost.
+    Control { socket: String, connected: bool, reason: Option<String> },
+}
+
+/// Why a connection ended.
+type Lost = Box<dyn std::error::Error + Send + Sync>;
+
+impl Qmp {
+    pub fn new(path: PathBuf) -> Arc<Self> {
+        let link = Link { stream: None, why_not: "not tried yet".to_owned(), last_id: 0, answer: None };
+        Arc::new(Self { path, turn: Mutex::default(), link: Mutex::new(link), answered: Condvar::new() })
+    }
+
+    /// Connects, and connects again for ever, and tells `follower` what it hears.
+    ///
+    /// # Errors
+    ///
+    /// The host's if it gives no thread.
+    pub fn follow(self: &Arc<Self>, follower: Arc<dyn Follower>) -> io::Result<()> {
+        let qmp = self.clone();
+        thread::Builder::new().name("qmp".into()).spawn(move || qmp.keep_connected(&*follower))?;
+        Ok(())
+    }
+
+    /// Whether QEMU is listened to.
+    pub fn is_connected(&self) -> bool {
+        self.link().stream.is_some()
+    }
+
+    /// Performs an action.
+    ///
+    /// # Errors
+    ///
+    /// What QEMU answers, or why it does not.
+    pub fn perform(&self, event: &Event, dump_folder: Option<&Path>) -> Result<(), HandlerError> {
+        match event.action {
+            Action::Reset => self.execute("system_reset", None),
+            Action::Shutdown => self.execute("system_powerdown", None),
+            Action::Poweroff => self.execute("quit", None),
+            Action::Pause => self.execute("stop", None),
+            Action::InjectNmi => self.execute("inject-nmi", None),
+            Action::Dump => {
+                let folder = dump_folder.ok_or("no --dump-folder was given")?;
+                let path = folder.join(dump_name(&event.id)).display().to_string();
+                // Detached, because a big guest's memory takes longer than any answer may.
+                let arguments = json!({ "paging": false, "protocol": format!("file:{path}"), "detach": true });
+                self.execute("dump-guest-memory", Some(arguments))
+            }
+            action => Err(format!("QEMU has no action {action}").into()),
+        }
+    }
+
+    /// Sends a command and waits for its answer.
+    fn execute(&self, command: &str, arguments: Option<Value>) -> Result<(), HandlerError> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut link = self.link();
+        let id = link.send(command, arguments).map_err(|error| format!("QMP {}: {error}", self.path.display()))?;
+        let deadline = Instant::now() + ANSWER_LIMIT;
+        loop {
+            if let Some((_, answer)) = link.answer.take_if(|(answered, _)| *answered == id) {
+                return answer.map(|_| ()).map_err(|error| format!("QEMU refuses {command}: {error}").into());
+            }
+            if link.stream.is_none() {
+                // QEMU may be gone before its answer has left.
+                return if command == "quit" { Ok(()) } else { Err(link.why_not.clone().into()) };
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(format!("QEMU has not answered {command} within {ANSWER_LIMIT:?}").into());
+            }
+            link = self.answered.wait_timeout(link, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn keep_connected(&self, follower: &dyn Follower) {
+        let socket = format!("QMP {}", self.path.display());
+        let mut pause = FIRST_PAUSE;
+        let mut told = None;
+        loop {
+            let lost = match self.converse(follower, &socket, &mut pause) {
+                Ok(never) => match never {},
+                Err(lost) => lost.to_string(),
+            };
+            let was_connected = {
+                let mut link = self.link();
+                link.why_not = format!("{socket}: {lost}");
+                link.stream.take().is_some()
+            };
+            self.answered.notify_all();
+            if was_connected || told.as_ref() != Some(&lost) {
+                let reason = Some(lost.clone());
+                follower.vm_event(VmEvent::Control { socket: socket.clone(), connected: false, reason });
+                told = Some(lost);
+            }
+            thread::sleep(pause);
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Connects, and reads until the connection ends.
+    fn converse(
+        &self,
+        follower: &dyn Follower,
+        socket: &str,
+        pause: &mut Duration,
+    ) -> Result<std::convert::Infallible, Lost> {
+        let stream = super::connect(&self.path)?;
+        let mut lines = Lines(BufReader::new(stream.try_clone()?));
+
+        stream.set_read_timeout(Some(GREETING_LIMIT))?;
+        let greeting = lines.next().map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => "no greeting: is another client connected to it?".to_owned(),
+            _ => error.to_string(),
+        })?;
+        greeting.get("QMP").ok_or("no greeting, so it is no QMP socket")?;
+        write_command(&stream, 0, "qmp_capabilities", None)?;
+        lines.answer(0, follower)?.map_err(|error| format!("qmp_capabilities: {error}"))?;
+        write_command(&stream, 0, "query-status", None)?;
+        let status = lines.answer(0, follower)?.map_err(|error| format!("query-status: {error}"))?;
+        let runs = status.get("running").and_then(Value::as_bool).ok_or("query-status: no answer")?;
+
+        stream.set_read_timeout(None)?;
+        self.link().stream = Some(stream);
+        *pause = FIRST_PAUSE;
+        follower.vm_event(VmEvent::Control { socket: socket.to_owned(), connected: true, reason: None });
+        follower.vm_event(VmEvent::Runs(runs));
+        loop {
+            let message = lines.next()?;
+            if let Some(event) = parse_event(&message) {
+                follower.vm_event(event);
+            } else if let Some((id, answer)) = parse_answer(&message) {
+                self.link().answer = Some((id, answer));
+                self.answered.notify_all();
+            }
+        }
+    }
+
+    fn link(&self) -> MutexGuard<'_, Link> {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Link {
+    fn send(&mut self, command: &str, arguments: Option<Value>) -> Result<u64, HandlerError> {
+        let stream = self.stream.as_ref().ok_or_else(|| self.why_not.clone())?;
+        self.last_id += 1;
+        self.answer = None;
+        write_command(stream, self.last_id, command, arguments)?;
+        Ok(self.last_id)
+    }
+}
+
+fn write_command(mut stream: &UnixStream, id: u64, command: &str, arguments: Option<Value>) -> io::Result<()> {
+    let mut message = json!({ "execute": command, "id": id });
+    if let Some(arguments) = arguments {
+        message["arguments"] = arguments;
+    }
+    stream.write_all(format!("{message}\n").as_bytes())
+}
+
+/// The messages of QEMU, one a line.
+struct Lines(BufReader<UnixStream>);
+
+impl Lines {
+    fn next(&mut self) -> io::Result<Value> {
+        let mut line = Vec::new();
+        self.0.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line)?;
+        if line.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "closed by QEMU"));
+        }
+        serde_json::from_slice(&line).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    }
+
+    /// The answer to a command; events that come before it are not lost.
+    fn answer(&mut self, id: u64, follower: &dyn Follower) -> io::Result<Result<Value, String>> {
+        loop {
+            let message = self.next()?;
+            match (parse_event(&message), parse_answer(&message)) {
+                (Some(event), _) => follower.vm_event(event),
+                (None, Some((answered, answer))) if answered == id => return Ok(answer),
+                _ => {}
+            }
+        }
+    }
+}
+
+fn parse_event(message: &Value) -> Option<VmEvent> {
+    let reason = || message.pointer("/data/reason").and_then(Value::as_str).map(str::to_owned);
+    match message.get("event")?.as_str()? {
+        "STOP" => Some(VmEvent::Runs(false)),
+        "RESUME" => Some(VmEvent::Runs(true)),
+        "RESET" => Some(VmEvent::Reset { reason: reason() }),
+        "SHUTDOWN" => Some(VmEvent::Shutdown { reason: reason() }),
+        _ => None,
+    }
+}
+
+fn parse_answer(message: &Value) -> Option<(u64, Result<Value, String>)> {
+    let id = message.get("id")?.as_u64()?;
+    let error = || message.pointer("/error/desc").and_then(Value::as_str).unwrap_or("no reason given").to_owned();
+    Some((id, message.get("return").cloned().ok_or_else(error)))
+}
+
+/// A name that no other dump of the process has.
+fn dump_name(id: &str) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let id: String = id.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
+    format!("{id}-{}.{:03}.elf", now.as_secs(), now.subsec_millis())
+}

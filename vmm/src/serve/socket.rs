@@ -1,0 +1,164 @@
+//! The socket file of a watchdog: made, guarded while it is ours, and removed.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::Mode;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+/// How many clients may wait to be accepted. All but one are told that they are one too many.
+const BACKLOG: i32 = 16;
+
+/// Why there is no socket.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SocketError {
+    /// Somebody serves it.
+    #[error("socket {}: another process serves it", .0.display())]
+    Live(PathBuf),
+    /// It is no socket, so it is not replaced.
+    #[error("socket {}: there is a file that is no socket, which is not replaced", .0.display())]
+    NoSocket(PathBuf),
+    /// The host refuses.
+    #[error("socket {}: {source}", path.display())]
+    Host { path: PathBuf, source: io::Error },
+}
+
+/// A listening socket.
+#[derive(Debug)]
+pub struct Socket {
+    pub listener: UnixListener,
+}
+
+/// The file of a listening socket. Dropping it removes the file, if it is still the same.
+#[derive(Debug)]
+pub struct SocketFile {
+    /// Path, device and inode, None where somebody else removes it.
+    file: Option<(PathBuf, u64, u64)>,
+}
+
+impl Socket {
+    /// Listens on `path`, whose file is given the permissions `mode`. What is left of a server that has gone is replaced.
+    ///
+    /// # Errors
+    ///
+    /// [`SocketError`] if the path is in use, or cannot be used.
+    pub fn bind(path: &Path, mode: Mode) -> Result<(Self, SocketFile), SocketError> {
+        let host = |source: io::Error| SocketError::Host { path: path.to_owned(), source };
+        match Self::listen(path, mode) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                remove_stale(path)?;
+                Self::listen(path, mode).map_err(host)
+            }
+            outcome => outcome.map_err(host),
+        }
+    }
+
+    /// A socket that the service manager listens on, and removes.
+    pub fn inherited(listener: UnixListener) -> io::Result<(Self, SocketFile)> {
+        listener.set_nonblocking(true)?;
+        Ok((Self { listener }, SocketFile { file: None }))
+    }
+
+    fn listen(path: &Path, mode: Mode) -> io::Result<(Self, SocketFile)> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket: OwnedFd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        // The file is made with the mode of the socket, so there is no moment at which others may connect.
+        rustix::fs::fchmod(&socket, mode)?;
+        rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+        let metadata = fs::symlink_metadata(path)?;
+        let file = SocketFile { file: Some((path.to_owned(), metadata.dev(), metadata.ino())) };
+        // The umask took something away that was asked for.
+        rustix::fs::chmod(path, mode)?;
+        rustix::net::listen(&socket, BACKLOG)?;
+        Ok((Self { listener: socket.into() }, file))
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let Some((path, device, inode)) = &self.file else {
+            return;
+        };
+        let is_same =
+            fs::symlink_metadata(path).is_ok_and(|current| (current.dev(), current.ino()) == (*device, *inode));
+        if is_same {
+            if let Err(error) = fs::remove_file(path) {
+                log::error!("socket {} is left behind: {error}", path.display());
+            }
+        }
+    }
+}
+
+/// Removes a socket that nobody serves any more.
+fn remove_stale(path: &Path) -> Result<(), SocketError> {
+    let host = |source: io::Error| SocketError::Host { path: path.to_owned(), source };
+    if !fs::symlink_metadata(path).map_err(host)?.file_type().is_socket() {
+        return Err(SocketError::NoSocket(path.to_owned()));
+    }
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(host),
+        Ok(_) => Err(SocketError::Live(path.to_owned())),
+        Err(error) => Err(host(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    const OWNER_ONLY: Mode = Mode::RUSR.union(Mode::WUSR);
+
+    #[test]
+    fn the_file_is_for_the_owner_alone_and_goes_with_the_socket() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("watchdog");
+        let socket = Socket::bind(&path, OWNER_ONLY).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        drop(socket);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("watchdog");
+        drop(UnixListener::bind(&path).unwrap());
+        let socket = Socket::bind(&path, OWNER_ONLY).unwrap();
+        assert!(matches!(Socket::bind(&path, OWNER_ONLY), Err(SocketError::Live(_))));
+        assert!(UnixStream::connect(&path).is_ok(), "the first one still listens");
+        drop(socket);
+    }
+
+    #[test]
+    fn a_file_that_is_no_socket_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("watchdog");
+        fs::write(&path, "precious").unwrap();
+        assert!(matches!(Socket::bind(&path, OWNER_ONLY), Err(SocketError::NoSocket(_))));
+        assert_eq!(fs::read(&path).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn a_file_that_has_taken_the_place_of_ours_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("watchdog");
+        let socket = Socket::bind(&path, OWNER_ONLY).unwrap();
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "precious").unwrap();
+        drop(socket);
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn a_path_that_is_too_long_is_an_error_that_names_it() {
+        let path = PathBuf::from(format!("/tmp/{}", "x".repeat(120)));
+        let error = Socket::bind(&path, OWNER_ONLY).unwrap_err();
+        assert!(error.to_string().contains("xxx"), "{error}");
+    }
+}

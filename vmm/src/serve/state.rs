@@ -1,0 +1,265 @@
+//! The state of a watchdog in a file, so that the cause of the last reset survives the server.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use vm_watchdog::i6300esb::{I6300esb, I6300esbStateV1};
+use vm_watchdog::{Policy, Watchdog, WatchdogStateV1};
+
+/// How long an action waits for the disk. After that it is performed all the same.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// The least time between two writes, whatever a guest does.
+const INTERVAL: Duration = Duration::from_millis(100);
+/// The longest file that is read. What we write is shorter than a kilobyte.
+const LONGEST_FILE: u64 = 64 << 10;
+
+/// Why there is no state.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StateFileError {
+    /// It cannot be read, written, or set aside.
+    #[error("state {}: {source}", path.display())]
+    Host { path: PathBuf, source: io::Error },
+}
+
+/// What was found in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The last reset came from the watchdog.
+    pub wdt_timeout: bool,
+    /// The guest had the watchdog armed.
+    pub was_armed: bool,
+    /// A timeout had not been acted upon.
+    pub was_pending: bool,
+}
+
+/// What is in a file that holds no state, and where it is now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SetAside {
+    pub reason: String,
+    pub path: PathBuf,
+}
+
+/// Writes the state of a watchdog to its file, on a thread of its own.
+#[derive(Clone)]
+pub struct Keeper {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    path: PathBuf,
+    watchdog: OnceLock<Watchdog<I6300esb>>,
+    progress: Mutex<Progress>,
+    changed: Condvar,
+}
+
+/// How often a save was asked for, and how far that has got.
+#[derive(Debug, Default)]
+struct Progress {
+    asked: u64,
+    done: u64,
+}
+
+impl Keeper {
+    pub fn new(path: PathBuf) -> Self {
+        let shared = Shared { path, watchdog: OnceLock::new(), progress: Mutex::default(), changed: Condvar::new() };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Loads the file into `watchdog`, powers it on, and writes from now on what becomes of it.
+    ///
+    /// Of all that is in the file a power-on leaves only WDT_TIMEOUT: the VM that had armed the watchdog has lost it.
+    ///
+    /// # Errors
+    ///
+    /// [`StateFileError`] if the file cannot be read or written at all.
+    pub fn start(
+        &self,
+        watchdog: &Watchdog<I6300esb>,
+        policy: Policy,
+    ) -> Result<(Option<Found>, Option<SetAside>), StateFileError> {
+        let path = &self.shared.path;
+        let host = |source| StateFileError::Host { path: path.clone(), source };
+        let (found, set_aside) = match read(path).map_err(host)? {
+            None => (None, None),
+            Some(bytes) => match load(&bytes, watchdog, policy) {
+                Ok(found) => (Some(found), None),
+                Err(reason) => {
+                    let aside = with_suffix(path, ".corrupt");
+                    fs::rename(path, &aside).map_err(host)?;
+                    (None, Some(SetAside { reason, path: aside }))
+                }
+            },
+        };
+        watchdog.reset();
+        write(path, watchdog).map_err(host)?;
+        // Only this call sets it.
+        let _ = self.shared.watchdog.set(watchdog.clone());
+        let shared = self.shared.clone();
+        thread::Builder::new().name("state".into()).spawn(move || shared.keep_writing()).map_err(host)?;
+        Ok((found, set_aside))
+    }
+
+    /// Writes the state before long.
+    pub fn save_soon(&self) {
+        self.ask();
+    }
+
+    /// Writes the state now, as far as the disk lets it.
+    pub fn save_before_action(&self) {
+        let asked = self.ask();
+        let late = |progress: &mut Progress| progress.done < asked;
+        // A disk that hangs must not keep a watchdog from firing.
+        drop(self.shared.changed.wait_timeout_while(self.shared.progress(), PATIENCE, late));
+    }
+
+    fn ask(&self) -> u64 {
+        let mut progress = self.shared.progress();
+        progress.asked += 1;
+        self.shared.changed.notify_all();
+        progress.asked
+    }
+}
+
+impl Shared {
+    fn keep_writing(&self) {
+        loop {
+            let progress = self.changed.wait_while(self.progress(), |progress| progress.asked == progress.done);
+            let asked = progress.unwrap_or_else(PoisonError::into_inner).asked;
+            let Some(watchdog) = self.watchdog.get() else {
+                return;
+            };
+            let started = Instant::now();
+            if let Err(error) = write(&self.path, watchdog) {
+                log::error!("state {} is not kept: {error}", self.path.display());
+            }
+            self.progress().done = asked;
+            self.changed.notify_all();
+            thread::sleep(INTERVAL.saturating_sub(started.elapsed()));
+        }
+    }
+
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut bytes = Vec::new();
+    file.take(LONGEST_FILE).read_to_end(&mut bytes)?;
+    Ok(Some(bytes))
+}
+
+/// Puts the watchdog into the state in a file, with the policy that it has now.
+fn load(bytes: &[u8], watchdog: &Watchdog<I6300esb>, policy: Policy) -> Result<Found, String> {
+    let state: WatchdogStateV1<I6300esbStateV1> = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    // This sees that every field holds what is possible; nothing fires, since nobody serves the timer yet.
+    watchdog.restore(&state).map_err(|error| error.to_string())?;
+    let found = Found {
+        wdt_timeout: watchdog.timed_out(),
+        was_armed: watchdog.stats().armed,
+        was_pending: state.timeout.is_some() || state.grace_remaining_ns.is_some(),
+    };
+    let idle = WatchdogStateV1 { policy, pretimeout: None, timeout: None, grace_remaining_ns: None, ..state };
+    watchdog.restore(&idle).map_err(|error| error.to_string())?;
+    Ok(found)
+}
+
+/// Replaces the file as a whole: whoever reads it finds the old state or the new one.
+fn write(path: &Path, watchdog: &Watchdog<I6300esb>) -> io::Result<()> {
+    let mut bytes = serde_json::to_vec_pretty(&watchdog.save())?;
+    bytes.push(b'\n');
+    let new = with_suffix(path, ".new");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    file.write_all(&bytes)?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder)?.sync_all()
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_watchdog::{Event, ManualClock, VmClock};
+
+    fn watchdog() -> (Watchdog<I6300esb>, ManualClock) {
+        let (clock, time) = VmClock::manual();
+        let builder = Watchdog::builder("wd", I6300esb::new(Default::default())).clock(clock);
+        (builder.build(|_: &Event| Ok(())).unwrap(), time)
+    }
+
+    /// Lets a watchdog bite.
+    fn bite((watchdog, time): &(Watchdog<I6300esb>, ManualClock)) {
+        watchdog.write_config(0x68, &[2]);
+        time.advance(Duration::from_secs(3000));
+        watchdog.on_readable();
+    }
+
+    #[test]
+    fn the_cause_of_the_last_reset_is_there_for_the_next_server_and_the_rest_is_powered_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state");
+        let old = watchdog();
+        let keeper = Keeper::new(path.clone());
+        assert_eq!(keeper.start(&old.0, Policy::default()).unwrap(), (None, None));
+        bite(&old);
+        keeper.save_before_action();
+
+        let (new, _) = watchdog();
+        let (found, set_aside) = Keeper::new(path).start(&new, Policy::default()).unwrap();
+        assert_eq!(found, Some(Found { wdt_timeout: true, was_armed: true, was_pending: false }));
+        assert_eq!(set_aside, None);
+        assert!(new.timed_out() && !new.stats().armed);
+    }
+
+    #[test]
+    fn a_file_that_is_no_state_is_set_aside_and_not_used() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state");
+        let (sound, _) = watchdog();
+        let sound = serde_json::to_string(&sound.save()).unwrap();
+        for corrupt in [
+            String::new(),
+            sound[..sound.len() / 2].to_owned(),
+            sound.replace("\"version\":1", "\"version\":2"),
+            sound.replace("\"preload1\":1048575", "\"preload1\":1048576"),
+            sound.replace("\"wdt_timeout\":false", "\"wdt_timeout\":true,\"colour\":\"red\""),
+            format!("{sound}{sound}"),
+            "\0".repeat(100_000),
+        ] {
+            assert_ne!(corrupt, sound);
+            fs::write(&path, &corrupt).unwrap();
+            let (watchdog, _) = watchdog();
+            let (found, set_aside) = Keeper::new(path.clone()).start(&watchdog, Policy::default()).unwrap();
+            assert_eq!((found, watchdog.timed_out()), (None, false));
+            let set_aside = set_aside.expect("a message");
+            assert_eq!(fs::read_to_string(set_aside.path).unwrap(), corrupt);
+            assert!(load(&fs::read(&path).unwrap(), &watchdog, Policy::default()).is_ok(), "a sound one in its place");
+        }
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_written_is_found_out_at_the_start() {
+        let (watchdog, _) = watchdog();
+        let keeper = Keeper::new("/nonexistent/state".into());
+        let error = keeper.start(&watchdog, Policy::default()).unwrap_err();
+        assert!(error.to_string().starts_with("state /nonexistent/state: "), "{error}");
+    }
+}

@@ -1,0 +1,176 @@
+//! INTx over vfio-user: a level that is told by an eventfd, once, until the client unmasks it.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+/// The interrupt line of a watchdog as VFIO has it: level triggered and automasked.
+///
+/// When the line rises the client's eventfd is signalled and the line masked. The client lowers its copy of the line at
+/// the guest's next access and unmasks it; if it is still asserted the eventfd is signalled again.
+#[derive(Debug, Default)]
+pub struct Intx {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// What the client wants to be signalled.
+    eventfd: Option<OwnedFd>,
+    masked: bool,
+    asserted: bool,
+}
+
+impl Intx {
+    /// Sets the level, as the watchdog's interrupt line.
+    ///
+    /// # Errors
+    ///
+    /// The error of the client's eventfd.
+    pub fn set_level(&self, high: bool) -> Result<(), Errno> {
+        let mut state = self.state();
+        state.asserted = high;
+        state.settle()
+    }
+
+    /// Signals `eventfd` from now on, or nobody. The line is no longer masked.
+    ///
+    /// # Errors
+    ///
+    /// EINVAL if it is no eventfd: a write to anything else might never return.
+    pub(super) fn connect(&self, eventfd: Option<OwnedFd>) -> Result<(), Errno> {
+        if let Some(fd) = &eventfd {
+            check_eventfd(fd.as_fd())?;
+        }
+        let mut state = self.state();
+        state.eventfd = eventfd;
+        state.masked = false;
+        state.settle()
+    }
+
+    pub(super) fn mask(&self) {
+        self.state().masked = true;
+    }
+
+    pub(super) fn unmask(&self) -> Result<(), Errno> {
+        let mut state = self.state();
+        state.masked = false;
+        state.settle()
+    }
+
+    /// Signals without a reason, which clients may ask for as a test.
+    pub(super) fn trigger(&self) -> Result<(), Errno> {
+        self.state().signal()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn settle(&mut self) -> Result<(), Errno> {
+        if self.asserted && !self.masked && self.eventfd.is_some() {
+            self.masked = true;
+            return self.signal();
+        }
+        Ok(())
+    }
+
+    fn signal(&self) -> Result<(), Errno> {
+        let Some(eventfd) = &self.eventfd else {
+            return Ok(());
+        };
+        match rustix::io::write(eventfd, &1u64.to_ne_bytes()) {
+            // A counter that is full has been signalled, and nobody has looked.
+            Ok(_) | Err(Errno::AGAIN) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+}
+
+/// Refuses whatever is no eventfd, and keeps writes to one from blocking.
+fn check_eventfd(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    let link = rustix::fs::readlink(format!("/proc/self/fd/{}", fd.as_raw_fd()), Vec::new());
+    if link.is_ok_and(|link| link.to_bytes() == b"anon_inode:[eventfd]") {
+        let flags = rustix::fs::fcntl_getfl(fd)?;
+        rustix::fs::fcntl_setfl(fd, flags | OFlags::NONBLOCK)
+    } else {
+        Err(Errno::INVAL)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::{EventfdFlags, eventfd};
+
+    /// A connected line, and the client's end.
+    fn connected() -> (Intx, OwnedFd) {
+        let client = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+        let line = Intx::default();
+        line.connect(Some(client.try_clone().unwrap())).unwrap();
+        (line, client)
+    }
+
+    /// How often it was signalled since the last look.
+    fn signals(client: &OwnedFd) -> u64 {
+        let mut counter = [0; 8];
+        match rustix::io::read(client, &mut counter) {
+            Ok(_) => u64::from_ne_bytes(counter),
+            Err(_) => 0,
+        }
+    }
+
+    #[test]
+    fn a_line_signals_once_until_it_is_unmasked() {
+        let (line, client) = connected();
+        line.set_level(true).unwrap();
+        line.set_level(true).unwrap();
+        assert_eq!(signals(&client), 1);
+        line.unmask().unwrap();
+        assert_eq!(signals(&client), 1, "it is still asserted");
+        line.set_level(false).unwrap();
+        line.unmask().unwrap();
+        assert_eq!(signals(&client), 0);
+        line.set_level(true).unwrap();
+        assert_eq!(signals(&client), 1);
+    }
+
+    #[test]
+    fn a_masked_line_waits_for_the_unmask() {
+        let (line, client) = connected();
+        line.mask();
+        line.set_level(true).unwrap();
+        assert_eq!(signals(&client), 0);
+        line.unmask().unwrap();
+        assert_eq!(signals(&client), 1);
+    }
+
+    #[test]
+    fn a_line_that_is_asserted_when_the_client_connects_is_told_at_once() {
+        let line = Intx::default();
+        line.set_level(true).unwrap();
+        let client = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+        line.connect(Some(client.try_clone().unwrap())).unwrap();
+        assert_eq!(signals(&client), 1);
+        line.connect(None).unwrap();
+        line.unmask().unwrap();
+        line.trigger().unwrap();
+        assert_eq!(signals(&client), 0);
+    }
+
+    #[test]
+    fn what_is_no_eventfd_is_refused_and_a_full_one_does_not_block() {
+        let line = Intx::default();
+        let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert_eq!(line.connect(Some(socket.into())), Err(Errno::INVAL));
+
+        let blocking = eventfd(0, EventfdFlags::empty()).unwrap();
+        rustix::io::write(&blocking, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+        line.connect(Some(blocking)).unwrap();
+        assert_eq!(line.set_level(true), Ok(()));
+    }
+}

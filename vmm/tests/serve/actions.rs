@@ -1,0 +1,366 @@
+//! What a bite does to the VM, by QMP, by Cloud Hypervisor's API and by a command; and what the VM's pauses do to it.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::client::Client;
+use crate::fakes::{FakeQmp, cloud_hypervisor};
+use crate::server::{Builder, PATIENCE, Server};
+
+/// A server with one watchdog that acts through a fake QEMU.
+fn with_qmp(watchdog: &str) -> (Server, FakeQmp) {
+    let builder = Builder::new().options("--socket s --qmp q --dump-folder /dumps --watchdog").options(watchdog);
+    let qmp = FakeQmp::listen(&builder.path().join("q"));
+    (builder.start(), qmp)
+}
+
+fn is_timeout(event: &Value) -> bool {
+    event["stage"] == "timeout"
+}
+
+#[test]
+fn each_action_is_a_command_of_qmp() {
+    for (action, command) in [
+        ("reset", "system_reset"),
+        ("shutdown", "system_powerdown"),
+        ("poweroff", "quit"),
+        ("pause", "stop"),
+        ("inject-nmi", "inject-nmi"),
+        ("dump", "dump-guest-memory"),
+    ] {
+        let (server, qmp) = with_qmp(&format!("i6300esb,action={action},id=wd"));
+        let mut qmp = qmp.accept(true);
+        let mut client = server.client();
+        client.arm(1);
+        let arguments = qmp.answer(command, json!({}));
+        assert_eq!(server.expect("performed")["action"], action);
+        assert!(client.timed_out());
+        if action == "dump" {
+            let file = arguments["protocol"].as_str().unwrap();
+            assert!(file.starts_with("file:/dumps/wd-") && file.ends_with(".elf"), "{file}");
+            assert_eq!((&arguments["detach"], &arguments["paging"]), (&json!(true), &json!(false)));
+        }
+        qmp.no_command(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn the_pretimeout_has_an_action_of_its_own() {
+    let (server, qmp) = with_qmp("i6300esb,pretimeout=inject-nmi,action=reset");
+    let mut qmp = qmp.accept(true);
+    server.client().arm(50);
+    let mut client = server.client();
+    client.arm(50);
+    qmp.answer("inject-nmi", json!({}));
+    qmp.answer("system_reset", json!({}));
+}
+
+#[test]
+fn an_action_does_not_keep_the_vmm_from_its_device() {
+    // While QMP waits, the reset that it carries out sends requests to us.
+    let (server, qmp) = with_qmp("i6300esb,action=reset");
+    let mut qmp = qmp.accept(true);
+    let mut client = server.client();
+    client.arm(1);
+    let command = qmp.command();
+    assert_eq!(command["execute"], "system_reset");
+    assert!(client.timed_out());
+    client.ask(crate::client::RESET, &[]).unwrap();
+    assert!(!client.is_enabled());
+    qmp.say(json!({"return": {}, "id": command["id"]}));
+    server.expect("performed");
+}
+
+#[test]
+fn a_command_that_qemu_refuses_is_tried_again_and_then_escalated() {
+    let (server, qmp) = with_qmp("i6300esb,action=shutdown,grace=60s,then=poweroff");
+    let mut qmp = qmp.accept(true);
+    let mut client = server.client();
+    client.arm(1);
+    for attempt in 1..=5 {
+        qmp.refuse("system_powerdown", "not now");
+        let failed = server.expect("action-failed");
+        assert_eq!(failed["reason"], "QEMU refuses system_powerdown: not now", "attempt {attempt}");
+    }
+    qmp.answer("quit", json!({}));
+    assert_eq!(server.expect_where("fire", |event| event["stage"] == "escalation")["action"], "poweroff");
+    assert_eq!(server.expect("performed")["action"], "poweroff");
+}
+
+#[test]
+fn an_action_waits_for_a_qmp_socket_that_is_not_there_yet() {
+    let builder = Builder::new().options("--socket s --qmp q");
+    let path = builder.path().join("q");
+    let server = builder.start();
+    let control = server.expect("control");
+    assert_eq!(control["connected"], false);
+    assert!(control["reason"].as_str().unwrap().contains("No such file"), "{control}");
+    let mut client = server.client();
+    client.arm(1);
+    let failed = server.expect("action-failed");
+    assert_eq!(failed["action"], "reset");
+    assert!(failed["reason"].as_str().unwrap().contains("No such file"), "{failed}");
+
+    let qmp = FakeQmp::listen(&path);
+    qmp.accept(true).answer("system_reset", json!({}));
+    assert_eq!(server.expect("performed")["action"], "reset");
+}
+
+#[test]
+fn a_qmp_connection_that_is_lost_is_made_again() {
+    let (server, qmp) = with_qmp("i6300esb,action=reset");
+    for _ in 0..3 {
+        drop(qmp.accept(true));
+        server.expect_where("control", |event| event["connected"] == false);
+    }
+    // Somebody else's client comes first, and then lets go.
+    let busy = qmp.accept_silently();
+    drop(busy);
+    let mut qmp = qmp.accept(true);
+    let mut client = server.client();
+    client.arm(1);
+    qmp.answer("system_reset", json!({}));
+}
+
+#[test]
+fn an_answer_that_does_not_come_is_a_failure_and_the_next_try_is_not_confused_by_it() {
+    let (server, qmp) = with_qmp("i6300esb,action=reset");
+    let mut qmp = qmp.accept(true);
+    let mut client = server.client();
+    client.arm(1);
+    let first = qmp.command();
+    let failed = server.expect("action-failed");
+    assert_eq!(failed["reason"], "QEMU has not answered system_reset within 5s");
+    let second = qmp.command();
+    assert_ne!(first["id"], second["id"]);
+    qmp.say(json!({"error": {"desc": "too late"}, "id": first["id"]}));
+    qmp.say(json!({"return": {}, "id": second["id"]}));
+    server.expect("performed");
+}
+
+#[test]
+fn what_is_no_qmp_does_no_harm() {
+    let (server, qmp) = with_qmp("i6300esb,action=none");
+    for nonsense in [&b"hello\n"[..], b"{}\n", b"[1,2]\n", b"\xFF\xFF\n", &[b'['; 100_000]] {
+        let mut stream = qmp.accept_silently();
+        // It may have heard enough before the end.
+        let _ = std::io::Write::write_all(&mut stream, nonsense);
+        drop(stream);
+    }
+    let mut qmp = qmp.accept(true);
+    server.expect_where("control", |event| event["connected"] == true);
+    for message in
+        [json!(7), json!({"event": 7}), json!({"event": "STOP", "data": 7}), json!({"return": {}, "id": "x"})]
+    {
+        qmp.say(message);
+    }
+    server.expect("paused");
+}
+
+#[test]
+fn a_pause_by_qmp_stops_the_watchdog_and_no_time_is_lost() {
+    let (server, qmp) = with_qmp("i6300esb,action=reset");
+    let mut qmp = qmp.accept(true);
+    let mut client = server.client();
+    client.arm(250); // half a second in all
+    qmp.event("STOP");
+    server.expect("paused");
+    qmp.no_command(Duration::from_millis(1500));
+    qmp.event("RESUME");
+    server.expect("resumed");
+    let resumed = Instant::now();
+    let fire = server.expect_where("fire", is_timeout);
+    assert!(resumed.elapsed() < Duration::from_millis(1400), "what was left before the pause is left after it");
+    let period = fire["deadline_ns"].as_u64().unwrap() - fire["last_heartbeat_ns"].as_u64().unwrap_or(0);
+    assert!(fire["lateness_ns"].as_u64().unwrap() < 500_000_000, "{fire} {period}");
+    qmp.answer("system_reset", json!({}));
+}
+
+#[test]
+fn a_vm_that_is_paused_when_qmp_is_connected_is_known_to_be() {
+    let (server, qmp) = with_qmp("i6300esb,action=reset");
+    let mut client = server.client();
+    client.arm(500);
+    let mut qmp = qmp.accept(false);
+    server.expect("paused");
+    qmp.no_command(Duration::from_millis(1500));
+    qmp.event("RESUME");
+    qmp.answer("system_reset", json!({}));
+}
+
+#[test]
+fn the_action_pause_stops_the_clock_that_its_own_thread_runs_on() {
+    // STOP comes before the answer to `stop`, on the connection that the handler waits for.
+    let (server, qmp) = with_qmp("i6300esb,action=pause,grace=1s,then=poweroff");
+    let mut qmp = qmp.accept(true);
+    let mut client = server.client();
+    client.arm(1);
+    let command = qmp.command();
+    assert_eq!(command["execute"], "stop");
+    let asked = Instant::now();
+    qmp.event("STOP");
+    qmp.say(json!({"return": {}, "id": command["id"]}));
+    server.expect("performed");
+    assert!(asked.elapsed() < Duration::from_secs(4));
+    // The grace period is the VM's time, which stands still.
+    qmp.no_command(Duration::from_millis(1500));
+    qmp.event("RESUME");
+    qmp.answer("quit", json!({}));
+}
+
+#[test]
+fn a_vm_that_was_reset_or_has_shut_down_is_not_escalated_against() {
+    for event in ["RESET", "SHUTDOWN"] {
+        let (server, qmp) = with_qmp("i6300esb,action=shutdown,grace=500ms,then=poweroff");
+        let mut qmp = qmp.accept(true);
+        let mut client = server.client();
+        client.arm(1);
+        qmp.answer("system_powerdown", json!({}));
+        server.expect("performed");
+        qmp.event(event);
+        let told = server.expect("vm");
+        assert_eq!((&told["name"], &told["reason"]), (&event.to_lowercase().into(), &"host-qmp".into()));
+        qmp.no_command(Duration::from_millis(1000));
+    }
+}
+
+#[test]
+fn a_new_vm_is_not_taken_for_paused_because_the_last_one_was() {
+    let (server, qmp) = with_qmp("i6300esb,action=none");
+    let mut first = qmp.accept(true);
+    let client = server.client();
+    first.event("STOP");
+    server.expect("paused");
+    drop((first, client));
+    server.expect("disconnected");
+    server.expect_where("control", |event| event["connected"] == false);
+    // Nobody accepts QMP now.
+    let mut client = server.client();
+    client.arm(1);
+    server.expect_where("fire", is_timeout);
+}
+
+#[test]
+fn two_watchdogs_of_one_vm_share_its_qmp_socket() {
+    let builder = Builder::new().options("--qmp q --socket s --socket t --watchdog i6300esb,action=inject-nmi");
+    let qmp = FakeQmp::listen(&builder.path().join("q"));
+    let server = builder.start();
+    let mut qmp = qmp.accept(true);
+    let (mut s, mut t): (Client, Client) = (server.client_of("s"), server.client_of("t"));
+    s.arm(200);
+    t.arm(100);
+    qmp.answer("inject-nmi", json!({}));
+    qmp.answer("system_reset", json!({}));
+    qmp.event("STOP");
+    for id in ["watchdog0", "watchdog1"] {
+        server.expect_where("paused", |event| event["id"] == id);
+    }
+}
+
+#[test]
+fn each_action_is_a_call_of_cloud_hypervisor() {
+    for (action, poweroff, call) in [
+        ("reset", "", "vm.reboot"),
+        ("shutdown", "", "vm.power-button"),
+        ("poweroff", "", "vmm.shutdown"),
+        ("poweroff", "--poweroff vm.shutdown", "vm.shutdown"),
+        ("pause", "", "vm.pause"),
+        ("inject-nmi", "", "vm.nmi"),
+    ] {
+        let builder = Builder::new()
+            .options("--socket s --cloud-hypervisor c --watchdog")
+            .options(&format!("i6300esb,action={action}"))
+            .options(poweroff);
+        let answers = vec![
+            "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 3\r\n\r\nno!",
+            "",
+            "HTTP/1.1 204 No Content\r\nServer: Cloud Hypervisor API\r\n\r\n",
+        ];
+        let calls = cloud_hypervisor(&builder.path().join("c"), answers);
+        let server = builder.start();
+        let mut client = server.client();
+        client.arm(1);
+        let next = || calls.recv_timeout(PATIENCE).unwrap();
+        let expected = format!("PUT /api/v1/{call} HTTP/1.1");
+        assert_eq!(next(), expected);
+        let reason = server.expect("action-failed")["reason"].as_str().unwrap().to_owned();
+        assert_eq!(reason, format!("Cloud Hypervisor refuses {call}: status 500"));
+        assert_eq!(next(), expected);
+        if call != "vmm.shutdown" {
+            server.expect("action-failed");
+            assert_eq!(next(), expected);
+        }
+        assert_eq!(server.expect("performed")["action"], action);
+    }
+}
+
+#[test]
+fn a_command_gets_the_event_and_its_status_counts() {
+    let script = "cat > event.$WATCHDOG_ATTEMPT; env | grep ^WATCHDOG_ | sort > env.$WATCHDOG_ATTEMPT; \
+                  [ $WATCHDOG_ATTEMPT = 2 ]";
+    let server =
+        Builder::new().options("--socket s --watchdog i6300esb,action=poweroff,id=wd").option("--exec", script).start();
+    let mut client = server.client();
+    client.arm(1);
+    let failed = server.expect("action-failed");
+    assert_eq!(failed["reason"], "the command failed: exit status: 1");
+    server.expect("performed");
+
+    let event: Value = serde_json::from_str(&fs::read_to_string(server.path("event.2")).unwrap()).unwrap();
+    assert_eq!(
+        (&event["id"], &event["stage"], &event["action"]),
+        (&"wd".into(), &"timeout".into(), &"poweroff".into())
+    );
+    assert_eq!((&event["attempt"], &event["socket"]), (&2.into(), &"s".into()));
+    let env = fs::read_to_string(server.path("env.2")).unwrap();
+    let names: Vec<_> = env.lines().map(|line| line.split_once('=').unwrap().0).collect();
+    assert_eq!(
+        names,
+        [
+            "WATCHDOG_ACTION",
+            "WATCHDOG_ATTEMPT",
+            "WATCHDOG_DEADLINE_NS",
+            "WATCHDOG_ID",
+            "WATCHDOG_LATENESS_NS",
+            "WATCHDOG_OBSERVED_NS",
+            "WATCHDOG_SOCKET",
+            "WATCHDOG_STAGE"
+        ]
+    );
+    assert!(env.contains("WATCHDOG_ID=wd\n") && env.contains("WATCHDOG_ACTION=poweroff\n"));
+}
+
+#[test]
+fn a_command_acts_where_qmp_is_only_followed() {
+    let builder = Builder::new().options("--socket s --qmp q").option("--exec", "touch acted");
+    let qmp = FakeQmp::listen(&builder.path().join("q"));
+    let server = builder.start();
+    let mut qmp = qmp.accept(true);
+    let mut client = server.client();
+    client.arm(250);
+    qmp.event("STOP");
+    server.expect("paused");
+    server.expect_none("fire", Duration::from_millis(1000));
+    qmp.event("RESUME");
+    server.expect("performed");
+    assert!(server.path("acted").exists());
+    qmp.no_command(Duration::from_millis(50));
+}
+
+#[test]
+fn an_action_that_takes_long_delays_neither_other_watchdogs_nor_the_end() {
+    let mut server = Builder::new().options("--exec true --socket s --socket t").option("--exec", "sleep 60").start();
+    let mut slow = server.client_of("t");
+    slow.arm(1);
+    server.expect_where("fire", is_timeout);
+    let mut quick = server.client_of("s");
+    quick.arm(1);
+    assert_eq!(server.expect("performed")["id"], "watchdog0");
+    assert!(slow.timed_out(), "its device answers meanwhile");
+    let started = Instant::now();
+    assert!(server.signal(Signal::TERM).success());
+    assert!(started.elapsed() < Duration::from_secs(5));
+}

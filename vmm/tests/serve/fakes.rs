@@ -1,0 +1,133 @@
+//! Fakes of the control sockets of VMMs.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::server::PATIENCE;
+
+/// A QEMU that listens on a QMP socket and notes what it is told.
+pub struct FakeQmp {
+    listener: UnixListener,
+}
+
+/// One connection to it, past the greeting.
+pub struct QmpClient {
+    stream: UnixStream,
+    commands: Receiver<Value>,
+}
+
+impl FakeQmp {
+    pub fn listen(path: &Path) -> Self {
+        Self { listener: UnixListener::bind(path).unwrap() }
+    }
+
+    /// Waits for the server to connect, greets it, and says whether the VM runs.
+    pub fn accept(&self, running: bool) -> QmpClient {
+        let (stream, _) = self.listener.accept().unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut client = QmpClient { commands: reader(stream.try_clone().unwrap()), stream };
+        client.say(json!({"QMP": {"version": {"qemu": {"major": 11}}, "capabilities": ["oob"]}}));
+        client.answer("qmp_capabilities", json!({}));
+        // An event that comes before the answer is not lost, and one that nobody knows is no trouble.
+        client.event("NIC_RX_FILTER_CHANGED");
+        let status = if running { "running" } else { "paused" };
+        client.answer("query-status", json!({"status": status, "running": running}));
+        client
+    }
+
+    /// Accepts and says nothing, as while another client is connected.
+    pub fn accept_silently(&self) -> UnixStream {
+        self.listener.accept().unwrap().0
+    }
+}
+
+fn reader(stream: UnixStream) -> Receiver<Value> {
+    let (sender, commands): (Sender<Value>, _) = channel();
+    stream.set_read_timeout(None).unwrap();
+    thread::spawn(move || {
+        for line in BufReader::new(stream).lines() {
+            let Ok(line) = line else { return };
+            let command = serde_json::from_str(&line).expect("a command");
+            if sender.send(command).is_err() {
+                return;
+            }
+        }
+    });
+    commands
+}
+
+impl QmpClient {
+    pub fn say(&mut self, message: Value) {
+        self.stream.write_all(format!("{message}\r\n").as_bytes()).unwrap();
+    }
+
+    pub fn event(&mut self, name: &str) {
+        let timestamp = json!({"seconds": 1, "microseconds": 2});
+        self.say(json!({"event": name, "timestamp": timestamp, "data": {"reason": "host-qmp"}}));
+    }
+
+    /// The next command, within the patience of the tests.
+    pub fn command(&mut self) -> Value {
+        self.commands.recv_timeout(PATIENCE).expect("a command")
+    }
+
+    /// No command comes for a while.
+    pub fn no_command(&mut self, quiet: Duration) {
+        if let Ok(command) = self.commands.recv_timeout(quiet) {
+            panic!("{command}");
+        }
+    }
+
+    /// Waits for this command and answers it. Gives its arguments.
+    pub fn answer(&mut self, name: &str, answer: Value) -> Value {
+        let command = self.command();
+        assert_eq!(command["execute"], name, "{command}");
+        self.say(json!({"return": answer, "id": command["id"]}));
+        command["arguments"].clone()
+    }
+
+    pub fn refuse(&mut self, name: &str, reason: &str) {
+        let command = self.command();
+        assert_eq!(command["execute"], name, "{command}");
+        self.say(json!({"error": {"class": "GenericError", "desc": reason}, "id": command["id"]}));
+    }
+}
+
+/// A Cloud Hypervisor that answers each call with the next of these, and notes the calls.
+pub fn cloud_hypervisor(path: &Path, answers: Vec<&'static str>) -> Receiver<String> {
+    let listener = UnixListener::bind(path).unwrap();
+    let (sender, calls) = channel();
+    thread::spawn(move || {
+        for answer in answers {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).unwrap();
+                request.push(byte[0]);
+            }
+            let request = String::from_utf8(request).unwrap();
+            // In pieces, as a slow server would.
+            for piece in answer.as_bytes().chunks(7) {
+                stream.write_all(piece).unwrap();
+            }
+            if sender.send(request.lines().next().unwrap().to_owned()).is_err() {
+                return;
+            }
+        }
+    });
+    calls
+}
+
+impl Drop for QmpClient {
+    fn drop(&mut self) {
+        // The thread that reads has the socket open, too. It may be closed already.
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+    }
+}

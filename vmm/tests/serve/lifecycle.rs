@@ -1,0 +1,173 @@
+//! Clients that come and go, the files that are left behind, and the signals that end the server.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::client::*;
+use crate::server::{Builder, PATIENCE, Server};
+
+#[test]
+fn a_client_that_goes_disarms_and_the_next_one_finds_only_the_cause() {
+    let server = Server::harmless();
+    let mut first = server.client();
+    first.arm(1);
+    server.expect_where("fire", |event| event["stage"] == "timeout");
+    first.ping();
+    drop(first);
+    assert_eq!(server.expect("disconnected")["reason"], "left");
+
+    let mut second = server.client();
+    assert!(second.timed_out());
+    assert!(!second.is_enabled());
+    assert_eq!(second.read(BAR0, 0, 4).unwrap(), [0xFF, 0xFF, 0x0F, 0], "power-on values");
+    drop(second);
+    // What the first one had armed does not fire.
+    server.expect_none("fire", Duration::from_millis(200));
+}
+
+#[test]
+fn a_client_that_goes_while_armed_is_not_bitten() {
+    let server = Server::harmless();
+    let mut client = server.client();
+    client.arm(100);
+    server.expect("armed");
+    drop(client);
+    server.expect("disarmed");
+    server.expect_none("fire", Duration::from_millis(500));
+}
+
+#[test]
+fn reconnecting_works_for_ever() {
+    let server = Server::harmless();
+    let before = open_files(&server);
+    for _ in 0..500 {
+        // The next one connects before the server may have seen the last one go.
+        let mut client = server.client();
+        client.arm(1000);
+    }
+    let mut last = server.client();
+    assert!(!last.is_enabled());
+    assert_eq!(open_files(&server), before + 1, "no descriptor is lost");
+}
+
+fn open_files(server: &Server) -> usize {
+    fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count()
+}
+
+#[test]
+fn a_second_client_is_told_that_it_is_one_too_many_and_the_first_does_not_notice() {
+    let server = Server::harmless();
+    let mut first = server.client();
+    first.arm(60_000);
+    for _ in 0..3 {
+        let mut second = Client::new(server.stream());
+        assert_eq!(second.ask(VERSION, PROPOSAL), Err(EBUSY));
+        assert_eq!(second.receive(), None);
+    }
+    server.expect("refused");
+    assert!(first.is_enabled());
+    drop(first);
+    server.expect("disconnected");
+    assert!(!server.client().is_enabled());
+}
+
+#[test]
+fn second_clients_that_say_nothing_are_sent_away_and_keep_nobody_out() {
+    let server = Server::harmless();
+    let mut first = server.client();
+    let started = Instant::now();
+    let mut silent: Vec<_> = (0..40).map(|_| Client::new(server.stream())).collect();
+    assert_eq!(first.read(CONFIG, 0, 2).unwrap(), [0x86, 0x80]);
+    for client in &mut silent {
+        assert_eq!(client.receive(), None);
+    }
+    assert!(started.elapsed() < PATIENCE);
+    drop(first);
+    server.expect("disconnected");
+    server.client();
+}
+
+#[test]
+fn a_signal_ends_the_server_and_removes_its_sockets() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let options = "--watchdog i6300esb,action=none --socket s --socket t";
+        let mut server = Builder::new().options(options).start();
+        // One client in the middle of a message does not matter.
+        let mut client = server.client();
+        client.send(&[1, 2, 3]);
+        let status = server.signal(signal);
+        assert!(status.success(), "{status}");
+        assert!(!server.path("s").exists() && !server.path("t").exists());
+        assert_eq!(client.receive(), None);
+    }
+}
+
+#[test]
+fn a_server_that_is_stopped_answers_every_request_that_it_was_sent() {
+    // QEMU 11.1 aborts, and its VM with it, when the connection ends with a request unanswered.
+    for round in 0..20 {
+        let mut server = Server::harmless();
+        let mut client = server.client();
+        let asking = std::thread::spawn(move || {
+            let request = message(1, REGION_READ, 0, &access(CONFIG, 0, 2, &[]));
+            while std::io::Write::write_all(&mut client.stream, &request).is_ok() {
+                assert!(client.receive().is_some(), "unanswered");
+            }
+        });
+        std::thread::sleep(Duration::from_millis(20 + round));
+        assert!(server.signal(Signal::TERM).success());
+        asking.join().unwrap();
+    }
+}
+
+#[test]
+fn the_socket_is_for_its_owner_unless_another_mode_is_given() {
+    for (option, mode) in [("", 0o600), ("--socket-mode 660", 0o660)] {
+        let server = Builder::new().options("--socket s --watchdog i6300esb,action=none").options(option).start();
+        assert_eq!(fs::metadata(server.path("s")).unwrap().permissions().mode() & 0o777, mode);
+    }
+}
+
+#[test]
+fn a_stale_socket_is_replaced_and_a_live_one_refused() {
+    let builder = Builder::new().options("--socket s --watchdog i6300esb,action=none");
+    drop(UnixListener::bind(builder.path().join("s")).unwrap());
+    let server = builder.start();
+    let mut client = server.client();
+
+    let path = server.path("s").display().to_string();
+    let second = Builder::new().option("--socket", &path).options("--watchdog i6300esb,action=none");
+    let (status, message) = second.fail();
+    assert_eq!(status, 1);
+    assert_eq!(message, format!("vm-watchdog: socket {path}: another process serves it\n"));
+    assert_eq!(client.read(CONFIG, 0, 2).unwrap(), [0x86, 0x80], "the live one goes on");
+}
+
+#[test]
+fn what_cannot_be_used_is_one_line_and_leaves_no_socket_behind() {
+    let builder = Builder::new().options("--watchdog i6300esb,action=none --socket s --socket nowhere/t");
+    let folder = builder.path().to_owned();
+    let (status, message) = builder.fail();
+    assert_eq!((status, message.lines().count()), (1, 1), "{message}");
+    assert!(message.contains("nowhere/t"), "{message}");
+    assert!(!folder.join("s").exists());
+
+    let (status, message) = Builder::new().options("--socket s").fail();
+    assert_eq!((status, message.lines().count()), (2, 1), "{message}");
+    assert!(message.contains("needs one of --qmp, --cloud-hypervisor, --exec"), "{message}");
+}
+
+#[test]
+fn several_sockets_are_several_watchdogs() {
+    let server = Builder::new()
+        .options("--socket s --watchdog i6300esb,action=none,id=a --socket t --watchdog i6300esb,action=none,id=b")
+        .start();
+    let (mut a, mut b) = (server.client_of("s"), server.client_of("t"));
+    b.arm(1);
+    assert_eq!(server.expect_where("fire", |event| event["stage"] == "timeout")["id"], "b");
+    assert!(b.timed_out() && !a.timed_out());
+}

@@ -1,0 +1,159 @@
+//! What operators see: metrics, and what a service manager is told.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::client::Client;
+use crate::server::{Builder, PATIENCE, Server};
+
+/// A port that was free a moment ago.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn with_metrics() -> (Server, u16) {
+    let port = free_port();
+    let options = "--watchdog i6300esb,action=none --socket s --socket t";
+    (Builder::new().options(options).option("--metrics", &port.to_string()).start(), port)
+}
+
+fn request(port: u16, request: &[u8]) -> String {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(request).unwrap();
+    let mut answer = Vec::new();
+    // A server that closes early may not have read it all.
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8(answer).unwrap()
+}
+
+fn scrape(port: u16) -> String {
+    let answer = request(port, b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nAccept: text/plain\r\n\r\n");
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\nContent-Type: text/plain"), "{head}");
+    assert!(head.contains(&format!("Content-Length: {}", body.len())), "{head}");
+    body.to_owned()
+}
+
+/// The value of a metric of a watchdog.
+fn value(metrics: &str, name: &str, id: &str) -> Option<f64> {
+    let line = metrics.lines().find_map(|line| line.strip_prefix(&format!("vm_watchdog_{name}{{id=\"{id}\"}} ")))?;
+    Some(line.parse().unwrap())
+}
+
+#[test]
+fn the_metrics_tell_how_each_guest_feeds_its_watchdog() {
+    let (server, port) = with_metrics();
+    assert_eq!(value(&scrape(port), "connected", "watchdog0"), Some(0.0));
+    let mut client = server.client();
+    client.arm(60_000);
+    for _ in 0..3 {
+        client.ping();
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    let metrics = scrape(port);
+    let of = |name| value(&metrics, name, "watchdog0");
+    assert_eq!((of("heartbeats_total"), of("armed"), of("connected")), (Some(3.0), Some(1.0), Some(1.0)));
+    assert_eq!((of("connections_total"), of("expiries_total"), of("timed_out")), (Some(1.0), Some(0.0), Some(0.0)));
+    let age = of("last_heartbeat_age_seconds").unwrap();
+    assert!((0.2..20.0).contains(&age), "{age}");
+    assert_eq!(value(&metrics, "last_heartbeat_age_seconds", "watchdog1"), None, "it has had none");
+    assert!(metrics.contains("# TYPE vm_watchdog_heartbeats_total counter\n"), "{metrics}");
+
+    client.arm(1);
+    server.expect_where("fire", |event| event["stage"] == "timeout");
+    let metrics = scrape(port);
+    let of = |name| value(&metrics, name, "watchdog0");
+    assert_eq!((of("expiries_total"), of("pretimeouts_total"), of("timed_out")), (Some(1.0), Some(1.0), Some(1.0)));
+    client.send(&[0; 16]);
+    assert!(client.receive().is_some_and(|reply| reply.error != 0));
+    server.expect("disconnected");
+    assert_eq!(value(&scrape(port), "protocol_errors_total", "watchdog0"), Some(1.0));
+}
+
+#[test]
+fn what_is_no_scraper_does_no_harm() {
+    let (server, port) = with_metrics();
+    for (asked, answered) in [
+        (&b"GET / HTTP/1.1\r\n\r\n"[..], "HTTP/1.1 404"),
+        (b"POST /metrics HTTP/1.1\r\n\r\n", "HTTP/1.1 400"),
+        (b"\x16\x03\x01\x02\x00", "HTTP/1.1 400"),
+        (b"GET /metrics HTTP/1.1\r\n", ""),
+        (&[b'A'; 100_000], ""),
+        (&[&b"GET /metrics HTTP/1.1\r\n"[..], &b"a: b\r\n".repeat(1000), b"\r\n"].concat(), ""),
+    ] {
+        let answer = request(port, asked);
+        assert!(answer.starts_with(answered), "{answer}");
+    }
+    // Somebody connects and says nothing.
+    let silent = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    assert!(scrape(port).contains("vm_watchdog_armed"));
+    drop(silent);
+    server.client();
+}
+
+#[test]
+fn an_address_that_is_taken_is_an_error() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let (status, message) =
+        Builder::new().options("--socket s --watchdog i6300esb,action=none").option("--metrics", &address).fail();
+    assert_eq!((status, message.lines().count()), (1, 1), "{message}");
+    assert!(message.contains(&address), "{message}");
+}
+
+#[test]
+fn a_service_manager_is_told_when_the_sockets_listen_and_when_it_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let next = || {
+        let mut message = [0; 1000];
+        let length = manager.recv(&mut message).unwrap();
+        String::from_utf8(message[..length].to_vec()).unwrap()
+    };
+    let mut server = Builder::new()
+        .options("--socket s --watchdog i6300esb,action=none")
+        .env("NOTIFY_SOCKET", &path)
+        .env("WATCHDOG_USEC", "200000")
+        .start();
+    assert_eq!(next(), "READY=1\nSTATUS=1 watchdogs\n");
+    for _ in 0..2 {
+        assert_eq!(next(), "WATCHDOG=1\n");
+    }
+    server.signal(Signal::TERM);
+    while next() != "STOPPING=1\n" {}
+}
+
+#[test]
+fn a_socket_that_the_service_manager_listens_on_is_used_and_left_to_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s");
+    let listener = UnixListener::bind(&path).unwrap();
+    // What systemd does: the descriptor is 3, and LISTEN_PID is the process that is started.
+    let script = format!(
+        "export LISTEN_PID=$$ LISTEN_FDS=1; exec '{}' serve --events=json --socket '{}' --watchdog i6300esb,action=none 3<&0 0</dev/null",
+        env!("CARGO_BIN_EXE_vm-watchdog"),
+        path.display()
+    );
+    let mut server = Command::new("/bin/sh")
+        .args(["-c", &script])
+        .stdin(std::os::fd::OwnedFd::from(listener))
+        .stdout(std::process::Stdio::null())
+        .process_group(0)
+        .spawn()
+        .unwrap();
+    let mut client = Client::connect(&path);
+    client.negotiate();
+    let pid = rustix::process::Pid::from_child(&server);
+    rustix::process::kill_process(pid, Signal::TERM).unwrap();
+    assert!(server.wait().unwrap().success());
+    assert!(path.exists(), "it belongs to the service manager");
+}

@@ -1,0 +1,101 @@
+//! What survives the server.
+
+use std::fs;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::server::{Builder, Server};
+
+const OPTIONS: &str = "--socket s --watchdog i6300esb,action=none --state state";
+
+fn saved(server: &Server) -> Value {
+    serde_json::from_str(&fs::read_to_string(server.path("state")).unwrap()).unwrap()
+}
+
+#[test]
+fn the_cause_of_the_last_reset_survives_a_server_that_is_killed() {
+    let server = Builder::new().options(OPTIONS).start();
+    let mut client = server.client();
+    client.arm(1);
+    server.expect_where("fire", |event| event["stage"] == "timeout");
+    // It is on the disk before the action is performed, so it is when the action is told to have been.
+    server.expect_none("log", Duration::from_millis(600));
+
+    let server = server.replaced_by(OPTIONS);
+    let mut client = server.client();
+    assert!(client.timed_out());
+    assert!(!client.is_enabled());
+    client.unlock();
+    client.write(crate::client::BAR0, 0x0C, &[0x00, 0x02]).unwrap();
+    assert!(!client.timed_out(), "the guest has cleared it");
+    while saved(&server)["device"]["wdt_timeout"] != false {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+
+    let server = server.replaced_by(OPTIONS);
+    assert!(!server.client().timed_out());
+}
+
+#[test]
+fn the_state_is_kept_before_the_action_that_may_end_it_all() {
+    let server = Builder::new()
+        .options("--socket s --watchdog i6300esb,action=poweroff --state state")
+        .option("--exec", "cp state state.at-the-action")
+        .start();
+    let mut client = server.client();
+    client.arm(1);
+    server.expect("performed");
+    let then: Value = serde_json::from_str(&fs::read_to_string(server.path("state.at-the-action")).unwrap()).unwrap();
+    assert_eq!(then["device"]["wdt_timeout"], true);
+}
+
+#[test]
+fn a_watchdog_that_was_armed_protects_nobody_after_a_restart_and_the_server_says_so() {
+    let server = Builder::new().options(OPTIONS).start();
+    let mut client = server.client();
+    client.arm(100);
+    while saved(&server)["device"]["wdt_lock"] != 2 {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let server = server.replaced_by_and(OPTIONS, |server| {
+        let restored = server.expect("restored");
+        assert_eq!((&restored["was_armed"], &restored["wdt_timeout"]), (&true.into(), &false.into()));
+    });
+    server.expect_none("fire", Duration::from_millis(600));
+}
+
+#[test]
+fn a_corrupt_file_is_set_aside_with_a_message() {
+    let builder = Builder::new().options(OPTIONS);
+    fs::write(builder.path().join("state"), "{\"version\":1").unwrap();
+    let server = builder.start_and(|server| {
+        let log = server.expect("log");
+        let message = log["message"].as_str().unwrap();
+        assert!(message.contains("EOF while parsing") && message.contains("state.corrupt"), "{message}");
+    });
+    assert_eq!(fs::read_to_string(server.path("state.corrupt")).unwrap(), "{\"version\":1");
+    assert_eq!(saved(&server)["version"], 1);
+    assert!(!server.client().timed_out());
+}
+
+#[test]
+fn a_guest_that_arms_and_disarms_all_the_time_does_not_wear_out_the_disk() {
+    let mut server = Builder::new().options(OPTIONS).start();
+    let mut client = server.client();
+    let writes = |server: &Server| {
+        let io = fs::read_to_string(format!("/proc/{}/io", server.pid())).unwrap();
+        let line = io.lines().find(|line| line.starts_with("write_bytes")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+    };
+    let before = writes(&server);
+    let end = std::time::Instant::now() + Duration::from_secs(1);
+    while std::time::Instant::now() < end {
+        client.write(crate::client::CONFIG, 0x68, &[2]).unwrap();
+        client.write(crate::client::CONFIG, 0x68, &[0]).unwrap();
+    }
+    // Ten files of a block, with room for the file system; a guest does this thousands of times.
+    assert!(writes(&server) - before < 40 * 4096, "{} bytes", writes(&server) - before);
+    server.signal(Signal::TERM);
+}
