@@ -66,9 +66,15 @@ pub enum Entry {
     Nmi,
     /// The guest stands still and its clock too.
     Paused,
+    /// The guest and its clock go on.
+    Resumed,
+    /// The VM was saved to a file.
+    Saved { path: String },
+    /// The VM goes on from a file, at the time at which it was saved.
+    Restored { path: String },
     /// Guest memory was written to a file.
     Dump { path: String, bytes: u64 },
-    /// The VMM could not do what a watchdog asked for.
+    /// The VMM could not do what a watchdog or the operator asked for.
     ActionFailed { action: String, reason: String },
     /// The machine was reset and boots again.
     Reset { cause: Cause, resets: u64 },
@@ -132,7 +138,12 @@ impl Timeline {
             Entry::Armed { .. } | Entry::Disarmed { .. } | Entry::Heartbeat { .. } => state.feeding.take(now),
             Entry::Fire { .. } | Entry::Nmi | Entry::Dump { .. } | Entry::ActionFailed { .. } => state.firing.take(now),
             Entry::Guest { .. } | Entry::Log { .. } | Entry::Reset { .. } => state.remarks.take(now),
-            Entry::Boot { .. } | Entry::Paused | Entry::Exit { .. } => true,
+            Entry::Boot { .. }
+            | Entry::Paused
+            | Entry::Resumed
+            | Entry::Saved { .. }
+            | Entry::Restored { .. }
+            | Entry::Exit { .. } => true,
         };
         if !in_budget {
             state.suppressed += 1;
@@ -242,7 +253,10 @@ impl fmt::Display for Entry {
                 if *attempt > 1 { write!(f, " (attempt {attempt})") } else { Ok(()) }
             }
             Self::Nmi => f.write_str("NMI injected"),
-            Self::Paused => f.write_str("paused; a signal ends the process"),
+            Self::Paused => f.write_str("paused; SIGUSR2 resumes"),
+            Self::Resumed => f.write_str("resumed"),
+            Self::Saved { path } => write!(f, "saved to {path}"),
+            Self::Restored { path } => write!(f, "restored from {path}"),
             Self::Dump { path, bytes } => write!(f, "dumped {bytes} bytes of guest memory to {path}"),
             Self::ActionFailed { action, reason } => write!(f, "{action} failed: {reason}"),
             Self::Reset { cause: Cause::Watchdog, resets } => write!(f, "reset {resets}, by the watchdog"),
