@@ -54,6 +54,19 @@ pub struct WatchdogConfig {
     pub interrupt: bool,
 }
 
+impl WatchdogConfig {
+    /// The defaults for a model.
+    ///
+    /// ```
+    /// use vm_watchdog::{DeviceModel, WatchdogConfig};
+    ///
+    /// assert_eq!("i6300esb".parse(), Ok(WatchdogConfig::new(DeviceModel::I6300esb)));
+    /// ```
+    pub fn new(model: DeviceModel) -> Self {
+        Self { model, id: None, policy: Policy::default(), patience: None, interrupt: false }
+    }
+}
+
 /// The watchdog devices there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]

@@ -23,6 +23,8 @@ pub enum ExitStatus {
     NoMemory = 6,
     /// The built-in guest saw something that it did not expect.
     Unexpected = 7,
+    /// A snapshot that cannot be read or used.
+    BadSnapshot = 8,
 }
 
 /// The table above, for `--help`.
@@ -36,6 +38,7 @@ Exit status:
   5  a kernel was given and KVM cannot be used
   6  too little memory
   7  the built-in guest saw something that it did not expect
+  8  the snapshot cannot be read or used
 
 A guest without ACPI powers itself off by writing the word 0x2000 to port 0x604; a Linux one as root with
   printf '\\040' | dd of=/dev/port bs=1 seek=1541
@@ -58,6 +61,7 @@ impl fmt::Display for ExitStatus {
             Self::NoKvm => "KVM cannot be used",
             Self::NoMemory => "too little memory",
             Self::Unexpected => "the built-in guest saw something that it did not expect",
+            Self::BadSnapshot => "the snapshot cannot be used",
         })
     }
 }
@@ -68,7 +72,7 @@ mod tests {
 
     #[test]
     fn help_lists_every_status() {
-        for status in 0..=ExitStatus::Unexpected as u8 {
+        for status in 0..=ExitStatus::BadSnapshot as u8 {
             assert!(HELP.contains(&format!("\n  {status}  ")), "{status}");
         }
     }

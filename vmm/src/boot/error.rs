@@ -20,8 +20,11 @@ pub enum BootError {
     #[error("initrd {}: {source}", path.display())]
     InitrdUnreadable { path: PathBuf, source: io::Error },
     /// KVM cannot be used, and the guest needs it.
-    #[error("a kernel needs KVM, and {reason}")]
-    KvmUnusable { reason: String },
+    #[error("{guest} needs KVM, and {reason}")]
+    KvmUnusable { guest: &'static str, reason: String },
+    /// The snapshot cannot be read, or holds what no VM can be in.
+    #[error("snapshot {}: {reason}", path.display())]
+    Snapshot { path: PathBuf, reason: String },
     /// The guest does not fit.
     #[error("{size} of memory is too little: {needed}")]
     TooLittleMemory { size: MemorySize, needed: String },
@@ -70,6 +73,7 @@ impl BootError {
                 ExitStatus::BadImage
             }
             Self::KvmUnusable { .. } | Self::KvmVersion(_) => ExitStatus::NoKvm,
+            Self::Snapshot { .. } => ExitStatus::BadSnapshot,
             Self::TooLittleMemory { .. } | Self::MemoryUnavailable { .. } => ExitStatus::NoMemory,
             Self::Usage(_) | Self::EventsFile { .. } => ExitStatus::Usage,
             Self::Load(_)

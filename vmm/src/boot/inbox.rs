@@ -1,4 +1,4 @@
-//! How the watchdogs and the vCPU reach the main loop: a queue each, and one eventfd that wakes it.
+//! How the watchdogs, the vCPU and the operator reach the main loop: a queue each, and one eventfd that wakes it.
 //!
 //! A watchdog's handler never acts itself. It leaves its event here and returns, so that no action runs while a watchdog
 //! waits for it; when the queue is full it says so, and the library tries again.
@@ -14,6 +14,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::devices::GuestRequest;
 use super::error::BootError;
+use super::operator::Wish;
 
 /// How many events of watchdogs may wait for the main loop.
 const CAPACITY: usize = 16;
@@ -32,6 +33,17 @@ pub enum Message {
 pub struct Inbox {
     watchdogs: Receiver<Event>,
     vcpu: Receiver<Result<GuestRequest, BootError>>,
+    operator: Receiver<Wish>,
+}
+
+/// The other ends.
+pub struct Senders {
+    /// The watchdogs'.
+    pub watchdogs: WatchdogSender,
+    /// The vCPU's.
+    pub vcpu: VcpuSender,
+    /// The operator's. His signals wake the main loop themselves.
+    pub operator: Sender<Wish>,
 }
 
 /// The watchdogs' end.
@@ -51,26 +63,32 @@ pub struct VcpuSender {
 pub struct Bell(Arc<EventFd>);
 
 /// Opens the inbox.
-pub fn open() -> io::Result<(Inbox, WatchdogSender, VcpuSender, Bell)> {
+pub fn open() -> io::Result<(Inbox, Senders, Bell)> {
     let wake = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
     let (events, watchdogs) = sync_channel(CAPACITY);
     let (requests, vcpu) = channel();
-    Ok((
-        Inbox { watchdogs, vcpu },
-        WatchdogSender { queue: events, wake: wake.clone() },
-        VcpuSender { queue: requests, wake: wake.clone() },
-        Bell(wake),
-    ))
+    let (wishes, operator) = channel();
+    let senders = Senders {
+        watchdogs: WatchdogSender { queue: events, wake: wake.clone() },
+        vcpu: VcpuSender { queue: requests, wake: wake.clone() },
+        operator: wishes,
+    };
+    Ok((Inbox { watchdogs, vcpu, operator }, senders, Bell(wake)))
 }
 
 impl Inbox {
-    /// The next message. What the guest asked for itself comes first.
+    /// The next message of the VM. What the guest asked for itself comes first.
     pub fn next(&self) -> Option<Message> {
         match self.vcpu.try_recv() {
             Ok(Ok(request)) => Some(Message::Guest(request)),
             Ok(Err(error)) => Some(Message::Failed(error)),
             Err(_) => self.watchdogs.try_recv().ok().map(Message::Watchdog),
         }
+    }
+
+    /// The next wish of the operator.
+    pub fn next_wish(&self) -> Option<Wish> {
+        self.operator.try_recv().ok()
     }
 
     /// Forgets what the guest and its watchdogs wanted before a reset.

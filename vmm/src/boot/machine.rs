@@ -1,5 +1,6 @@
 //! The running machine, and what the main loop does with it: actions of the watchdogs and wishes of the guest.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::sleep;
@@ -16,7 +17,9 @@ use super::inbox::{Inbox, Message};
 use super::kvm::EntryPoint;
 use super::linux::LinuxGuest;
 use super::memory::{self, GuestMemory};
+use super::operator::Wish;
 use super::processor::VcpuThread;
+use super::snapshot::SnapshotWriter;
 use super::timeline::{Cause, Entry, Timeline};
 use crate::exit::ExitStatus;
 
@@ -64,16 +67,40 @@ pub struct Machine {
     pub inbox: Inbox,
     /// How often the machine was reset, and when last.
     pub resets: (u64, Option<Instant>),
+    /// Where and how the operator's signal saves the VM, if anywhere.
+    pub snapshot: Option<SnapshotWriter>,
 }
 
 impl Machine {
-    /// Lets the guest run.
+    /// Lets the guest run, unless it is paused.
     pub fn start(&self) -> Result<(), BootError> {
         self.vcpu.call(|vcpu| vcpu.running = true)
     }
 
     /// Does what waits in the inbox. A status means that the run is over.
     pub fn serve(&mut self) -> Result<Option<ExitStatus>, BootError> {
+        let mut save = false;
+        loop {
+            let over = self.serve_vm()?;
+            if over.is_some() {
+                return Ok(over);
+            }
+            // Paused, and nothing is under way any more that the snapshot would miss.
+            if std::mem::take(&mut save) {
+                self.save()?;
+            }
+            match self.inbox.next_wish() {
+                None => return Ok(None),
+                Some(Wish::Pause) => {
+                    self.pause()?;
+                    save = true;
+                }
+                Some(Wish::Resume) => self.resume()?,
+            }
+        }
+    }
+
+    fn serve_vm(&mut self) -> Result<Option<ExitStatus>, BootError> {
         while let Some(message) = self.inbox.next() {
             let over = match message {
                 Message::Watchdog(event) => self.fired(&event)?,
@@ -106,11 +133,11 @@ impl Machine {
             Action::Pause => self.pause()?,
             Action::InjectNmi => match self.vcpu.call(|vcpu| vcpu.processor.inject_nmi())? {
                 Ok(()) => self.timeline.record(Entry::Nmi),
-                Err(error) => self.failed(event.action, &error),
+                Err(error) => self.failed(event.action.as_str(), &error),
             },
             Action::Dump => self.dump()?,
             Action::None | Action::Debug => {}
-            other => self.failed(other, &"this VMM does not have it"),
+            other => self.failed(other.as_str(), &"this VMM does not have it"),
         }
         Ok(None)
     }
@@ -134,18 +161,55 @@ impl Machine {
         self.start()
     }
 
-    /// Stops the guest and its clock, until the process gets a signal.
+    /// Stops the guest and its clock, until the operator resumes them.
     fn pause(&self) -> Result<(), BootError> {
-        self.stop()?;
+        if !self.clock.is_paused() {
+            self.stand_still()?;
+            self.timeline.record(Entry::Paused);
+        }
+        Ok(())
+    }
+
+    fn resume(&self) -> Result<(), BootError> {
+        if self.clock.is_paused() {
+            self.timeline.record(Entry::Resumed);
+            self.go_on()?;
+        }
+        Ok(())
+    }
+
+    fn stand_still(&self) -> Result<(), BootError> {
+        self.vcpu.call(|vcpu| vcpu.paused = true)?;
         self.clock.pause();
-        self.timeline.record(Entry::Paused);
+        Ok(())
+    }
+
+    fn go_on(&self) -> Result<(), BootError> {
+        self.clock.resume();
+        self.vcpu.call(|vcpu| vcpu.paused = false)
+    }
+
+    /// Saves the VM, which is paused, if there is a file for it. A failure leaves it paused.
+    fn save(&self) -> Result<(), BootError> {
+        let Some(writer) = &self.snapshot else {
+            return Ok(());
+        };
+        let (processor, pci_address) = self.vcpu.call(|vcpu| (vcpu.processor.save(), vcpu.devices.pci.address()))?;
+        let saved = processor.map_err(io::Error::other).and_then(|processor| {
+            let memory = if matches!(self.guest, Guest::Played) { None } else { Some(&self.memory) };
+            writer.write(memory, processor, pci_address, &self.watchdogs)
+        });
+        match saved {
+            Ok(()) => self.timeline.record(Entry::Saved { path: writer.path.display().to_string() }),
+            Err(error) => self.failed("save", &format!("{}: {error}", writer.path.display())),
+        }
         Ok(())
     }
 
     /// Writes guest memory to a file while the guest and its clock stand still.
     fn dump(&self) -> Result<(), BootError> {
-        self.stop()?;
-        self.clock.pause();
+        let was_paused = self.clock.is_paused();
+        self.stand_still()?;
         let registers = self.vcpu.call(|vcpu| vcpu.processor.registers())?;
         let dumped = match (&self.guest, registers) {
             (Guest::Played, _) => Err("a guest that is played in-process has no memory".to_owned()),
@@ -155,18 +219,17 @@ impl Machine {
         };
         match dumped {
             Ok(bytes) => self.timeline.record(Entry::Dump { path: self.dump_file.display().to_string(), bytes }),
-            Err(reason) => self.failed(Action::Dump, &reason),
+            Err(reason) => self.failed(Action::Dump.as_str(), &reason),
         }
-        self.clock.resume();
-        self.start()
+        if was_paused { Ok(()) } else { self.go_on() }
     }
 
     fn stop(&self) -> Result<(), BootError> {
         self.vcpu.call(|vcpu| vcpu.running = false)
     }
 
-    fn failed(&self, action: Action, reason: &dyn std::fmt::Display) {
-        self.timeline.record(Entry::ActionFailed { action: action.to_string(), reason: reason.to_string() });
+    fn failed(&self, action: &str, reason: &dyn std::fmt::Display) {
+        self.timeline.record(Entry::ActionFailed { action: action.to_owned(), reason: reason.to_string() });
     }
 
     fn record_fire(&self, event: &Event) {

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use super::error::BootError;
@@ -15,7 +17,8 @@ pub const MMIO_HOLE: u64 = 0xC000_0000;
 const FOUR_GIB: u64 = 1 << 32;
 
 /// A size of guest memory, as written on the command line: `256M`, `1G`, `262144K` or plain bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "u64", into = "u64")]
 pub struct MemorySize(u64);
 
 /// What is wrong with a memory size.
@@ -53,7 +56,21 @@ impl FromStr for MemorySize {
         }
         let number: u64 = digits.parse().map_err(|_| invalid())?;
         let bytes = number.checked_mul(1 << shift).ok_or_else(invalid)?;
-        if bytes % Self::PAGE != 0 { Err(invalid()) } else { Ok(Self(bytes)) }
+        bytes.try_into().map_err(|_| invalid())
+    }
+}
+
+impl TryFrom<u64> for MemorySize {
+    type Error = InvalidMemorySize;
+
+    fn try_from(bytes: u64) -> Result<Self, InvalidMemorySize> {
+        if bytes % Self::PAGE == 0 { Ok(Self(bytes)) } else { Err(InvalidMemorySize(bytes.to_string())) }
+    }
+}
+
+impl From<MemorySize> for u64 {
+    fn from(size: MemorySize) -> Self {
+        size.0
     }
 }
 

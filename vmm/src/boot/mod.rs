@@ -2,7 +2,7 @@
 //!
 //! Three threads of control: the vCPU's thread runs the guest and owns the devices ([`processor`]); the main thread's
 //! event loop serves the watchdogs' timers ([`vm_watchdog::WatchdogSubscriber`]) and does what is asked for
-//! ([`machine`]). A watchdog's callback only leaves a message ([`inbox`]).
+//! ([`machine`]), by a watchdog's callback, which only leaves a message ([`inbox`]), or by the operator ([`operator`]).
 
 mod builtin;
 mod core_dump;
@@ -14,8 +14,10 @@ mod linux;
 mod log;
 mod machine;
 mod memory;
+mod operator;
 mod options;
 mod processor;
+mod snapshot;
 mod timeline;
 mod watchdogs;
 
@@ -24,21 +26,23 @@ use std::io::Write;
 use std::sync::Arc;
 
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
-use vm_watchdog::{VmClock, WatchdogSubscriber};
+use vm_watchdog::{ThreadRunDelay, VmClock, WatchdogSubscriber};
 
 pub use self::options::BootOptions;
 
-use self::builtin::{Player, TABLE, assemble, remarks};
+use self::builtin::{Player, assemble, remarks};
 use self::devices::Devices;
 use self::devices::pci::{HostBridge, PciBus};
 use self::devices::serial::{self, Console};
 use self::devices::test_ports::TestPorts;
 use self::error::BootError;
-use self::kvm::KvmMachine;
+use self::kvm::{EntryPoint, KvmMachine};
 use self::linux::LinuxGuest;
 use self::machine::{Guest, Machine};
 use self::memory::{GuestMemory, MemorySize};
+use self::operator::Signals;
 use self::processor::{Processor, Vcpu, VcpuThread};
+use self::snapshot::{Snapshot, SnapshotWriter};
 use self::timeline::{Entry, Timeline};
 use self::watchdogs::Watchdogs;
 use crate::exit::ExitStatus;
@@ -55,6 +59,11 @@ pub fn run(options: BootOptions) -> ExitStatus {
 }
 
 fn try_run(options: BootOptions) -> Result<ExitStatus, BootError> {
+    let snapshot = options.restore.as_deref().map(Snapshot::read).transpose()?;
+    let options = match &snapshot {
+        Some(snapshot) => snapshot.adopt(options),
+        None => options,
+    };
     watchdogs::check(&options.watchdogs)?;
     if options.memory.bytes() < LEAST_MEMORY.bytes() {
         let needed = format!("at least {LEAST_MEMORY} are needed");
@@ -68,24 +77,42 @@ fn try_run(options: BootOptions) -> Result<ExitStatus, BootError> {
         None => None,
     };
     let memory = memory::allocate(options.memory)?;
-    let kvm = KvmMachine::open(&options.kvm_device, memory.clone());
+    let kvm = match &snapshot {
+        Some(snapshot) if !snapshot.needs_kvm() => Err("it was saved so".to_owned()),
+        _ => KvmMachine::open(&options.kvm_device, memory.clone()),
+    };
     let (kvm, why_not) = match kvm {
         Ok(kvm) => (Some(kvm), None),
-        Err(reason) if linux.is_some() => return Err(BootError::KvmUnusable { reason }),
+        Err(reason) if linux.is_some() => return Err(BootError::KvmUnusable { guest: "a kernel", reason }),
+        Err(reason) if snapshot.as_ref().is_some_and(Snapshot::needs_kvm) => {
+            return Err(BootError::KvmUnusable { guest: "the snapshot", reason });
+        }
         Err(reason) => (None, Some(reason)),
     };
+    let name = linux.as_ref().map_or("built-in".to_owned(), LinuxGuest::name);
+    let built_in = options.built_in.steps();
+    let mut guest = match (linux, &kvm) {
+        (Some(linux), _) => Guest::Linux(linux),
+        (None, Some(_)) => Guest::BuiltIn(assemble(&built_in, watchdogs::base_address(0))),
+        (None, None) => Guest::Played,
+    };
+    let entry = guest.load(&memory)?;
+    if let Some(snapshot) = &snapshot {
+        snapshot.fill(&memory)?;
+    }
 
-    let clock = VmClock::monotonic();
+    let clock = snapshot.as_ref().map_or_else(VmClock::monotonic, Snapshot::clock);
     let timeline = Arc::new(Timeline::new(clock.clone(), options.events, open_events(&options)?));
     log::install(timeline.clone());
     timeline.record(Entry::Boot {
-        guest: linux.as_ref().map_or("built-in".to_owned(), LinuxGuest::name),
+        guest: name,
         runs_on: if kvm.is_some() { "kvm" } else { "in-process" },
         because: why_not,
         memory_bytes: options.memory.bytes(),
         watchdogs: watchdogs::summaries(&options.watchdogs),
     });
-    let outcome = run_machine(options, linux, kvm, memory, clock, &timeline);
+    let parts = Parts { options, guest, entry, kvm, memory, clock, snapshot };
+    let outcome = run_machine(parts, &timeline);
     let (status, reason) = match &outcome {
         Ok(status) => (*status, status.to_string()),
         Err(error) => (error.exit_status(), error.to_string()),
@@ -94,31 +121,64 @@ fn try_run(options: BootOptions) -> Result<ExitStatus, BootError> {
     outcome
 }
 
-/// Puts the machine together and runs it.
-fn run_machine(
+/// What a machine is put together from.
+struct Parts {
     options: BootOptions,
-    linux: Option<LinuxGuest>,
+    guest: Guest,
+    /// Where the guest begins, if it is code.
+    entry: Option<EntryPoint>,
     kvm: Option<KvmMachine>,
     memory: GuestMemory,
     clock: VmClock,
-    timeline: &Arc<Timeline>,
-) -> Result<ExitStatus, BootError> {
-    let (inbox, for_watchdogs, for_vcpu, bell) = inbox::open().map_err(BootError::host("create an eventfd"))?;
-    let test_ports = linux.is_none().then(|| TestPorts {
+    /// What it goes on from, if not from power-on.
+    snapshot: Option<Snapshot>,
+}
+
+/// Puts the machine together and runs it.
+fn run_machine(parts: Parts, timeline: &Arc<Timeline>) -> Result<ExitStatus, BootError> {
+    let Parts { options, guest, entry, kvm, memory, clock, snapshot } = parts;
+    let (inbox, senders, bell) = inbox::open().map_err(BootError::host("create an eventfd"))?;
+    let signals = Signals::new(senders.operator).map_err(BootError::host("listen to signals"))?;
+    let steps = options.built_in.steps();
+    let test_ports = (!matches!(guest, Guest::Linux(_))).then(|| TestPorts {
         clock: clock.clone(),
         timeline: timeline.clone(),
-        remarks: remarks(TABLE),
+        remarks: remarks(&steps),
     });
     let mut devices = Devices { pci: PciBus::default(), console: open_console()?, test_ports };
     devices.pci.insert(0, Box::new(HostBridge));
-    let watchdogs = Watchdogs { clock: &clock, timeline, kvm: kvm.as_ref(), actions: &for_watchdogs };
+    let run_delay = ThreadRunDelay::new();
+    let watchdogs = Watchdogs {
+        clock: &clock,
+        timeline,
+        kvm: kvm.as_ref(),
+        actions: &senders.watchdogs,
+        run_delay: &run_delay,
+        snapshot: snapshot.as_ref(),
+    };
     let watchdogs = watchdogs.build(&options.watchdogs, &mut devices.pci)?;
 
-    let (guest, processor) = choose(linux, kvm, &memory, &devices)?;
-    let vcpu = VcpuThread::spawn(Vcpu { processor, devices, running: false }, for_vcpu)?;
+    let mut processor: Box<dyn Processor> = match (entry, kvm) {
+        (Some(entry), Some(kvm)) => {
+            kvm.connect_edge(devices.console.interrupt(), serial::GSI)?;
+            Box::new(kvm.processor(entry)?)
+        }
+        _ => Box::new(Player::new(steps, watchdogs::base_address(0))),
+    };
+    if let Some(snapshot) = &snapshot {
+        processor.restore(snapshot.processor()).map_err(|error| snapshot.invalid("processor", &error))?;
+        devices.pci.set_address(snapshot.pci_address());
+        timeline.record(Entry::Restored { path: snapshot.name() });
+    }
+    let vcpu = VcpuThread::spawn(Vcpu { processor, devices, running: false, paused: false }, senders.vcpu)?;
+    if options.watchdogs.iter().any(|watchdog| watchdog.patience.is_some()) {
+        let registered = vcpu.call(move |_| run_delay.register_current_thread())?;
+        registered.map_err(BootError::host("read how long the vCPU was kept from running"))?;
+    }
 
     let mut events: EventManager<Box<dyn MutEventSubscriber>> = EventManager::new()?;
     events.add_subscriber(Box::new(bell));
+    events.add_subscriber(Box::new(signals));
     for watchdog in &watchdogs {
         events.add_subscriber(Box::new(WatchdogSubscriber::new(watchdog.clone())));
     }
@@ -132,7 +192,14 @@ fn run_machine(
         dump_file: options.dump_file,
         inbox,
         resets: (0, None),
+        snapshot: options.snapshot.map(|path| SnapshotWriter {
+            path,
+            guest: options.built_in,
+            memory_size: options.memory,
+            configs: options.watchdogs,
+        }),
     };
+    machine.clock.resume();
     machine.start()?;
     loop {
         events.run()?;
@@ -140,29 +207,6 @@ fn run_machine(
             return Ok(status);
         }
     }
-}
-
-/// The guest, loaded, and what runs it.
-fn choose(
-    linux: Option<LinuxGuest>,
-    kvm: Option<KvmMachine>,
-    memory: &GuestMemory,
-    devices: &Devices,
-) -> Result<(Guest, Box<dyn Processor>), BootError> {
-    let bar = watchdogs::base_address(0);
-    let mut guest = match (linux, &kvm) {
-        (Some(linux), _) => Guest::Linux(linux),
-        (None, Some(_)) => Guest::BuiltIn(assemble(TABLE, bar)),
-        (None, None) => Guest::Played,
-    };
-    let processor: Box<dyn Processor> = match (guest.load(memory)?, kvm) {
-        (Some(entry), Some(kvm)) => {
-            kvm.connect_edge(devices.console.interrupt(), serial::GSI)?;
-            Box::new(kvm.processor(entry)?)
-        }
-        _ => Box::new(Player::new(TABLE, bar)),
-    };
-    Ok((guest, processor))
 }
 
 fn open_console() -> Result<Console, BootError> {

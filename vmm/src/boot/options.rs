@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use vm_watchdog::WatchdogConfig;
 
+use super::builtin::BuiltInGuest;
 use super::memory::MemorySize;
 use crate::timeline::Format;
 
@@ -37,18 +38,19 @@ pub struct BootOptions {
     /// A watchdog; may be given up to four times
     ///
     /// action=, pretimeout= and then= take reset, poweroff, pause, inject-nmi, dump, none or debug (as none). grace=30s
-    /// with then= acts again when the action did not help. interrupt=intx connects the interrupt of the pretimeout.
+    /// with then= acts again when the action did not help. patience=4 does not charge the guest for time in which its vCPU
+    /// wanted to run and could not, up to four timeouts in all. interrupt=intx connects the interrupt of the pretimeout.
     #[arg(
         long = "watchdog",
-        value_name = "MODEL[,action=ACTION][,pretimeout=ACTION][,grace=TIME,then=ACTION][,id=NAME][,interrupt=intx]",
+        value_name = "MODEL[,action=ACTION][,pretimeout=ACTION][,grace=TIME,then=ACTION][,patience=TIMES][,id=NAME][,interrupt=intx]",
         default_value = "i6300esb,action=reset"
     )]
     pub watchdogs: Vec<WatchdogConfig>,
 
     /// How the timeline is written
     ///
-    /// json writes one object a line. "event" names it: boot, armed, disarmed, heartbeat, fire, nmi, paused, dump,
-    /// action-failed, reset, guest, log or exit; "vm_time_ns" is when it was written, on the clock of the VM, which
+    /// json writes one object a line. "event" names it: boot, armed, disarmed, heartbeat, fire, nmi, paused,
+    /// resumed, saved, restored, dump, action-failed, reset, guest, log or exit; "vm_time_ns" is when it was written, on the clock of the VM, which
     /// stands still with it. "fire" has id, stage, action, attempt, deadline_ns, observed_ns, lateness_ns, heartbeats
     /// and last_heartbeat_ns. What a guest can cause is written at most 20 times a second; "suppressed" counts what was
     /// left out since the line before.
@@ -62,6 +64,18 @@ pub struct BootOptions {
     /// Where the action dump writes guest memory, as an ELF core; an older dump is overwritten
     #[arg(long, value_name = "FILE", default_value = "vm-watchdog.core")]
     pub dump_file: PathBuf,
+
+    /// Where SIGUSR1 saves the VM (a built-in guest's); without this, it only pauses the VM. SIGUSR2 resumes it
+    #[arg(long, value_name = "FILE", conflicts_with = "kernel")]
+    pub snapshot: Option<PathBuf>,
+
+    /// Goes on from a saved VM, with the watchdogs and the memory that it has
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "memory", "watchdogs", "built_in"])]
+    pub restore: Option<PathBuf>,
+
+    /// Which built-in guest
+    #[arg(long, value_name = "GUEST", value_enum, default_value_t, hide = true, conflicts_with = "kernel")]
+    pub built_in: BuiltInGuest,
 
     /// The KVM device
     #[arg(long, value_name = "FILE", default_value = "/dev/kvm")]

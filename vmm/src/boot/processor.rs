@@ -8,12 +8,14 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::signal::Killable;
 
+use super::builtin::Position;
 use super::devices::{Devices, GuestRequest};
 use super::error::BootError;
 use super::inbox::VcpuSender;
-use super::kvm::kick;
+use super::kvm::{KvmState, kick};
 
 /// How long a call waits for the guest to stand still. A vCPU is late only when its console is not read.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -28,6 +30,20 @@ pub trait Processor: Send {
     fn inject_nmi(&mut self) -> Result<(), BootError>;
     /// The registers, if there are any.
     fn registers(&mut self) -> Result<Option<Registers>, BootError>;
+    /// The whole state, to go on from it in another process.
+    fn save(&mut self) -> Result<ProcessorState, BootError>;
+    /// Goes on from a saved state.
+    fn restore(&mut self, state: &ProcessorState) -> Result<(), BootError>;
+}
+
+/// The state of a processor.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProcessorState {
+    /// Where a guest stands that is played.
+    Played(Position),
+    /// What KVM keeps of a vCPU and the VM around it.
+    Kvm(Box<KvmState>),
 }
 
 /// Why the processor came back.
@@ -52,8 +68,10 @@ pub struct Vcpu {
     pub processor: Box<dyn Processor>,
     /// What the guest can reach.
     pub devices: Devices,
-    /// Whether the guest runs. It does not at first.
+    /// Whether the guest runs. It does not at first, nor after it has asked for something.
     pub running: bool,
+    /// Whether it stands still all the same.
+    pub paused: bool,
 }
 
 type Job = Box<dyn FnOnce(&mut Vcpu) + Send>;
@@ -107,7 +125,7 @@ impl Vcpu {
     fn serve(mut self, jobs: &Receiver<Job>, reports: &VcpuSender) {
         loop {
             // A guest that stands still needs no processor until somebody asks.
-            let job = if self.running { jobs.try_recv() } else { jobs.recv().map_err(TryRecvError::from) };
+            let job = if self.running && !self.paused { jobs.try_recv() } else { jobs.recv().map_err(TryRecvError::from) };
             match job {
                 Ok(job) => job(&mut self),
                 Err(TryRecvError::Empty) => self.run(reports),

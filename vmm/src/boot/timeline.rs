@@ -50,9 +50,15 @@ pub enum Entry {
     Nmi,
     /// The guest stands still and its clock too.
     Paused,
+    /// The guest and its clock go on.
+    Resumed,
+    /// The VM was saved to a file.
+    Saved { path: String },
+    /// The VM goes on from a file, at the time at which it was saved.
+    Restored { path: String },
     /// Guest memory was written to a file.
     Dump { path: String, bytes: u64 },
-    /// The VMM could not do what a watchdog asked for.
+    /// The VMM could not do what a watchdog or the operator asked for.
     ActionFailed { action: String, reason: String },
     /// The machine was reset and boots again.
     Reset { cause: Cause, resets: u64 },
@@ -80,7 +86,12 @@ impl TimelineEntry for Entry {
             Self::Armed { .. } | Self::Disarmed { .. } | Self::Heartbeat { .. } => Some(Kind::Feeding),
             Self::Fire { .. } | Self::Nmi | Self::Dump { .. } | Self::ActionFailed { .. } => Some(Kind::Firing),
             Self::Guest { .. } | Self::Log { .. } | Self::Reset { .. } => Some(Kind::Remark),
-            Self::Boot { .. } | Self::Paused | Self::Exit { .. } => None,
+            Self::Boot { .. }
+            | Self::Paused
+            | Self::Resumed
+            | Self::Saved { .. }
+            | Self::Restored { .. }
+            | Self::Exit { .. } => None,
         }
     }
 }
@@ -122,7 +133,10 @@ impl fmt::Display for Entry {
                 if *attempt > 1 { write!(f, " (attempt {attempt})") } else { Ok(()) }
             }
             Self::Nmi => f.write_str("NMI injected"),
-            Self::Paused => f.write_str("paused; a signal ends the process"),
+            Self::Paused => f.write_str("paused; SIGUSR2 resumes"),
+            Self::Resumed => f.write_str("resumed"),
+            Self::Saved { path } => write!(f, "saved to {path}"),
+            Self::Restored { path } => write!(f, "restored from {path}"),
             Self::Dump { path, bytes } => write!(f, "dumped {bytes} bytes of guest memory to {path}"),
             Self::ActionFailed { action, reason } => write!(f, "{action} failed: {reason}"),
             Self::Reset { cause: Cause::Watchdog, resets } => write!(f, "reset {resets}, by the watchdog"),

@@ -1,7 +1,7 @@
 //! From the `--watchdog` options to watchdogs on the bus.
 
 use vm_watchdog::i6300esb::{I6300esb, I6300esbConfig, InterruptPin};
-use vm_watchdog::{Action, DeviceModel, KvmInterruptLine, VmClock, Watchdog, WatchdogConfig};
+use vm_watchdog::{Action, DeviceModel, KvmInterruptLine, ThreadRunDelay, VmClock, Watchdog, WatchdogConfig};
 
 use std::sync::Arc;
 
@@ -10,6 +10,7 @@ use super::devices::watchdog::{Resources, WatchdogFunction};
 use super::error::BootError;
 use super::inbox::WatchdogSender;
 use super::kvm::KvmMachine;
+use super::snapshot::Snapshot;
 use super::timeline::Timeline;
 
 /// The PCI slot of the first watchdog.
@@ -57,7 +58,8 @@ pub fn summaries(configs: &[WatchdogConfig]) -> Vec<String> {
     configs.iter().zip(ids(configs)).map(summary).collect()
 }
 
-fn ids(configs: &[WatchdogConfig]) -> Vec<String> {
+/// The name of each watchdog.
+pub fn ids(configs: &[WatchdogConfig]) -> Vec<String> {
     let id = |(index, config): (usize, &WatchdogConfig)| config.id.clone().unwrap_or(format!("watchdog{index}"));
     configs.iter().enumerate().map(id).collect()
 }
@@ -72,6 +74,10 @@ pub struct Watchdogs<'a> {
     pub kvm: Option<&'a KvmMachine>,
     /// Where actions go.
     pub actions: &'a WatchdogSender,
+    /// How long the vCPU was kept from running.
+    pub run_delay: &'a ThreadRunDelay,
+    /// What they go on from, if not from power-on.
+    pub snapshot: Option<&'a Snapshot>,
 }
 
 impl Watchdogs<'_> {
@@ -82,7 +88,10 @@ impl Watchdogs<'_> {
             let interrupt = config.interrupt.then_some(INTERRUPTS[usize::from(index)]);
             let watchdog = self.build_one(config, id, interrupt)?;
             let resources = Resources { base: base_address(index), interrupt };
-            let function = WatchdogFunction::new(watchdog.clone(), resources, self.timeline.clone());
+            let mut function = WatchdogFunction::new(watchdog.clone(), resources, self.timeline.clone());
+            if let Some(snapshot) = self.snapshot {
+                snapshot.restore_watchdog(index.into(), |state| function.restore(state))?;
+            }
             bus.insert(FIRST_SLOT + index, Box::new(function));
             watchdogs.push(watchdog);
         }
@@ -95,9 +104,7 @@ impl Watchdogs<'_> {
         id: String,
         interrupt: Option<u8>,
     ) -> Result<Watchdog<I6300esb>, BootError> {
-        let interrupt_pin = if interrupt.is_some() { InterruptPin::IntA } else { InterruptPin::None };
-        let model = I6300esb::new(I6300esbConfig { interrupt_pin, ..Default::default() });
-        let builder = Watchdog::builder(id, model).clock(self.clock.clone()).policy(config.policy);
+        let builder = Watchdog::builder(id, model(config)).clock(self.clock.clone()).policy(config.policy);
         let builder = match (self.kvm, interrupt) {
             (Some(kvm), Some(gsi)) => {
                 kvm.set_level_triggered(gsi)?;
@@ -105,8 +112,18 @@ impl Watchdogs<'_> {
             }
             _ => builder,
         };
+        let builder = match config.patience {
+            Some(patience) => builder.starvation(self.run_delay.clone(), patience),
+            None => builder,
+        };
         Ok(builder.build(self.actions.clone())?)
     }
+}
+
+/// The device as the guest sees it after power-on.
+pub fn model(config: &WatchdogConfig) -> I6300esb {
+    let interrupt_pin = if config.interrupt { InterruptPin::IntA } else { InterruptPin::None };
+    I6300esb::new(I6300esbConfig { interrupt_pin, ..Default::default() })
 }
 
 #[cfg(test)]

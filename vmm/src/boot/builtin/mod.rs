@@ -1,9 +1,9 @@
-//! The built-in guest: one table of accesses and waits, assembled for a vCPU or played in-process.
+//! The built-in guests: a table each of accesses and waits, assembled for a vCPU or played in-process.
 
 mod assembler;
 mod player;
 mod table;
 
 pub use assembler::{BuiltInImage, assemble};
-pub use player::Player;
-pub use table::{TABLE, remarks};
+pub use player::{Player, Position};
+pub use table::{BuiltInGuest, remarks};

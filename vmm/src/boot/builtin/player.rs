@@ -3,31 +3,43 @@
 use std::thread::sleep;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::table::{Data, POWER_OFF, Place, Step};
 use crate::boot::devices::{Devices, GuestRequest, test_ports};
 use crate::boot::error::BootError;
 use crate::boot::kvm::kick;
-use crate::boot::processor::{Processor, Registers, Stop};
+use crate::boot::processor::{Processor, ProcessorState, Registers, Stop};
 
 /// A processor whose instructions are the steps of the table.
 pub struct Player {
-    steps: &'static [Step],
+    steps: Vec<Step>,
     bar: u32,
+    position: Position,
+}
+
+/// Where the guest stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Position {
+    /// The next step; behind the last one it is halted.
     next: usize,
+    /// What the guest's clock showed when the wait began that is the next step.
     waiting_since: Option<u32>,
+    /// An NMI is pending.
     nmi: bool,
 }
 
 impl Player {
     /// Begins at the first step.
-    pub fn new(steps: &'static [Step], bar: u32) -> Self {
-        Self { steps, bar, next: 0, waiting_since: None, nmi: false }
+    pub fn new(steps: Vec<Step>, bar: u32) -> Self {
+        Self { steps, bar, position: Position::default() }
     }
 
-    fn step(&mut self, step: &Step, devices: &mut Devices) -> Option<GuestRequest> {
-        let index = u32::try_from(self.next).unwrap_or(u32::MAX);
-        self.next += 1;
-        match *step {
+    fn step(&mut self, step: Step, devices: &mut Devices) -> Option<GuestRequest> {
+        let index = u32::try_from(self.position.next).unwrap_or(u32::MAX);
+        self.position.next += 1;
+        match step {
             Step::Say(_) => devices.write_port(test_ports::REMARK, &index.to_le_bytes()),
             Step::Write(place, data) => self.write(place, data, devices),
             Step::Expect(place, mask, data) => {
@@ -44,12 +56,12 @@ impl Player {
             }
             Step::Wait(milliseconds) => {
                 let now = self.read(Place::Port(test_ports::CLOCK), Data::Long(u32::MAX), devices);
-                let since = *self.waiting_since.get_or_insert(now);
+                let since = *self.position.waiting_since.get_or_insert(now);
                 if now.wrapping_sub(since) < milliseconds {
-                    self.next -= 1;
+                    self.position.next -= 1;
                     sleep(Duration::from_millis(1));
                 } else {
-                    self.waiting_since = None;
+                    self.position.waiting_since = None;
                 }
                 None
             }
@@ -85,11 +97,11 @@ impl Player {
 impl Processor for Player {
     fn run(&mut self, devices: &mut Devices) -> Result<Stop, BootError> {
         while !kick::take() {
-            if std::mem::take(&mut self.nmi) {
+            if std::mem::take(&mut self.position.nmi) {
                 let remark = u32::try_from(self.steps.len()).unwrap_or(u32::MAX);
                 devices.write_port(test_ports::REMARK, &remark.to_le_bytes());
             }
-            let Some(step) = self.steps.get(self.next) else {
+            let Some(&step) = self.steps.get(self.position.next) else {
                 // Halted.
                 sleep(Duration::from_millis(1));
                 continue;
@@ -102,16 +114,30 @@ impl Processor for Player {
     }
 
     fn reset(&mut self) -> Result<(), BootError> {
-        *self = Self::new(self.steps, self.bar);
+        self.position = Position::default();
         Ok(())
     }
 
     fn inject_nmi(&mut self) -> Result<(), BootError> {
-        self.nmi = true;
+        self.position.nmi = true;
         Ok(())
     }
 
     fn registers(&mut self) -> Result<Option<Registers>, BootError> {
         Ok(None)
+    }
+
+    fn save(&mut self) -> Result<ProcessorState, BootError> {
+        Ok(ProcessorState::Played(self.position))
+    }
+
+    fn restore(&mut self, state: &ProcessorState) -> Result<(), BootError> {
+        match state {
+            ProcessorState::Played(position) => {
+                self.position = *position;
+                Ok(())
+            }
+            ProcessorState::Kvm(_) => Err(BootError::Vcpu("its saved state is one of KVM's".into())),
+        }
     }
 }

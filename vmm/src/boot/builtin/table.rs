@@ -1,4 +1,21 @@
-//! What the built-in guest does, as a table. Its accesses are those of the Linux driver (`i6300esb.c`).
+//! What the built-in guests do, as tables. Their accesses are those of the Linux driver (`i6300esb.c`).
+
+use serde::{Deserialize, Serialize};
+
+/// The guests there are. Only the first is for users; the others are what tests need on a real vCPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum BuiltInGuest {
+    /// Feeds the watchdog three times, stops, is bitten, and finds out.
+    #[default]
+    Bitten,
+    /// Feeds the watchdog for nine seconds, stops it and powers off.
+    Feeding,
+    /// Arms the watchdog, and from then on only looks at the clock.
+    Spinning,
+    /// Arms the watchdog and halts with interrupts off.
+    Halting,
+}
 
 /// One thing that the guest does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,13 +98,11 @@ const UNLOCK_FIRST: Step = Write(RELOAD, Word(0x80));
 const UNLOCK_SECOND: Step = Write(RELOAD, Word(0x86));
 const HEARTBEAT: Step = Write(RELOAD, Word(1 << 8));
 const WDT_TIMEOUT: Data = Word(1 << 9);
-/// Two stages of 512 units of 2^15 * 30 ns: 1.007 s, which Linux calls one second.
-const STAGE: Data = Long(1 << 9);
 /// How a guest without ACPI powers this machine off.
 pub const POWER_OFF: (u16, u16) = (0x604, 1 << 13);
 
-/// The guest that shows what a watchdog is for.
-pub const TABLE: &[Step] = &[
+/// Finds the device and arms it.
+const ARM: &[Step] = &[
     // Find the device, and let it decode the memory that firmware has assigned.
     select(0x00),
     Expect(CONFIG_DATA, Long(u32::MAX), Long(0x25AB_8086)),
@@ -101,41 +116,67 @@ pub const TABLE: &[Step] = &[
     Write(CONFIG_DATA, Word(0x0003)),
     select(0x68),
     Expect(CONFIG_DATA, Byte(0x03), Byte(0x00)),
-    // One second.
-    UNLOCK_FIRST,
-    UNLOCK_SECOND,
-    Write(PRELOAD_1, STAGE),
-    UNLOCK_FIRST,
-    UNLOCK_SECOND,
-    Write(PRELOAD_2, STAGE),
-    UNLOCK_FIRST,
-    UNLOCK_SECOND,
-    HEARTBEAT,
-    // WDT_ENABLE.
-    Write(CONFIG_DATA, Byte(0x02)),
-    Say("armed the watchdog for 1.007 s; feeding it every 300 ms"),
-    Wait(300),
-    UNLOCK_FIRST,
-    UNLOCK_SECOND,
-    HEARTBEAT,
-    Wait(300),
-    UNLOCK_FIRST,
-    UNLOCK_SECOND,
-    HEARTBEAT,
-    Wait(300),
-    UNLOCK_FIRST,
-    UNLOCK_SECOND,
-    HEARTBEAT,
-    Say("no more heartbeats"),
-    Wait(1500),
-    // Whoever gets here was bitten and allowed to go on.
-    Expect(RELOAD, WDT_TIMEOUT, WDT_TIMEOUT),
-    Say("the watchdog has expired, and I am still here; stopping it and powering off"),
+];
+
+/// Feeds it, whether it runs or not.
+const FEED: &[Step] = &[UNLOCK_FIRST, UNLOCK_SECOND, HEARTBEAT];
+
+/// Stops it and powers the machine off.
+const STOP: &[Step] = &[
     select(0x68),
     Write(CONFIG_DATA, Byte(0x00)),
     Expect(CONFIG_DATA, Byte(0x02), Byte(0x00)),
     Write(Port(POWER_OFF.0), Word(POWER_OFF.1)),
 ];
+
+impl BuiltInGuest {
+    /// What the guest does.
+    pub fn steps(self) -> Vec<Step> {
+        let mut steps = ARM.to_vec();
+        match self {
+            Self::Bitten => {
+                // Two stages of 512 units of 2^15 * 30 ns: 1.007 s, which Linux calls one second.
+                arm(&mut steps, 512, "armed the watchdog for 1.007 s; feeding it every 300 ms");
+                feed(&mut steps, 3);
+                steps.extend([Say("no more heartbeats"), Wait(1500)]);
+                // Whoever gets here was bitten and allowed to go on.
+                steps.push(Expect(RELOAD, WDT_TIMEOUT, WDT_TIMEOUT));
+                steps.push(Say("the watchdog has expired, and I am still here; stopping it and powering off"));
+                steps.extend(STOP);
+            }
+            Self::Feeding => {
+                arm(&mut steps, 1024, "armed the watchdog for 2.013 s; feeding it for 9 s");
+                feed(&mut steps, 30);
+                steps.push(Say("stopping the watchdog and powering off"));
+                steps.extend(STOP);
+            }
+            Self::Spinning => {
+                arm(&mut steps, 1024, "armed the watchdog for 2.013 s; spinning");
+                steps.push(Wait(u32::MAX));
+            }
+            Self::Halting => arm(&mut steps, 1024, "armed the watchdog for 2.013 s; halting"),
+        }
+        steps
+    }
+}
+
+/// Lets two stages of so many units begin.
+fn arm(steps: &mut Vec<Step>, stage: u32, remark: &'static str) {
+    for preload in [PRELOAD_1, PRELOAD_2] {
+        steps.extend([UNLOCK_FIRST, UNLOCK_SECOND, Write(preload, Long(stage))]);
+    }
+    steps.extend(FEED);
+    // WDT_ENABLE, in the lock register, which is selected.
+    steps.extend([Write(CONFIG_DATA, Byte(0x02)), Say(remark)]);
+}
+
+/// Feeds it every 300 ms, so many times.
+fn feed(steps: &mut Vec<Step>, times: usize) {
+    for _ in 0..times {
+        steps.push(Wait(300));
+        steps.extend(FEED);
+    }
+}
 
 /// What the guest says, by the number that it writes to the remark port: the number of the step, or one more than the
 /// last for a non-maskable interrupt.

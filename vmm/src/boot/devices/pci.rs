@@ -61,6 +61,16 @@ impl PciBus {
         }
     }
 
+    /// The address register, which selects what the data port means.
+    pub fn address(&self) -> u32 {
+        self.address
+    }
+
+    /// Writes the address register.
+    pub fn set_address(&mut self, address: u32) {
+        self.address = address & ADDRESS_MASK;
+    }
+
     /// A read of the ports CF8h to CFFh.
     pub fn read_port(&mut self, port: u16, data: &mut [u8]) {
         all_ones(data);
@@ -74,7 +84,7 @@ impl PciBus {
     /// A write of the ports CF8h to CFFh.
     pub fn write_port(&mut self, port: u16, data: &[u8]) {
         if let (CONFIG_ADDRESS, Ok(data)) = (port, <[u8; 4]>::try_from(data)) {
-            self.address = u32::from_le_bytes(data) & ADDRESS_MASK;
+            self.set_address(u32::from_le_bytes(data));
         } else if let Some((function, offset)) = self.addressed(port, data.len()) {
             function.write_config(offset, data);
         }

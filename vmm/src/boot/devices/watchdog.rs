@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use vm_watchdog::i6300esb::{BAR0_SIZE, I6300esb};
-use vm_watchdog::{Stats, Watchdog};
+use vm_watchdog::i6300esb::{BAR0_SIZE, I6300esb, I6300esbStateV1};
+use vm_watchdog::{StateError, Stats, Watchdog, WatchdogStateV1};
 
 use super::pci::PciFunction;
 use crate::boot::timeline::{Entry, Timeline};
@@ -35,6 +35,13 @@ impl WatchdogFunction {
         let function = Self { seen: watchdog.stats(), watchdog, resources, timeline };
         function.assign_resources();
         function
+    }
+
+    /// Puts the function into a saved state, its resources included.
+    pub fn restore(&mut self, state: &WatchdogStateV1<I6300esbStateV1>) -> Result<(), StateError> {
+        self.watchdog.restore(state)?;
+        self.seen = self.watchdog.stats();
+        Ok(())
     }
 
     fn assign_resources(&self) {

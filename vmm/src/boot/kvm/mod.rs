@@ -19,13 +19,14 @@ use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use self::kick::Kickable;
-use self::state::KvmState;
+use self::state::listed_msrs;
 use super::devices::{Devices, GuestRequest};
 use super::error::BootError;
 use super::memory::GuestMemory;
-use super::processor::{Processor, Registers, Stop};
+use super::processor::{Processor, ProcessorState, Registers, Stop};
 
 pub use entry::{CODE_SELECTOR, EntryPoint, GDT32, GDT64};
+pub use state::KvmState;
 
 /// Three pages that Intel processors need for a task state segment, just below the firmware's place.
 const TASK_STATE_ADDRESS: usize = 0xFFFB_D000;
@@ -104,7 +105,7 @@ impl KvmMachine {
             vcpu.set_cpuid2(&self.cpuid()?)?;
             vcpu.set_regs(&entry.regs())?;
             vcpu.set_sregs(&entry.sregs(vcpu.get_sregs()?))?;
-            KvmState::take(&self.kvm, &self.vm, &vcpu)
+            KvmState::take(&self.vm, &vcpu, &listed_msrs(&self.kvm)?)
         };
         let power_on = prepare().map_err(BootError::host("set up the vCPU"))?;
         Ok(KvmProcessor { vm: self.vm.clone(), vcpu, power_on, _memory: self.memory.clone() })
@@ -186,6 +187,20 @@ impl Processor for KvmProcessor {
     fn registers(&mut self) -> Result<Option<Registers>, BootError> {
         let read = || -> io::Result<Registers> { Ok(user_registers(&self.vcpu.get_regs()?, &self.vcpu.get_sregs()?)) };
         read().map(Some).map_err(BootError::host("read the registers"))
+    }
+
+    fn save(&mut self) -> Result<ProcessorState, BootError> {
+        let state = KvmState::take(&self.vm, &self.vcpu, &self.power_on.msrs());
+        state.map(|state| ProcessorState::Kvm(Box::new(state))).map_err(BootError::host("save the vCPU"))
+    }
+
+    fn restore(&mut self, state: &ProcessorState) -> Result<(), BootError> {
+        match state {
+            ProcessorState::Kvm(state) => {
+                state.put_back(&self.vm, &self.vcpu).map_err(BootError::host("restore the vCPU"))
+            }
+            ProcessorState::Played(_) => Err(BootError::Vcpu("its saved state is not one of KVM's".into())),
+        }
     }
 }
 

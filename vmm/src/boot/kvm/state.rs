@@ -7,15 +7,20 @@ use kvm_bindings::{
     kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_pit_state2, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use serde::{Deserialize, Serialize};
 
 /// Everything that the guest can change and that is neither in its memory nor in our devices.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct KvmState {
     chips: [kvm_irqchip; 3],
     pit: kvm_pit_state2,
     mp_state: kvm_mp_state,
     regs: kvm_regs,
     sregs: kvm_sregs,
-    fpu: kvm_fpu,
+    /// Not in a snapshot: the guests that can be saved do without.
+    #[serde(skip)]
+    fpu: Option<kvm_fpu>,
     xcrs: Option<kvm_xcrs>,
     debug_regs: kvm_debugregs,
     lapic: kvm_lapic_state,
@@ -24,8 +29,8 @@ pub struct KvmState {
 }
 
 impl KvmState {
-    /// Takes the state.
-    pub fn take(kvm: &Kvm, vm: &VmFd, vcpu: &VcpuFd) -> io::Result<Self> {
+    /// Takes the state, with these model-specific registers.
+    pub fn take(vm: &VmFd, vcpu: &VcpuFd, msrs: &[u32]) -> io::Result<Self> {
         let chip = |chip_id| {
             let mut chip = kvm_irqchip { chip_id, ..Default::default() };
             vm.get_irqchip(&mut chip).map(|()| chip)
@@ -36,12 +41,12 @@ impl KvmState {
             mp_state: vcpu.get_mp_state()?,
             regs: vcpu.get_regs()?,
             sregs: vcpu.get_sregs()?,
-            fpu: vcpu.get_fpu()?,
+            fpu: Some(vcpu.get_fpu()?),
             // A host processor without XSAVE has none.
             xcrs: vcpu.get_xcrs().ok(),
             debug_regs: vcpu.get_debug_regs()?,
             lapic: vcpu.get_lapic()?,
-            msrs: readable_msrs(kvm, vcpu)?,
+            msrs: msrs.iter().map(|&index| read_msr(vcpu, index)).filter_map(Result::transpose).collect::<io::Result<_>>()?,
             events: vcpu.get_vcpu_events()?,
         })
     }
@@ -53,7 +58,9 @@ impl KvmState {
         vcpu.set_mp_state(*mp_state)?;
         vcpu.set_regs(regs)?;
         vcpu.set_sregs(sregs)?;
-        vcpu.set_fpu(fpu)?;
+        if let Some(fpu) = fpu {
+            vcpu.set_fpu(fpu)?;
+        }
         if let Some(xcrs) = xcrs {
             vcpu.set_xcrs(xcrs)?;
         }
@@ -67,18 +74,23 @@ impl KvmState {
         vm.set_pit2(pit)?;
         Ok(())
     }
+
+    /// The model-specific registers that are in it.
+    pub fn msrs(&self) -> Vec<u32> {
+        self.msrs.iter().map(|entry| entry.index).collect()
+    }
+}
+
+/// The model-specific registers that KVM lists.
+pub fn listed_msrs(kvm: &Kvm) -> io::Result<Vec<u32>> {
+    Ok(kvm.get_msr_index_list()?.as_slice().to_vec())
 }
 
 /// KVM lists registers that this vCPU does not have; those are left out.
-fn readable_msrs(kvm: &Kvm, vcpu: &VcpuFd) -> io::Result<Vec<kvm_msr_entry>> {
-    let mut readable = Vec::new();
-    for &index in kvm.get_msr_index_list()?.as_slice() {
-        let mut one = one_msr(kvm_msr_entry { index, ..Default::default() })?;
-        if vcpu.get_msrs(&mut one)? == 1 {
-            readable.extend_from_slice(one.as_slice());
-        }
-    }
-    Ok(readable)
+fn read_msr(vcpu: &VcpuFd, index: u32) -> io::Result<Option<kvm_msr_entry>> {
+    let mut one = one_msr(kvm_msr_entry { index, ..Default::default() })?;
+    let read = vcpu.get_msrs(&mut one)?;
+    Ok(one.as_slice()[..read].first().copied())
 }
 
 /// Some registers can be read and not written; those never changed.
