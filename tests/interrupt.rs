@@ -94,8 +94,9 @@ fn a_line_that_fails_is_counted_and_set_again_at_the_next_access() {
 
 #[test]
 fn an_eventfd_is_signalled_by_the_rising_edge_and_again_on_resample() {
-    let eventfd = EventFd::new(EFD_NONBLOCK).unwrap();
-    let (watchdog, time) = watchdog(InterruptPin::IntA, eventfd.try_clone().unwrap());
+    let eventfd = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+    let line = eventfd.clone();
+    let (watchdog, time) = watchdog(InterruptPin::IntA, move |high| line.set_level(high));
     watchdog.resample_interrupt();
     assert!(eventfd.read().is_err(), "nothing to signal while the line is low");
     watchdog.start(512);

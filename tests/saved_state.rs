@@ -110,10 +110,12 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 4..20)
 }
 
-/// Counter-examples are kept beside this file and tried first.
+/// Counter-examples are kept beside this file and tried first. PROPTEST_CASES asks for fewer, as where a processor is
+/// emulated.
 fn config() -> ProptestConfig {
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(100_000);
     let failure_persistence = Some(Box::new(FileFailurePersistence::WithSource("regressions")) as _);
-    ProptestConfig { cases: 100_000, failure_persistence, ..ProptestConfig::default() }
+    ProptestConfig { cases, failure_persistence, ..ProptestConfig::default() }
 }
 
 proptest! {

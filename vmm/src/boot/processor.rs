@@ -125,7 +125,8 @@ impl Vcpu {
     fn serve(mut self, jobs: &Receiver<Job>, reports: &VcpuSender) {
         loop {
             // A guest that stands still needs no processor until somebody asks.
-            let job = if self.running && !self.paused { jobs.try_recv() } else { jobs.recv().map_err(TryRecvError::from) };
+            let job =
+                if self.running && !self.paused { jobs.try_recv() } else { jobs.recv().map_err(TryRecvError::from) };
             match job {
                 Ok(job) => job(&mut self),
                 Err(TryRecvError::Empty) => self.run(reports),

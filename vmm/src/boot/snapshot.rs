@@ -213,10 +213,11 @@ impl Snapshot {
 /// Parses, and says on error which field it is about.
 fn parse(text: &[u8]) -> Result<SnapshotV1, String> {
     let mut deserializer = serde_json::Deserializer::from_slice(text);
-    let content = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| match error.path().to_string() {
-        path if path == "." => error.into_inner().to_string(),
-        path => format!("{path}: {}", error.into_inner()),
-    })?;
+    let content =
+        serde_path_to_error::deserialize(&mut deserializer).map_err(|error| match error.path().to_string() {
+            path if path == "." => error.into_inner().to_string(),
+            path => format!("{path}: {}", error.into_inner()),
+        })?;
     deserializer.end().map_err(|error| error.to_string())?;
     Ok(content)
 }

@@ -46,7 +46,11 @@ impl KvmState {
             xcrs: vcpu.get_xcrs().ok(),
             debug_regs: vcpu.get_debug_regs()?,
             lapic: vcpu.get_lapic()?,
-            msrs: msrs.iter().map(|&index| read_msr(vcpu, index)).filter_map(Result::transpose).collect::<io::Result<_>>()?,
+            msrs: msrs
+                .iter()
+                .map(|&index| read_msr(vcpu, index))
+                .filter_map(Result::transpose)
+                .collect::<io::Result<_>>()?,
             events: vcpu.get_vcpu_events()?,
         })
     }
