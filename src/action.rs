@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use vm_watchdog_devices::AfterTimeout;
+use vm_watchdog_devices::{AfterTimeout, Request};
 
 /// What the VMM does when a watchdog fires.
 ///
@@ -81,6 +81,20 @@ impl Action {
         match self {
             Self::Reset | Self::Shutdown | Self::Poweroff | Self::InjectNmi => AfterTimeout::Disarmed,
             Self::Pause | Self::Dump | Self::None | Self::Debug => AfterTimeout::Armed,
+        }
+    }
+}
+
+/// What a guest asks for, where its device lets it. A restart is an NMI: on s390x that is what an NMI does.
+impl From<Request> for Action {
+    fn from(request: Request) -> Self {
+        match request {
+            Request::Restart => Self::InjectNmi,
+            Request::Reset => Self::Reset,
+            Request::Poweroff => Self::Poweroff,
+            Request::Pause => Self::Pause,
+            Request::Dump => Self::Dump,
+            Request::Nothing => Self::None,
         }
     }
 }

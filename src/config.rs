@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::diag288::UnknownCommands;
 use crate::{Action, Escalation, Policy, UnknownAction};
 
 /// What an operator says of one watchdog: `i6300esb,action=shutdown,grace=30s,then=poweroff`.
@@ -18,8 +19,10 @@ use crate::{Action, Escalation, Policy, UnknownAction};
 /// | `patience` | how many times the timeout a guest is waited for that the host kept from running | 1: it is not |
 /// | `id` | the name in events and logs | given by the VMM |
 /// | `interrupt` | `none`, or `intx`: the device has an interrupt pin | `none` |
+/// | `zvm` | `refuse` or `accept`: the guest is on z/VM, and commands that mean nothing to a VMM are [one or the other](UnknownCommands) | it is not |
 ///
-/// `diag288` has one stage and no interrupt: `pretimeout` and `interrupt` are refused with it.
+/// `diag288` has one stage and no interrupt: `pretimeout` and `interrupt` are refused with it. With `zvm` the guest
+/// chooses the action, and `action` is for the commands that mean nothing. No other model takes `zvm`.
 ///
 /// ```
 /// use vm_watchdog::{Action, WatchdogConfig};
@@ -52,6 +55,8 @@ pub struct WatchdogConfig {
     pub patience: Option<u32>,
     /// Whether the device has an interrupt pin.
     pub interrupt: bool,
+    /// The device has the [flavour of z/VM](crate::diag288::Diag288::zvm).
+    pub zvm: Option<UnknownCommands>,
 }
 
 impl WatchdogConfig {
@@ -63,7 +68,7 @@ impl WatchdogConfig {
     /// assert_eq!("i6300esb".parse(), Ok(WatchdogConfig::new(DeviceModel::I6300esb)));
     /// ```
     pub fn new(model: DeviceModel) -> Self {
-        Self { model, id: None, policy: Policy::default(), patience: None, interrupt: false }
+        Self { model, id: None, policy: Policy::default(), patience: None, interrupt: false, zvm: None }
     }
 }
 
@@ -93,8 +98,8 @@ impl DeviceModel {
     /// The keys that mean something to it.
     const fn keys(self) -> &'static [&'static str] {
         match self {
-            Self::I6300esb => &KEYS,
-            Self::Diag288 => &["action", "grace", "then", "patience", "id"],
+            Self::I6300esb => &["action", "pretimeout", "grace", "then", "patience", "id", "interrupt"],
+            Self::Diag288 => &["action", "grace", "then", "patience", "id", "zvm"],
         }
     }
 }
@@ -154,12 +159,12 @@ pub enum ConfigError {
     },
 }
 
-const KEYS: [&str; 7] = ["action", "pretimeout", "grace", "then", "patience", "id", "interrupt"];
+const KEYS: [&str; 8] = ["action", "pretimeout", "grace", "then", "patience", "id", "interrupt", "zvm"];
 
 /// The text that gives this configuration: the model, the actions, and what differs from the defaults.
 impl fmt::Display for WatchdogConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { model, id, policy, patience, interrupt } = self;
+        let Self { model, id, policy, patience, interrupt, zvm } = self;
         write!(f, "{model},action={}", policy.timeout)?;
         if policy.pretimeout != Action::None {
             write!(f, ",pretimeout={}", policy.pretimeout)?;
@@ -173,7 +178,14 @@ impl fmt::Display for WatchdogConfig {
         if let Some(id) = id {
             write!(f, ",id={id}")?;
         }
-        if *interrupt { f.write_str(",interrupt=intx") } else { Ok(()) }
+        if *interrupt {
+            f.write_str(",interrupt=intx")?;
+        }
+        match zvm {
+            None => Ok(()),
+            Some(UnknownCommands::Refused) => f.write_str(",zvm=refuse"),
+            Some(UnknownCommands::Accepted) => f.write_str(",zvm=accept"),
+        }
     }
 }
 
@@ -214,7 +226,13 @@ impl FromStr for WatchdogConfig {
                 Some(times.ok_or_else(|| value_error("patience", value, "1 to 1000"))?)
             }
         };
-        Ok(Self { model, id, policy, patience, interrupt })
+        let zvm = match options.value("zvm") {
+            None => None,
+            Some("refuse") => Some(UnknownCommands::Refused),
+            Some("accept") => Some(UnknownCommands::Accepted),
+            Some(value) => return Err(value_error("zvm", value, "refuse, accept")),
+        };
+        Ok(Self { model, id, policy, patience, interrupt, zvm })
     }
 }
 
@@ -325,6 +343,9 @@ mod tests {
         let config = parse("diag288,action=shutdown,grace=5m,then=poweroff,id=wd").unwrap();
         let policy = Policy::new(Action::Shutdown).with_escalation(Duration::from_secs(300), Action::Poweroff);
         assert_eq!((config.model, config.policy, config.interrupt), (DeviceModel::Diag288, policy, false));
+        assert_eq!(config.zvm, None);
+        assert_eq!(parse("diag288,zvm=refuse").unwrap().zvm, Some(UnknownCommands::Refused));
+        assert_eq!(parse("diag288,zvm=accept").unwrap().zvm, Some(UnknownCommands::Accepted));
     }
 
     #[test]
@@ -333,6 +354,8 @@ mod tests {
             "i6300esb,action=reset",
             "i6300esb,action=shutdown,pretimeout=dump,grace=1500ms,then=poweroff,patience=4,id=wd,interrupt=intx",
             "diag288,action=none",
+            "diag288,action=reset,zvm=refuse",
+            "diag288,action=reset,zvm=accept",
         ] {
             assert_eq!(parse(text).unwrap().to_string(), text);
         }
@@ -345,11 +368,11 @@ mod tests {
             ("ib700", r#"unknown watchdog model "ib700": accepted are i6300esb, diag288"#),
             (
                 "i6300esb,colour=red",
-                r#"unknown watchdog option "colour=red": accepted are action=..., pretimeout=..., grace=..., then=..., patience=..., id=..., interrupt=..."#,
+                r#"unknown watchdog option "colour=red": accepted are action=..., pretimeout=..., grace=..., then=..., patience=..., id=..., interrupt=..., zvm=..."#,
             ),
             (
                 "i6300esb,action",
-                r#"unknown watchdog option "action": accepted are action=..., pretimeout=..., grace=..., then=..., patience=..., id=..., interrupt=..."#,
+                r#"unknown watchdog option "action": accepted are action=..., pretimeout=..., grace=..., then=..., patience=..., id=..., interrupt=..., zvm=..."#,
             ),
             (
                 "i6300esb,pretimeout=nmi",
@@ -363,15 +386,20 @@ mod tests {
                 "i6300esb,grace=99999999999999999999s,then=reset",
                 r#"grace: unknown value "99999999999999999999s": accepted are a time like 500ms, 30s or 5m"#,
             ),
+            (
+                "i6300esb,zvm=refuse",
+                "zvm=... does not apply to i6300esb: accepted are action=..., pretimeout=..., grace=..., then=..., patience=..., id=..., interrupt=...",
+            ),
+            ("diag288,zvm=yes", r#"zvm: unknown value "yes": accepted are refuse, accept"#),
             ("i6300esb,interrupt=msi", r#"interrupt: unknown value "msi": accepted are none, intx"#),
             ("i6300esb,patience=0", r#"patience: unknown value "0": accepted are 1 to 1000"#),
             (
                 "diag288,pretimeout=none",
-                "pretimeout=... does not apply to diag288: accepted are action=..., grace=..., then=..., patience=..., id=...",
+                "pretimeout=... does not apply to diag288: accepted are action=..., grace=..., then=..., patience=..., id=..., zvm=...",
             ),
             (
                 "diag288,interrupt=none",
-                "interrupt=... does not apply to diag288: accepted are action=..., grace=..., then=..., patience=..., id=...",
+                "interrupt=... does not apply to diag288: accepted are action=..., grace=..., then=..., patience=..., id=..., zvm=...",
             ),
             ("i6300esb,id=", r#"id: unknown value "": accepted are any name but the empty one"#),
         ] {

@@ -48,8 +48,8 @@ impl Deliveries {
         [due(&self.pretimeout), due(&self.timeout), self.grace_ends].into_iter().flatten().min()
     }
 
-    /// Notes what the model found expired.
-    pub fn expired(&mut self, expired: Expired) {
+    /// Notes what the model found expired, and which action the guest wants in place of the policy's.
+    pub fn expired(&mut self, expired: Expired, requested: Option<Action>) {
         if let Some(deadline) = expired.pretimeout {
             let delivery = Delivery::fresh(Stage::Pretimeout, self.policy.pretimeout, deadline);
             self.pretimeout.get_or_insert(delivery);
@@ -57,7 +57,8 @@ impl Deliveries {
         if let Some(deadline) = expired.timeout {
             // A warning that could not be delivered is overtaken by what it warned of.
             self.pretimeout = self.pretimeout.filter(|warning| warning.attempt == 1);
-            let delivery = Delivery::fresh(Stage::Timeout, self.policy.timeout, deadline);
+            let action = requested.unwrap_or(self.policy.timeout);
+            let delivery = Delivery::fresh(Stage::Timeout, action, deadline);
             self.timeout.get_or_insert(delivery);
         }
     }
@@ -222,7 +223,7 @@ mod tests {
     #[test]
     fn a_failing_handler_is_called_again_after_pauses_that_double() {
         let mut deliveries = Deliveries::new(Policy::default());
-        deliveries.expired(timeout(1));
+        deliveries.expired(timeout(1), None);
         let mut now = at(1);
         for pause in [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000] {
             let delivery = deliveries.take_due(now).expect("due");
@@ -242,7 +243,7 @@ mod tests {
     fn escalation_follows_after_the_grace_period_and_once() {
         let mut deliveries =
             Deliveries::new(Policy::new(Action::Shutdown).with_escalation(SECOND * 30, Action::Poweroff));
-        deliveries.expired(timeout(1));
+        deliveries.expired(timeout(1), None);
         let delivery = deliveries.take_due(at(2)).expect("due");
         deliveries.finished(delivery, true, at(3));
         assert_eq!(deliveries.next_due(), Some(at(33)));
@@ -257,7 +258,7 @@ mod tests {
     #[test]
     fn an_action_that_cannot_be_done_is_escalated_without_waiting_for_the_grace_period() {
         let mut deliveries = Deliveries::new(Policy::new(Action::Reset).with_escalation(SECOND * 30, Action::Poweroff));
-        deliveries.expired(timeout(1));
+        deliveries.expired(timeout(1), None);
         let mut now = at(1);
         for _ in 0..MAX_ATTEMPTS {
             now = now.max(deliveries.next_due().expect("a retry"));
@@ -272,7 +273,7 @@ mod tests {
     fn a_heartbeat_drops_the_escalation_only_after_an_action_that_lets_the_guest_go_on() {
         for (action, dropped) in [(Action::InjectNmi, true), (Action::Shutdown, false)] {
             let mut deliveries = Deliveries::new(Policy::new(action).with_escalation(SECOND, Action::Poweroff));
-            deliveries.expired(timeout(1));
+            deliveries.expired(timeout(1), None);
             let delivery = deliveries.take_due(at(1)).expect("due");
             deliveries.finished(delivery, true, at(1));
             deliveries.heartbeat();
@@ -283,17 +284,17 @@ mod tests {
     #[test]
     fn a_warning_comes_before_the_timeout_it_warns_of_and_is_not_retried_after_it() {
         let mut deliveries = Deliveries::new(Policy::default());
-        deliveries.expired(Expired { pretimeout: Some(at(1)), timeout: Some(at(2)) });
+        deliveries.expired(Expired { pretimeout: Some(at(1)), timeout: Some(at(2)) }, None);
         let warning = deliveries.take_due(at(3)).expect("due");
         assert_eq!(warning.stage, Stage::Pretimeout);
         let bite = deliveries.take_due(at(3)).expect("due");
         assert_eq!(bite.stage, Stage::Timeout);
         deliveries.finished(bite, true, at(3));
 
-        deliveries.expired(pretimeout(4));
+        deliveries.expired(pretimeout(4), None);
         let warning = deliveries.take_due(at(4)).expect("due");
         deliveries.finished(warning, false, at(4));
-        deliveries.expired(timeout(5));
+        deliveries.expired(timeout(5), None);
         assert_eq!(deliveries.take_due(at(5)).map(|delivery| delivery.stage), Some(Stage::Timeout));
         assert_eq!(deliveries.take_due(at(9)), None);
     }
@@ -302,7 +303,7 @@ mod tests {
     fn the_outcome_of_a_call_that_a_reset_overtook_changes_nothing() {
         for performed in [false, true] {
             let mut deliveries = Deliveries::new(Policy::default().with_escalation(SECOND, Action::Poweroff));
-            deliveries.expired(timeout(1));
+            deliveries.expired(timeout(1), None);
             let delivery = deliveries.take_due(at(1)).expect("due");
             deliveries.cancel();
             deliveries.finished(delivery, performed, at(1));
@@ -314,7 +315,7 @@ mod tests {
     #[test]
     fn a_delivery_put_back_is_due_again() {
         let mut deliveries = Deliveries::new(Policy::default().with_escalation(SECOND, Action::Poweroff));
-        deliveries.expired(timeout(1));
+        deliveries.expired(timeout(1), None);
         let delivery = deliveries.take_due(at(1)).expect("due");
         deliveries.put_back(delivery);
         assert_eq!(deliveries.take_due(at(1)), Some(delivery));

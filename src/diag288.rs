@@ -1,6 +1,7 @@
 //! DIAGNOSE X'288', the watchdog of s390x: its model, and how a VMM's vCPU threads reach it.
 //!
-//! [`Watchdog::intercept`] does for a VMM on KVM all that the model's documentation asks for.
+//! [`Watchdog::intercept`] does for a VMM on KVM all that the model's documentation asks for. In the flavour of z/VM
+//! ([`Diag288::zvm`]) it is `Watchdog::intercept_with_memory` (feature `vm-memory`), which can read the guest's commands.
 
 pub use vm_watchdog_devices::diag288::*;
 
@@ -32,11 +33,49 @@ impl Watchdog<Diag288> {
     /// # Ok::<(), vm_watchdog::Error>(())
     /// ```
     pub fn intercept(&self, icptcode: u8, ipa: u16, ipb: u32, gprs: &[u64; 16]) -> Intercept {
-        match Diagnose::from_intercept(icptcode, ipa, ipb, gprs).map(|call| self.diagnose(&call)) {
-            None => Intercept::NotOurs,
-            Some(Ok(())) => Intercept::Done,
-            Some(Err(interruption)) => Intercept::Inject(interruption),
-        }
+        let call = Diagnose::from_intercept(icptcode, ipa, ipb, gprs);
+        call.map_or(Intercept::NotOurs, |call| self.diagnose(&call).into())
+    }
+
+    /// Handles such an exit of a guest that may believe to run on z/VM: reads its command from `memory`.
+    ///
+    /// The command's address is taken for an absolute one. Only in the 8 KiB at 0 and those at the vCPU's prefix is a
+    /// guest's real storage another, and no guest is known to keep a command there.
+    ///
+    /// ```
+    /// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+    /// use vm_watchdog::diag288::{Diag288, Intercept, UnknownCommands};
+    /// use vm_watchdog::{Event, Watchdog};
+    ///
+    /// let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10000)])?;
+    /// let watchdog = Watchdog::builder("watchdog0", Diag288::zvm(UnknownCommands::Refused)).build(|_: &Event| Ok(()))?;
+    ///
+    /// memory.write_slice(&[0xC9, 0xD7, 0xD3], GuestAddress(0x3000))?; // "IPL" in EBCDIC
+    /// let mut gprs = [0; 16];
+    /// (gprs[3], gprs[4], gprs[5]) = (15, 0x3000, 3);
+    /// let outcome = watchdog.intercept_with_memory(4, 0x8324, 0x0288_0000, &gprs, &memory);
+    /// assert_eq!(outcome, Intercept::Done);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[cfg(feature = "vm-memory")]
+    pub fn intercept_with_memory(
+        &self,
+        icptcode: u8,
+        ipa: u16,
+        ipb: u32,
+        gprs: &[u64; 16],
+        memory: &impl vm_memory::Bytes<vm_memory::GuestAddress>,
+    ) -> Intercept {
+        let Some(call) = Diagnose::from_intercept(icptcode, ipa, ipb, gprs) else {
+            return Intercept::NotOurs;
+        };
+        let mut text = [0; CpCommand::MAX_LENGTH];
+        let command = call.command().filter(|_| self.inspect(Diag288::takes_commands)).and_then(|operand| {
+            let text = &mut text[..operand.length];
+            memory.read_slice(text, vm_memory::GuestAddress(operand.address)).ok()?;
+            Some(&*text)
+        });
+        self.diagnose_with_command(&call, command).into()
     }
 
     /// Performs a decoded call, for software CPUs.
@@ -46,6 +85,23 @@ impl Watchdog<Diag288> {
     /// The program interruption to inject in its place.
     pub fn diagnose(&self, call: &Diagnose) -> Result<(), ProgramInterruption> {
         self.access(|device, now| device.diagnose(call, now)).map(drop)
+    }
+
+    /// Performs a decoded call of a guest that may believe to run on z/VM, for VMMs without `vm-memory`: `command` has
+    /// the bytes at [`Diagnose::command`], None if they do not all lie in the guest's memory.
+    ///
+    /// # Errors
+    ///
+    /// The program interruption to inject in its place.
+    pub fn diagnose_with_command(&self, call: &Diagnose, command: Option<&[u8]>) -> Result<(), ProgramInterruption> {
+        self.access(|device, now| device.diagnose_with_command(call, command, now)).map(drop)
+    }
+
+    /// What the guest wanted executed at the last timeout, if it believes to run on z/VM.
+    ///
+    /// A handler that is told of a timeout finds here the command of that timeout.
+    pub fn timeout_command(&self) -> Option<CpCommand> {
+        self.inspect(|device| device.timeout_command().copied())
     }
 }
 
@@ -59,4 +115,10 @@ pub enum Intercept {
     Done,
     /// The call is refused. Inject this program interruption into the vCPU, leave its PSW alone, and run it again.
     Inject(ProgramInterruption),
+}
+
+impl From<Result<(), ProgramInterruption>> for Intercept {
+    fn from(outcome: Result<(), ProgramInterruption>) -> Self {
+        outcome.map_or_else(Self::Inject, |()| Self::Done)
+    }
 }

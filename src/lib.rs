@@ -37,7 +37,8 @@
 //!
 //! # Features
 //!
-//! None is on by default. `event-manager`: a subscriber for such a loop. `vm-device`: the bus traits. `kvm`: an interrupt
+//! None is on by default. `event-manager`: a subscriber for such a loop. `vm-device`: the bus traits. `vm-memory`: the watchdog of z/VM
+//! reads its commands. `kvm`: an interrupt
 //! line on a GSI. `serde`: configuration, statistics and saved state can be serialized.
 #![forbid(unsafe_code)]
 
@@ -80,5 +81,5 @@ pub use starvation::{DEFAULT_PATIENCE, RunDelay, ThreadRunDelay};
 pub use state::{DeliveryStateV1, WatchdogStateV1};
 pub use stats::Stats;
 pub use thread::WatchdogThread;
-pub use vm_watchdog_devices::{AfterTimeout, Model, StateError, VmInstant};
+pub use vm_watchdog_devices::{AfterTimeout, Model, Request, StateError, VmInstant};
 pub use watchdog::{MIN_WAKE_INTERVAL, Watchdog, WatchdogBuilder};

@@ -13,7 +13,7 @@ use crate::log_limit::LogLimit;
 use crate::starvation::{Allowance, RunDelay};
 use crate::stats::{Stats, count};
 use crate::timer::Timer;
-use crate::{ActionHandler, Error, Event, HandlerError, InterruptLine, Policy, VmInstant};
+use crate::{Action, ActionHandler, Error, Event, HandlerError, InterruptLine, Policy, VmInstant};
 
 /// The least time between two wakes of the host for one watchdog, whatever its guest programs: 1 ms, so that there are
 /// at most 1,000 wakes a second. Expiries that come faster are reported together.
@@ -428,7 +428,7 @@ impl<M: Model> Core<M> {
         if expired.timeout.is_some() {
             count(&mut self.stats.expiries);
         }
-        self.deliveries.expired(expired);
+        self.deliveries.expired(expired, self.model.timeout_request().map(Action::from));
     }
 
     /// Arms the timer for the next thing to do, if it is not armed for that or earlier.

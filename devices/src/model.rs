@@ -26,6 +26,11 @@ pub trait Model: Sized {
     /// Lets time pass up to `now` and takes what has expired since the last poll.
     fn poll(&mut self, now: VmInstant) -> Expired;
 
+    /// What the guest asked for about the timeout that was last polled, if the device lets a guest ask.
+    fn timeout_request(&self) -> Option<Request> {
+        None
+    }
+
     /// The level of the interrupt line, true while the device asserts it.
     fn interrupt_level(&self) -> bool {
         false
@@ -63,6 +68,23 @@ pub enum AfterTimeout {
     Armed,
     /// Disarmed: the guest learns of the timeout, and has to arm the watchdog anew if it survives.
     Disarmed,
+}
+
+/// What a guest wants to happen at the timeout of its watchdog, where the device lets it say so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Request {
+    /// Interrupt the operating system, for it to restart, or to dump itself.
+    Restart,
+    /// Reset the platform.
+    Reset,
+    /// End the VM.
+    Poweroff,
+    /// Stop the VM.
+    Pause,
+    /// Write the guest's memory to a file.
+    Dump,
+    /// Nothing.
+    Nothing,
 }
 
 /// What [`Model::poll`] found expired. Each field holds the exact instant of the expiry, however late the poll.

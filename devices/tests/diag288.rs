@@ -37,6 +37,10 @@ fn call_with_action(function: u64, timeout: u64, action: u64) -> Diagnose {
     Diagnose::from_intercept(4, 0x8324, 0x0288_0000, &gprs).expect("ours")
 }
 
+/// The state of a watchdog that was never armed.
+const STOPPED: Diag288StateV1 =
+    Diag288StateV1 { remaining_ns: None, timed_out: false, timeout_age_ns: None, command: None, timeout_command: None };
+
 fn armed() -> Diag288 {
     let mut watchdog = Diag288::new();
     assert_eq!(watchdog.diagnose(&call(INIT, 30), at(0)), Ok(Accepted));
@@ -316,11 +320,11 @@ fn a_timeout_beyond_the_end_of_the_clock_never_comes() {
 fn a_restored_watchdog_cannot_be_told_from_the_saved_one() {
     type Life = fn(&mut Diag288);
     let lives: &[(&str, Life, Diag288StateV1)] = &[
-        ("never armed", |_| {}, Diag288StateV1 { remaining_ns: None, timed_out: false, timeout_age_ns: None }),
+        ("never armed", |_| {}, STOPPED),
         (
             "running",
             |watchdog| assert!(watchdog.diagnose(&call(INIT, 30), at(100)).is_ok()),
-            Diag288StateV1 { remaining_ns: Some(10_000_000_000), timed_out: false, timeout_age_ns: None },
+            Diag288StateV1 { remaining_ns: Some(10_000_000_000), ..STOPPED },
         ),
         (
             "expired and reported",
@@ -328,12 +332,12 @@ fn a_restored_watchdog_cannot_be_told_from_the_saved_one() {
                 assert!(watchdog.diagnose(&call(INIT, 15), at(100)).is_ok());
                 assert!(!watchdog.poll(at(115)).is_empty());
             },
-            Diag288StateV1 { remaining_ns: None, timed_out: true, timeout_age_ns: None },
+            Diag288StateV1 { timed_out: true, ..STOPPED },
         ),
         (
             "expired, and nobody has seen it",
             |watchdog| assert!(watchdog.diagnose(&call(INIT, 15), at(100)).is_ok()),
-            Diag288StateV1 { remaining_ns: None, timed_out: true, timeout_age_ns: Some(5_000_000_000) },
+            Diag288StateV1 { timed_out: true, timeout_age_ns: Some(5_000_000_000), ..STOPPED },
         ),
         (
             "expired unseen, and running again",
@@ -342,11 +346,7 @@ fn a_restored_watchdog_cannot_be_told_from_the_saved_one() {
                 assert!(watchdog.diagnose(&call(INIT, 15), at(100)).is_ok());
                 assert!(watchdog.diagnose(&call(CHANGE, 20), at(117)).is_ok());
             },
-            Diag288StateV1 {
-                remaining_ns: Some(17_000_000_000),
-                timed_out: false,
-                timeout_age_ns: Some(5_000_000_000),
-            },
+            Diag288StateV1 { remaining_ns: Some(17_000_000_000), timeout_age_ns: Some(5_000_000_000), ..STOPPED },
         ),
     ];
     for (life, live, state) in lives {
@@ -382,11 +382,11 @@ fn an_impossible_state_is_refused_by_the_name_of_its_field() {
         (Some(0), false, "remaining_ns is 0x0 in the saved state: accepted is at least 1"),
         (Some(5), true, "timed_out is 0x1 in the saved state: accepted is false while time remains"),
     ] {
-        let state = Diag288StateV1 { remaining_ns, timed_out, timeout_age_ns: None };
+        let state = Diag288StateV1 { remaining_ns, timed_out, ..STOPPED };
         let error = Diag288::new().restored(&state, at(0)).unwrap_err();
         assert_eq!(error.to_string(), message);
     }
-    let far = Diag288StateV1 { remaining_ns: Some(u64::MAX), timed_out: false, timeout_age_ns: Some(u64::MAX) };
+    let far = Diag288StateV1 { remaining_ns: Some(u64::MAX), timeout_age_ns: Some(u64::MAX), ..STOPPED };
     let mut restored = Diag288::new().restored(&far, at(10)).expect("a possible state");
     assert_eq!(restored.poll(at(11)).timeout, Some(VmInstant::ZERO), "the clock has nothing earlier");
     assert_eq!(restored.poll_at(), Some(VmInstant::MAX));

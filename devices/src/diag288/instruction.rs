@@ -1,6 +1,7 @@
 //! The instruction: which DIAGNOSE is ours, and what its registers say.
 
-use super::spec;
+use super::CpCommand;
+use super::spec::{self, function};
 
 /// One DIAGNOSE X'288' as a guest executes it: `diag r1,r3,0x288`, with its operands fetched.
 ///
@@ -24,6 +25,17 @@ pub struct Diagnose {
     pub(super) function_and_timeout: Option<[u64; 2]>,
     /// Register r3.
     pub(super) action: u64,
+    /// Register r3 + 1, None where r3 is odd.
+    pub(super) command_length: Option<u64>,
+}
+
+/// Where in the guest's memory a command for CP lies: in its real storage, as the guest sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CommandOperand {
+    /// The address of the first byte.
+    pub address: u64,
+    /// How many bytes, 1 to [`CpCommand::MAX_LENGTH`].
+    pub length: usize,
 }
 
 impl Diagnose {
@@ -53,7 +65,18 @@ impl Diagnose {
             problem_state: psw_mask & spec::PSW_PROBLEM_STATE != 0,
             function_and_timeout: pair(r1, gprs),
             action: gprs[r3],
+            command_length: pair(r3, gprs).map(|[_, length]| length),
         })
+    }
+
+    /// The command to read for [`Diag288::diagnose_with_command`](super::Diag288::diagnose_with_command), None if the
+    /// call has none.
+    pub fn command(&self) -> Option<CommandOperand> {
+        let [function, _] = self.function_and_timeout?;
+        let length = usize::try_from(self.command_length?).ok()?;
+        let takes_one = [function::INIT, function::CHANGE].contains(&(function & !function::CONCEAL));
+        let possible = takes_one && (1..=CpCommand::MAX_LENGTH).contains(&length);
+        possible.then_some(CommandOperand { address: self.action, length })
     }
 }
 

@@ -29,17 +29,32 @@
 //! Problem state needs no check: KVM refuses DIAGNOSE there itself. A software CPU passes its
 //! [PSW mask](Diagnose::from_instruction) and gets [`ProgramInterruption::PrivilegedOperation`].
 
+//!
+//! # The flavour of z/VM
+//!
+//! On z/VM the guest gives a command for the hypervisor, to be executed at the timeout: `diag r1,r3,0x288` with the
+//! address of the command's EBCDIC text in register r3, its length in r3 + 1, and INIT or CHANGE, alone or with the bit
+//! CONCEAL, in r1. No other VMM has that; a device made with [`Diag288::zvm`] does. The text is read by the
+//! VMM and [handed over](Diag288::diagnose_with_command), since a model sees no memory. Its meaning for a VMM is
+//! [`CpCommand::request`]. Decisions where no source says more:
+//!
+//! - Both INIT and CHANGE need a command, and an odd r3, or a length other than 1 to 230, is a specification exception.
+//! - The text is fetched last, after all other operands are found good, and the watchdog armed where it has to be.
+//! - The timeout disarms: a command is executed once.
+
+mod command;
 mod instruction;
 mod spec;
 mod state;
 
 use core::time::Duration;
 
-pub use instruction::Diagnose;
+pub use command::CpCommand;
+pub use instruction::{CommandOperand, Diagnose};
 pub use spec::{DIAGNOSE_CODE, MIN_TIMEOUT_SECONDS};
 pub use state::Diag288StateV1;
 
-use crate::{Access, AfterTimeout, Expired, Model, StateError, VmInstant};
+use crate::{Access, AfterTimeout, Expired, Model, Request, StateError, VmInstant};
 use spec::function;
 
 /// Why a call was refused: the interruption that the guest takes in place of the call.
@@ -57,6 +72,11 @@ pub enum ProgramInterruption {
     /// The guest is in problem state.
     #[error("privileged operation exception (0x0002)")]
     PrivilegedOperation,
+    /// addressing exception (0x0005)
+    ///
+    /// On z/VM: the command lies outside the guest's memory.
+    #[error("addressing exception (0x0005)")]
+    Addressing,
     /// specification exception (0x0006)
     ///
     /// An operand is not acceptable, or the watchdog is not armed and the function needs it armed.
@@ -69,6 +89,7 @@ impl ProgramInterruption {
     pub const fn code(self) -> u16 {
         match self {
             Self::PrivilegedOperation => 0x0002,
+            Self::Addressing => 0x0005,
             Self::Specification => 0x0006,
         }
     }
@@ -83,7 +104,7 @@ impl From<Result<Access, ProgramInterruption>> for Access {
 
 /// The watchdog behind DIAGNOSE X'288'.
 ///
-/// After a timeout it is disarmed, or armed still, as [`AfterTimeout`] says.
+/// After a timeout it is disarmed, or armed still, as [`AfterTimeout`] says; in the flavour of z/VM always disarmed.
 ///
 /// ```
 /// use vm_watchdog_devices::diag288::{Diag288, Diagnose, ProgramInterruption};
@@ -105,12 +126,36 @@ impl From<Result<Access, ProgramInterruption>> for Access {
 /// ```
 #[derive(Clone, Debug)]
 pub struct Diag288 {
+    flavour: Flavour,
     after_timeout: AfterTimeout,
     timer: Timer,
+    /// What the guest wants executed at the timeout.
+    command: Option<CpCommand>,
     /// A timeout that nobody has polled yet.
     expired: Option<VmInstant>,
+    /// What the guest wanted executed at the last timeout.
+    expired_command: Option<CpCommand>,
     /// The latest instant seen: time does not run backwards.
     latest: VmInstant,
+}
+
+/// Which machine the guest believes to run on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flavour {
+    /// An LPAR, or KVM: the host decides what the timeout leads to.
+    Lpar,
+    /// z/VM: the guest does.
+    Zvm(UnknownCommands),
+}
+
+/// What becomes of commands that mean nothing to a VMM, in the flavour of z/VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum UnknownCommands {
+    /// The call is refused with a specification exception, and the guest knows that it is not protected.
+    Refused,
+    /// The call is accepted. At the timeout the host does what it does for other watchdogs, and can look at the
+    /// [command](Diag288::timeout_command).
+    Accepted,
 }
 
 /// What the watchdog is about.
@@ -125,9 +170,36 @@ enum Timer {
 }
 
 impl Diag288 {
-    /// A watchdog after power-on.
+    /// A watchdog after power-on, as an LPAR and KVM have it.
     pub const fn new() -> Self {
-        Self { after_timeout: AfterTimeout::Armed, timer: Timer::Stopped, expired: None, latest: VmInstant::ZERO }
+        Self::of(Flavour::Lpar)
+    }
+
+    /// A watchdog after power-on, as z/VM has it: the guest chooses what happens at the timeout.
+    pub const fn zvm(unknown: UnknownCommands) -> Self {
+        Self::of(Flavour::Zvm(unknown))
+    }
+
+    const fn of(flavour: Flavour) -> Self {
+        Self {
+            flavour,
+            after_timeout: AfterTimeout::Armed,
+            timer: Timer::Stopped,
+            command: None,
+            expired: None,
+            expired_command: None,
+            latest: VmInstant::ZERO,
+        }
+    }
+
+    /// Whether calls come with commands, which [`diagnose_with_command`](Self::diagnose_with_command) is to be given.
+    pub const fn takes_commands(&self) -> bool {
+        matches!(self.flavour, Flavour::Zvm(_))
+    }
+
+    /// What the guest wanted executed at the last timeout. Forgotten at a reset.
+    pub const fn timeout_command(&self) -> Option<&CpCommand> {
+        self.expired_command.as_ref()
     }
 
     /// Performs a call of the guest.
@@ -136,10 +208,32 @@ impl Diag288 {
     ///
     /// The program interruption to inject. The watchdog is as it was before.
     pub fn diagnose(&mut self, call: &Diagnose, now: VmInstant) -> Result<Access, ProgramInterruption> {
+        self.diagnose_with_command(call, None, now)
+    }
+
+    /// Performs a call of the guest in the flavour of z/VM: `command` has the bytes at [`Diagnose::command`], None if they
+    /// do not all lie in the guest's memory. It is ignored where it does not matter.
+    ///
+    /// # Errors
+    ///
+    /// The program interruption to inject. The watchdog is as it was before.
+    pub fn diagnose_with_command(
+        &mut self,
+        call: &Diagnose,
+        command: Option<&[u8]>,
+        now: VmInstant,
+    ) -> Result<Access, ProgramInterruption> {
         self.advance(now);
         if call.problem_state {
             return Err(ProgramInterruption::PrivilegedOperation);
         }
+        match self.flavour {
+            Flavour::Lpar => self.diagnose_lpar(call),
+            Flavour::Zvm(unknown) => self.diagnose_zvm(call, command, unknown),
+        }
+    }
+
+    fn diagnose_lpar(&mut self, call: &Diagnose) -> Result<Access, ProgramInterruption> {
         let refused = ProgramInterruption::Specification;
         let [function, timeout] = call.function_and_timeout.ok_or(refused)?;
         if call.action != spec::ACTION_RESTART || function != function::CANCEL && timeout < MIN_TIMEOUT_SECONDS {
@@ -148,12 +242,39 @@ impl Diag288 {
         match function {
             function::INIT => Ok(self.restart(timeout)),
             function::CHANGE if self.is_armed() => Ok(self.restart(timeout)),
-            function::CANCEL if self.is_armed() => {
-                self.timer = Timer::Stopped;
-                Ok(Access::Accepted)
-            }
+            function::CANCEL if self.is_armed() => Ok(self.cancel()),
             _ => Err(refused),
         }
+    }
+
+    fn diagnose_zvm(
+        &mut self,
+        call: &Diagnose,
+        command: Option<&[u8]>,
+        unknown: UnknownCommands,
+    ) -> Result<Access, ProgramInterruption> {
+        let refused = ProgramInterruption::Specification;
+        let [function, timeout] = call.function_and_timeout.ok_or(refused)?;
+        if function == function::CANCEL {
+            return if self.is_armed() { Ok(self.cancel()) } else { Err(refused) };
+        }
+        let operand = call.command().filter(|_| timeout >= MIN_TIMEOUT_SECONDS).ok_or(refused)?;
+        if function & !function::CONCEAL == function::CHANGE && !self.is_armed() {
+            return Err(refused);
+        }
+        let text = command.filter(|text| text.len() == operand.length).ok_or(ProgramInterruption::Addressing)?;
+        let command = CpCommand::from_ebcdic(text).ok_or(refused)?;
+        if unknown == UnknownCommands::Refused && command.request().is_none() {
+            return Err(refused);
+        }
+        self.command = Some(command);
+        Ok(self.restart(timeout))
+    }
+
+    fn cancel(&mut self) -> Access {
+        self.timer = Timer::Stopped;
+        self.command = None;
+        Access::Accepted
     }
 
     fn restart(&mut self, timeout: u64) -> Access {
@@ -169,7 +290,12 @@ impl Diag288 {
             // The last instant stands for all that lies beyond it, and is never reached.
             if deadline <= self.latest && deadline < VmInstant::MAX {
                 self.timer = Timer::Expired;
-                self.expired.get_or_insert(deadline);
+                let command = self.command.take();
+                // Of two timeouts that nobody has polled, the first is reported.
+                if self.expired.is_none() {
+                    self.expired = Some(deadline);
+                    self.expired_command = command;
+                }
             }
         }
     }
@@ -179,11 +305,14 @@ impl Model for Diag288 {
     type State = Diag288StateV1;
 
     fn poll_at(&self) -> Option<VmInstant> {
-        let deadline = match self.timer {
+        self.expired.or_else(|| self.timeout_at())
+    }
+
+    fn timeout_at(&self) -> Option<VmInstant> {
+        match self.timer {
             Timer::Running { deadline } => Some(deadline),
             Timer::Stopped | Timer::Expired => None,
-        };
-        self.expired.or(deadline)
+        }
     }
 
     fn poll(&mut self, now: VmInstant) -> Expired {
@@ -195,8 +324,12 @@ impl Model for Diag288 {
         match self.timer {
             Timer::Stopped => false,
             Timer::Running { .. } => true,
-            Timer::Expired => self.after_timeout == AfterTimeout::Armed,
+            Timer::Expired => self.flavour == Flavour::Lpar && self.after_timeout == AfterTimeout::Armed,
         }
+    }
+
+    fn timeout_request(&self) -> Option<Request> {
+        self.expired_command.and_then(|command| command.request())
     }
 
     fn set_after_timeout(&mut self, after: AfterTimeout) {
@@ -204,7 +337,7 @@ impl Model for Diag288 {
     }
 
     fn reset(&mut self) {
-        *self = Self { after_timeout: self.after_timeout, latest: self.latest, ..Self::new() };
+        *self = Self { after_timeout: self.after_timeout, latest: self.latest, ..Self::of(self.flavour) };
     }
 
     fn save(&mut self, now: VmInstant) -> Diag288StateV1 {

@@ -13,6 +13,8 @@ pub(super) mod function {
     pub const INIT: u64 = 0;
     pub const CHANGE: u64 = 1;
     pub const CANCEL: u64 = 2;
+    /// With INIT and CHANGE on z/VM: the guest runs in a protected application environment while the watchdog is armed.
+    pub const CONCEAL: u64 = 0x8000_0000;
 }
 
 /// The action, in register r3: restart, the only one there is.

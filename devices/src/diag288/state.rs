@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-use super::{Diag288, Timer};
+use super::{CpCommand, Diag288, Timer};
 use crate::{StateError, VmInstant};
 
 /// Version 1 of the saved state of a [`Diag288`].
@@ -18,23 +18,33 @@ pub struct Diag288StateV1 {
     pub timed_out: bool,
     /// Nanoseconds since a timeout that nobody has polled.
     pub timeout_age_ns: Option<u64>,
+    /// What the guest wants executed at the timeout, if it runs in the flavour of z/VM.
+    pub command: Option<CpCommand>,
+    /// What the guest wanted executed at the last timeout.
+    pub timeout_command: Option<CpCommand>,
 }
 
 impl Diag288 {
     pub(super) fn to_state(&self) -> Diag288StateV1 {
         // Every field is named, so that a new one cannot be forgotten here.
-        let Self { after_timeout: _, timer, expired, latest } = *self;
+        let Self { flavour: _, after_timeout: _, timer, command, expired, expired_command, latest } = *self;
         let nanos = |from: VmInstant, to: VmInstant| to.as_nanos().saturating_sub(from.as_nanos());
         let (remaining_ns, timed_out) = match timer {
             Timer::Stopped => (None, false),
             Timer::Running { deadline } => (Some(nanos(latest, deadline)), false),
             Timer::Expired => (None, true),
         };
-        Diag288StateV1 { remaining_ns, timed_out, timeout_age_ns: expired.map(|instant| nanos(instant, latest)) }
+        Diag288StateV1 {
+            remaining_ns,
+            timed_out,
+            timeout_age_ns: expired.map(|instant| nanos(instant, latest)),
+            command,
+            timeout_command: expired_command,
+        }
     }
 
     pub(super) fn with_state(&self, state: &Diag288StateV1, now: VmInstant) -> Result<Self, StateError> {
-        let Diag288StateV1 { remaining_ns, timed_out, timeout_age_ns } = *state;
+        let Diag288StateV1 { remaining_ns, timed_out, timeout_age_ns, command, timeout_command } = *state;
         let timer = match (remaining_ns, timed_out) {
             (None, false) => Timer::Stopped,
             (None, true) => Timer::Expired,
@@ -45,6 +55,17 @@ impl Diag288 {
             }
         };
         let expired = timeout_age_ns.map(|age| now - Duration::from_nanos(age));
-        Ok(Self { after_timeout: self.after_timeout, timer, expired, latest: now })
+        // The guest of the one flavour has a command while the watchdog runs, the guest of the other never.
+        let with_command = remaining_ns.is_some() && self.takes_commands();
+        StateError::unless(
+            command.is_some() == with_command,
+            "command",
+            command.is_some(),
+            if with_command { "a command while time remains" } else { "none here" },
+        )?;
+        let possible = timeout_command.is_none() || self.takes_commands();
+        StateError::unless(possible, "timeout_command", timeout_command.is_some(), "none here")?;
+        let expired_command = timeout_command;
+        Ok(Self { timer, command, expired, expired_command, latest: now, ..self.clone() })
     }
 }

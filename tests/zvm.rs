@@ -1,0 +1,154 @@
+//! A guest that believes to run on z/VM: its commands are read from its memory and become the VMM's actions.
+#![cfg(feature = "vm-memory")]
+
+mod common;
+
+use std::time::Duration;
+
+use common::{arrived, recorder};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+#[cfg(feature = "serde")]
+use vm_watchdog::diag288::Diag288StateV1;
+use vm_watchdog::diag288::{Diag288, Intercept, ProgramInterruption, UnknownCommands};
+use vm_watchdog::{Action, Policy, Stage, VmClock, Watchdog};
+
+const INIT_WITH_CONCEAL: u64 = 0x8000_0000;
+const CHANGE: u64 = 1;
+
+const REFUSED: Intercept = Intercept::Inject(ProgramInterruption::Specification);
+const OUTSIDE: Intercept = Intercept::Inject(ProgramInterruption::Addressing);
+
+/// Where two regions of memory meet, and where the memory ends.
+const SEAM: u64 = 0x1_0000;
+const END: u64 = 0x2_0000;
+
+fn memory() -> GuestMemoryMmap {
+    GuestMemoryMmap::from_ranges(&[(GuestAddress(0), SEAM as usize), (GuestAddress(SEAM), (END - SEAM) as usize)])
+        .unwrap()
+}
+
+/// Capital letters and spaces in EBCDIC.
+fn ebcdic(text: &str) -> Vec<u8> {
+    let byte = |letter: u8| match letter {
+        b' ' => 0x40,
+        b'A'..=b'I' => letter - b'A' + 0xC1,
+        b'J'..=b'R' => letter - b'J' + 0xD1,
+        _ => letter - b'S' + 0xE2,
+    };
+    text.bytes().map(byte).collect()
+}
+
+fn diag(
+    watchdog: &Watchdog<Diag288>,
+    memory: &GuestMemoryMmap,
+    function: u64,
+    address: u64,
+    length: usize,
+) -> Intercept {
+    let mut gprs = [0; 16];
+    (gprs[2], gprs[3], gprs[4], gprs[5]) = (function, 15, address, length as u64);
+    watchdog.intercept_with_memory(4, 0x8324, 0x0288_0000, &gprs, memory)
+}
+
+#[test]
+fn the_action_is_the_one_that_the_guest_asks_for() {
+    for (text, action) in [
+        ("SYSTEM RESTART", Action::InjectNmi),
+        ("SYSTEM RESET", Action::Reset),
+        ("IPL CMS", Action::Reset),
+        ("LOGOFF", Action::Poweroff),
+        ("STOP", Action::Pause),
+        ("VMDUMP", Action::Dump),
+        ("BEGIN", Action::None),
+        // Handed to the VMM, as its policy says.
+        ("MSG OPERATOR HELP", Action::Shutdown),
+    ] {
+        let memory = memory();
+        let (clock, time) = VmClock::manual();
+        let (handler, events) = recorder();
+        let watchdog = Watchdog::builder("wd", Diag288::zvm(UnknownCommands::Accepted))
+            .clock(clock)
+            .policy(Policy::new(Action::Shutdown))
+            .build(handler)
+            .unwrap();
+        let command = ebcdic(text);
+        // Across the seam of two regions.
+        memory.write_slice(&command, GuestAddress(SEAM - 2)).unwrap();
+        assert_eq!(diag(&watchdog, &memory, INIT_WITH_CONCEAL, SEAM - 2, command.len()), Intercept::Done);
+        memory.write_slice(&[0; 40], GuestAddress(SEAM - 2)).unwrap();
+        time.advance(Duration::from_secs(15));
+        watchdog.on_readable();
+        assert_eq!(arrived(&events), [(Stage::Timeout, action)], "{text}");
+        assert_eq!(watchdog.timeout_command().map(|command| command.to_string()).as_deref(), Some(text));
+    }
+}
+
+#[test]
+fn an_unknown_command_is_refused_if_that_is_the_policy() {
+    let memory = memory();
+    let (handler, _events) = recorder();
+    let watchdog = Watchdog::builder("wd", Diag288::zvm(UnknownCommands::Refused)).build(handler).unwrap();
+    let command = ebcdic("MSG OPERATOR HELP");
+    memory.write_slice(&command, GuestAddress(0x3000)).unwrap();
+    assert_eq!(diag(&watchdog, &memory, INIT_WITH_CONCEAL, 0x3000, command.len()), REFUSED);
+    assert!(!watchdog.stats().armed);
+}
+
+#[test]
+fn a_command_outside_memory_is_an_addressing_exception_and_changes_nothing() {
+    let memory = memory();
+    let (handler, _events) = recorder();
+    let watchdog = Watchdog::builder("wd", Diag288::zvm(UnknownCommands::Accepted)).build(handler).unwrap();
+    memory.write_slice(&[0xC1; 230], GuestAddress(END - 230)).unwrap();
+    for (address, length) in [(END, 1), (END - 229, 230), (u64::MAX, 1), (u64::MAX, 230), (u64::MAX - 229, 230)] {
+        assert_eq!(diag(&watchdog, &memory, INIT_WITH_CONCEAL, address, length), OUTSIDE, "{address:#x}+{length}");
+        assert!(!watchdog.stats().armed);
+    }
+    assert_eq!(diag(&watchdog, &memory, INIT_WITH_CONCEAL, END - 230, 230), Intercept::Done);
+    assert_eq!(diag(&watchdog, &memory, CHANGE, END, 1), OUTSIDE);
+    assert_eq!(diag(&watchdog, &memory, CHANGE, END - 230, 231), REFUSED, "too long, wherever it is");
+}
+
+/// The same call of the same VMM, for a guest that is not on z/VM: the register is an action.
+#[test]
+fn a_watchdog_of_the_other_flavour_takes_no_command() {
+    let (handler, _events) = recorder();
+    let watchdog = Watchdog::builder("wd", Diag288::new()).build(handler).unwrap();
+    let memory = memory();
+    assert_eq!(diag(&watchdog, &memory, 0, 0x3000, 3), REFUSED);
+    assert_eq!(diag(&watchdog, &memory, 0, 0, 3), Intercept::Done, "action 0");
+    let other = watchdog.intercept_with_memory(4, 0x8324, 0x0500_0000, &[0; 16], &memory);
+    assert_eq!(other, Intercept::NotOurs);
+}
+
+/// A file that a version 1 has written is read for ever, and written the same.
+#[cfg(feature = "serde")]
+#[test]
+fn a_saved_state_is_what_the_golden_file_says() {
+    let (clock, time) = VmClock::manual();
+    let (handler, _events) = recorder();
+    let unknown = UnknownCommands::Refused;
+    let watchdog = Watchdog::builder("wd", Diag288::zvm(unknown)).clock(clock).build(handler).unwrap();
+    let memory = memory();
+    for (command, seconds) in [("IPL", 16), ("BEGIN", 5)] {
+        memory.write_slice(&ebcdic(command), GuestAddress(0x3000)).unwrap();
+        assert_eq!(diag(&watchdog, &memory, INIT_WITH_CONCEAL, 0x3000, command.len()), Intercept::Done);
+        time.advance(Duration::from_secs(seconds));
+    }
+    let golden = include_str!("golden/diag288-v1.json");
+    assert_eq!(serde_json::to_string_pretty(&watchdog.save()).unwrap() + "\n", golden);
+
+    let (handler, events) = recorder();
+    let restored = Watchdog::builder("wd", Diag288::zvm(unknown)).build(handler).unwrap();
+    restored.restore(&serde_json::from_str(golden).unwrap()).unwrap();
+    restored.on_readable();
+    assert_eq!(
+        arrived(&events),
+        [(Stage::Timeout, Action::Reset)],
+        "the first command's timeout, which nobody had seen"
+    );
+
+    let too_long = golden.replacen("201,", &"201,".repeat(230), 1);
+    let error = serde_json::from_str::<vm_watchdog::WatchdogStateV1<Diag288StateV1>>(&too_long).unwrap_err();
+    assert!(error.to_string().contains("expected 1 to 230 bytes of EBCDIC"), "{error}");
+}
