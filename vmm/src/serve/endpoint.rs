@@ -85,6 +85,8 @@ impl Endpoint {
 
     /// Its socket is served from now on.
     pub fn listening(&self) {
+        // A restored watchdog has timed out before anybody looks: the guest that clears that changes something.
+        self.observe();
         self.record(What::Listening { socket: self.socket.display().to_string(), actions: self.control.as_str() });
     }
 
@@ -114,8 +116,9 @@ impl Endpoint {
 
     /// Tells, and keeps, what has changed since the last look.
     pub fn observe(&self) {
-        let now = (self.watchdog.stats().armed, self.watchdog.timed_out());
+        // Looked at under the lock, so that of two threads none goes back to what the other knows better.
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = (self.watchdog.stats().armed, self.watchdog.timed_out());
         let before = std::mem::replace(&mut *seen, now);
         drop(seen);
         if now.0 != before.0 {
@@ -130,6 +133,7 @@ impl Endpoint {
 
     fn perform(&self, event: &Event) -> Result<(), HandlerError> {
         self.record(What::Fire(Fire::new(event, self.watchdog.stats().heartbeats)));
+        self.observe();
         if let Some(keeper) = &self.keeper {
             // The action may end the VM, and then this server may be ended too.
             keeper.save_before_action();

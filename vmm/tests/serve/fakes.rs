@@ -7,6 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use serde_json::{Value, json};
 
 use crate::server::PATIENCE;
@@ -29,7 +30,7 @@ impl FakeQmp {
 
     /// Waits for the server to connect, greets it, and says whether the VM runs.
     pub fn accept(&self, running: bool) -> QmpClient {
-        let (stream, _) = self.listener.accept().unwrap();
+        let stream = self.accept_silently();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut client = QmpClient { commands: reader(stream.try_clone().unwrap()), stream };
         client.say(json!({"QMP": {"version": {"qemu": {"major": 11}}, "capabilities": ["oob"]}}));
@@ -43,6 +44,9 @@ impl FakeQmp {
 
     /// Accepts and says nothing, as while another client is connected.
     pub fn accept_silently(&self) -> UnixStream {
+        let patience = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+        let ready = rustix::event::poll(&mut [PollFd::new(&self.listener, PollFlags::IN)], Some(&patience));
+        assert_eq!(ready, Ok(1), "nobody connects");
         self.listener.accept().unwrap().0
     }
 }

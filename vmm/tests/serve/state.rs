@@ -1,17 +1,26 @@
 //! What survives the server.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::server::{Builder, Server};
+use crate::server::{Builder, PATIENCE, Server};
 
 const OPTIONS: &str = "--socket s --watchdog i6300esb,action=none --state state";
 
 fn saved(server: &Server) -> Value {
     serde_json::from_str(&fs::read_to_string(server.path("state")).unwrap()).unwrap()
+}
+
+/// Waits until this field of the device is on the disk.
+fn wait_for(server: &Server, field: &str, value: impl Into<Value>) {
+    let (value, deadline) = (value.into(), Instant::now() + PATIENCE);
+    while saved(server)["device"][field] != value {
+        assert!(Instant::now() < deadline, "{field} is not {value} on the disk");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 #[test]
@@ -30,9 +39,7 @@ fn the_cause_of_the_last_reset_survives_a_server_that_is_killed() {
     client.unlock();
     client.write(crate::client::BAR0, 0x0C, &[0x00, 0x02]).unwrap();
     assert!(!client.timed_out(), "the guest has cleared it");
-    while saved(&server)["device"]["wdt_timeout"] != false {
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    wait_for(&server, "wdt_timeout", false);
 
     let server = server.replaced_by(OPTIONS);
     assert!(!server.client().timed_out());
@@ -56,9 +63,7 @@ fn a_watchdog_that_was_armed_protects_nobody_after_a_restart_and_the_server_says
     let server = Builder::new().options(OPTIONS).start();
     let mut client = server.client();
     client.arm(100);
-    while saved(&server)["device"]["wdt_lock"] != 2 {
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    wait_for(&server, "wdt_lock", 2);
     let server = server.replaced_by_and(OPTIONS, |server| {
         let restored = server.expect("restored");
         assert_eq!((&restored["was_armed"], &restored["wdt_timeout"]), (&true.into(), &false.into()));
