@@ -8,7 +8,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::VmInstant;
 
@@ -52,7 +52,7 @@ pub trait RunDelay: Send + Sync {
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct ThreadRunDelay {
-    schedstats: Arc<Mutex<Vec<PathBuf>>>,
+    threads: Arc<Mutex<Vec<Thread>>>,
 }
 
 impl ThreadRunDelay {
@@ -68,27 +68,73 @@ impl ThreadRunDelay {
     /// The host's error if `/proc` is not there or keeps no schedstat.
     pub fn register_current_thread(&self) -> io::Result<()> {
         // The link names the thread by numbers, which go on to mean it when another thread reads.
-        let schedstat = Path::new("/proc").join(fs::read_link("/proc/thread-self")?).join("schedstat");
-        read_schedstat(&schedstat)?;
-        self.schedstats.lock().unwrap_or_else(PoisonError::into_inner).push(schedstat);
+        let folder = Path::new("/proc").join(fs::read_link("/proc/thread-self")?);
+        let thread = Thread { last: Schedstat::read(&folder)?, folder, since: Instant::now() };
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
         Ok(())
     }
 }
 
 impl RunDelay for ThreadRunDelay {
     fn run_delays(&self) -> io::Result<Vec<Duration>> {
-        let mut schedstats = self.schedstats.lock().unwrap_or_else(PoisonError::into_inner);
-        schedstats.retain(|schedstat| schedstat.exists());
-        schedstats.iter().map(|schedstat| read_schedstat(schedstat)).collect()
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        threads.retain(|thread| thread.folder.exists());
+        threads.iter_mut().map(Thread::run_delay).collect()
     }
 }
 
-fn read_schedstat(path: &Path) -> io::Result<Duration> {
-    let text = fs::read_to_string(path)?;
-    let run_delay = text.split_ascii_whitespace().nth(1).and_then(|nanos| nanos.parse().ok());
-    run_delay.map(Duration::from_nanos).ok_or_else(|| {
-        io::Error::new(io::ErrorKind::InvalidData, format!("{}: no run delay in {text:?}", path.display()))
-    })
+#[derive(Debug)]
+struct Thread {
+    /// `/proc/<pid>/task/<tid>`
+    folder: PathBuf,
+    /// What was read last, and since when it has been the same.
+    last: Schedstat,
+    since: Instant,
+}
+
+impl Thread {
+    /// The delay so far. Linux accounts a wait when it is over, so one that goes on is added by what is known of it: the
+    /// thread is runnable and has not run since it was read before.
+    fn run_delay(&mut self) -> io::Result<Duration> {
+        let schedstat = Schedstat::read(&self.folder)?;
+        if schedstat != self.last || !is_runnable(&self.folder)? {
+            (self.last, self.since) = (schedstat, Instant::now());
+        }
+        Ok(schedstat.run_delay + self.since.elapsed())
+    }
+}
+
+/// The three numbers of a `schedstat` file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Schedstat {
+    processor_time: Duration,
+    run_delay: Duration,
+    timeslices: u64,
+}
+
+impl Schedstat {
+    fn read(folder: &Path) -> io::Result<Self> {
+        let path = folder.join("schedstat");
+        let text = fs::read_to_string(&path)?;
+        let numbers: Vec<u64> = text.split_ascii_whitespace().map_while(|number| number.parse().ok()).collect();
+        match numbers[..] {
+            [processor_time, run_delay, timeslices] => Ok(Self {
+                processor_time: Duration::from_nanos(processor_time),
+                run_delay: Duration::from_nanos(run_delay),
+                timeslices,
+            }),
+            _ => {
+                let reason = format!("{}: {text:?} are not the three numbers of a schedstat", path.display());
+                Err(io::Error::new(io::ErrorKind::InvalidData, reason))
+            }
+        }
+    }
+}
+
+/// Whether the state in `stat`, which follows the name in parentheses, is R.
+fn is_runnable(folder: &Path) -> io::Result<bool> {
+    let stat = fs::read_to_string(folder.join("stat"))?;
+    Ok(stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('R')))
 }
 
 /// How far a watchdog's time lies behind its VM's, for the guest was starved.

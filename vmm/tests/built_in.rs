@@ -5,16 +5,10 @@ mod support;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
-use serde_json::Value;
-use support::{Run, Temporary, boot, boot_for, has_kvm};
+use support::{NO_KVM, Run, Temporary, boot, boot_for, each, has_kvm, number};
 
-const NO_KVM: &str = "--kvm-device=/nonexistent/kvm";
 /// Two stages of 512 << 15 ticks of 30 ns.
 const PERIOD_NS: u64 = 1_006_632_960;
-
-fn number(event: &Value, field: &str) -> u64 {
-    event[field].as_u64().unwrap_or_else(|| panic!("{field} in {event}"))
-}
 
 /// What must be true of every bite: to the nanosecond due a period after the last heartbeat, and never early.
 fn assert_bitten(run: &Run, action: &str) {
@@ -151,15 +145,6 @@ fn events_can_go_to_a_file() {
     assert_eq!(run.messages, "");
     let written = std::fs::read_to_string(&events.0).unwrap();
     assert!(written.starts_with("{\"event\":\"boot\"") && written.contains("\"event\":\"exit\""), "{written}");
-}
-
-/// The options for each way to run the built-in guest here.
-fn each() -> Vec<&'static [&'static str]> {
-    let mut each: Vec<&[&str]> = vec![&[NO_KVM]];
-    if has_kvm() {
-        each.push(&[]);
-    }
-    each
 }
 
 fn on_each(arguments: &[&str]) -> Vec<Run> {

@@ -1,11 +1,16 @@
 //! Runs the binary and reads its events.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread::{JoinHandle, spawn};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 /// No run of these tests takes this long on a sane machine.
@@ -28,20 +33,92 @@ pub fn boot(arguments: &[&str]) -> Run {
 
 /// Runs `vm-watchdog boot` for so long, or to its end if that comes first.
 pub fn boot_for(arguments: &[&str], limit: Duration) -> Run {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_vm-watchdog"));
-    command.arg("boot").args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    let start = Instant::now();
-    while child.try_wait().unwrap().is_none() && start.elapsed() < limit {
-        std::thread::sleep(Duration::from_millis(10));
+    Running::start(arguments).finish(limit)
+}
+
+/// A run that is not over yet.
+pub struct Running {
+    child: Child,
+    console: Option<JoinHandle<String>>,
+    lines: Receiver<String>,
+    messages: String,
+}
+
+impl Running {
+    /// Starts `vm-watchdog boot`.
+    pub fn start(arguments: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vm-watchdog"));
+        command.arg("boot").args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let (mut stdout, stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+        let console = spawn(move || {
+            let mut text = String::new();
+            stdout.read_to_string(&mut text).unwrap();
+            text
+        });
+        let (sender, lines) = channel();
+        spawn(move || BufReader::new(stderr).lines().map_while(|line| sender.send(line.unwrap()).ok()).for_each(drop));
+        Self { child, console: Some(console), lines, messages: String::new() }
     }
-    // It may have ended just now.
-    let _ = child.kill();
-    let Output { status, stdout, stderr } = child.wait_with_output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    let run = Run { status: status.code(), console: text(stdout), messages: text(stderr) };
-    assert!(!run.messages.contains("panicked"), "{}", run.messages);
-    run
+
+    /// The next event of this name.
+    pub fn wait_for(&mut self, name: &str) -> Value {
+        let start = Instant::now();
+        loop {
+            let left = LIMIT.saturating_sub(start.elapsed());
+            let line = self.lines.recv_timeout(left).unwrap_or_else(|_| panic!("no {name} after\n{}", self.messages));
+            self.messages += &format!("{line}\n");
+            match serde_json::from_str::<Value>(&line) {
+                Ok(event) if event["event"] == name => return event,
+                _ => {}
+            }
+        }
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill(self.id(), signal).unwrap();
+    }
+
+    /// The process.
+    pub fn id(&self) -> Pid {
+        Pid::from_raw(self.child.id().try_into().unwrap())
+    }
+
+    /// The thread that runs the guest.
+    pub fn vcpu(&self) -> Pid {
+        for thread in std::fs::read_dir(format!("/proc/{}/task", self.id())).unwrap() {
+            let path = thread.unwrap().path();
+            if std::fs::read_to_string(path.join("comm")).unwrap().trim() == "vcpu0" {
+                return Pid::from_raw(path.file_name().unwrap().to_str().unwrap().parse().unwrap());
+            }
+        }
+        panic!("no vCPU thread");
+    }
+
+    /// Waits for the end, and makes it come if it does not within the limit.
+    pub fn finish(mut self, limit: Duration) -> Run {
+        let start = Instant::now();
+        while self.child.try_wait().unwrap().is_none() && start.elapsed() < limit {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        // It may have ended just now.
+        let _ = self.child.kill();
+        let status = self.child.wait().unwrap().code();
+        let console = self.console.take().unwrap().join().unwrap();
+        self.messages.extend(self.lines.iter().map(|line| line + "\n"));
+        let run = Run { status, console, messages: std::mem::take(&mut self.messages) };
+        assert!(!run.messages.contains("panicked"), "{}", run.messages);
+        run
+    }
+}
+
+impl Drop for Running {
+    /// A test that fails leaves no VM behind.
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 impl Run {
@@ -70,6 +147,23 @@ impl Run {
     pub fn remarks(&self) -> Vec<String> {
         self.all("guest").iter().map(|remark| remark["message"].as_str().unwrap().to_owned()).collect()
     }
+}
+
+/// A number in an event.
+pub fn number(event: &Value, field: &str) -> u64 {
+    event[field].as_u64().unwrap_or_else(|| panic!("{field} in {event}"))
+}
+
+/// The option that leaves a VM without KVM.
+pub const NO_KVM: &str = "--kvm-device=/nonexistent/kvm";
+
+/// The options for each way to run the built-in guest here.
+pub fn each() -> Vec<&'static [&'static str]> {
+    let mut each: Vec<&[&str]> = vec![&[NO_KVM]];
+    if has_kvm() {
+        each.push(&[]);
+    }
+    each
 }
 
 /// Whether KVM can be used. Says so loudly when not, and fails where tests must not be skipped.
