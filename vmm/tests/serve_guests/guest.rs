@@ -80,7 +80,9 @@ impl Guest {
     /// Waits for the end of a boot, and gives the boot status that the driver reports.
     pub fn boot_status(&mut self) -> String {
         self.wait_for("guest: boot status ", BOOT_LIMIT);
-        self.wait_for("\n", LIMIT).trim().to_owned()
+        let status = self.wait_for("\n", LIMIT).trim().to_owned();
+        self.wait_for("guest: ready\n", LIMIT);
+        status
     }
 
     pub fn wait_for(&mut self, text: &str, limit: Duration) -> String {

@@ -6,13 +6,15 @@
 /bin/busybox mount -t devtmpfs dev /dev
 /bin/busybox --install -s /bin
 export PATH=/bin
-stty -echo </dev/console
+exec </dev/console >/dev/console 2>&1
+stty -echo
 
 insmod /lib/watchdog.ko
 insmod /lib/i6300esb.ko
 echo "guest: boot status $(cat /sys/class/watchdog/watchdog0/bootstatus)"
 
-while read -r line </dev/console; do
+echo "guest: ready"
+while read -r line; do
     eval "$line"
     echo "guest: done"
 done
