@@ -4,6 +4,7 @@
 //! interruption. The program runs with our watchdog and with QEMU's own, which have to be alike.
 
 use std::error::Error;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -11,7 +12,6 @@ use std::sync::Mutex;
 use std::sync::mpsc::channel;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
-use std::{fs, fs::File};
 
 use vm_watchdog::diag288::{Diag288, ProgramInterruption};
 use vm_watchdog::{Action, Event, Policy, Stage, VmClock, Watchdog};
@@ -21,7 +21,7 @@ use vm_watchdog_test_support::{assets, skip};
 use crate::assembler::{cghi, diag, halt, ipm, lg, lgfi, load_all, lpswe, mvc_to, ni, stg, store_all, sty};
 use crate::bridge::{Answer, Bridge, Hook, Interrupted};
 use crate::gdb::{Gdb, Registers};
-use crate::machine::{Device, Machine};
+use crate::machine::{Device, Machine, memory_in_file};
 use crate::patience::PATIENCE;
 
 // Assigned storage locations of the architecture.
@@ -238,14 +238,10 @@ impl Computer {
     fn load(qemu: &Qemu, device: Device, image: &[u8]) -> Result<Self, Box<dyn Error>> {
         let mut memory = None;
         let machine = Machine::start(qemu, device, |folder: &Path, command| {
-            let [kernel, ram] = ["kernel", "ram"].map(|name| folder.join(name));
+            let kernel = folder.join("kernel");
             fs::write(&kernel, image)?;
-            let file = File::options().read(true).write(true).create_new(true).open(&ram)?;
-            file.set_len(512 << 20)?;
-            memory = Some(file);
+            memory = Some(memory_in_file(folder, command)?);
             command.arg("-S").arg("-kernel").arg(kernel);
-            command.args(["-machine", "memory-backend=ram", "-object"]);
-            command.arg(format!("memory-backend-file,id=ram,size=512M,share=on,mem-path={}", ram.display()));
             Ok(())
         })?;
         Ok(Self { machine, memory: memory.expect("made above") })
@@ -384,7 +380,7 @@ mod zvm {
     const IPL: u64 = 0x7000;
     const BEGIN: u64 = 0x7010;
     const MSG: u64 = 0x7020;
-    const END_OF_MEMORY: u64 = 512 << 20;
+    const END_OF_MEMORY: u64 = crate::machine::MEMORY;
 
     fn cases() -> Vec<Case> {
         let refused = Err(ProgramInterruption::Specification);
