@@ -4,6 +4,7 @@
 //! interruption. The program runs with our watchdog and with QEMU's own, which have to be alike.
 
 use std::error::Error;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -11,7 +12,6 @@ use std::sync::Mutex;
 use std::sync::mpsc::channel;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
-use std::{fs, fs::File};
 
 use vm_watchdog::diag288::{Diag288, ProgramInterruption};
 use vm_watchdog::{Action, Event, Policy, Stage, VmClock, Watchdog};
@@ -21,7 +21,7 @@ use vm_watchdog_test_support::{assets, skip};
 use crate::assembler::{cghi, diag, halt, ipm, lg, lgfi, load_all, lpswe, mvc_to, ni, stg, store_all, sty};
 use crate::bridge::{Answer, Bridge, Hook, Interrupted};
 use crate::gdb::{Gdb, Registers};
-use crate::machine::{Device, Machine};
+use crate::machine::{Device, Machine, memory_in_file};
 use crate::patience::PATIENCE;
 
 // Assigned storage locations of the architecture.
@@ -132,6 +132,7 @@ impl Case {
         let code = match answer {
             Ok(()) => 0,
             Err(ProgramInterruption::PrivilegedOperation) => 0x0002,
+            Err(ProgramInterruption::Addressing) => 0x0005,
             Err(_) => 0x0006,
         };
         Self { answer: Some(answer), code, ..self }
@@ -237,14 +238,10 @@ impl Computer {
     fn load(qemu: &Qemu, device: Device, image: &[u8]) -> Result<Self, Box<dyn Error>> {
         let mut memory = None;
         let machine = Machine::start(qemu, device, |folder: &Path, command| {
-            let [kernel, ram] = ["kernel", "ram"].map(|name| folder.join(name));
+            let kernel = folder.join("kernel");
             fs::write(&kernel, image)?;
-            let file = File::options().read(true).write(true).create_new(true).open(&ram)?;
-            file.set_len(512 << 20)?;
-            memory = Some(file);
+            memory = Some(memory_in_file(folder, command)?);
             command.arg("-S").arg("-kernel").arg(kernel);
-            command.args(["-machine", "memory-backend=ram", "-object"]);
-            command.arg(format!("memory-backend-file,id=ram,size=512M,share=on,mem-path={}", ram.display()));
             Ok(())
         })?;
         Ok(Self { machine, memory: memory.expect("made above") })
@@ -318,7 +315,9 @@ fn our_watchdog_answers_each_case_of_the_contract_and_bites_at_15_s() {
 
         let computer = Computer::load(qemu, Device::None, &program(&cases))?;
         let device = watchdog.clone();
-        let bridge = Bridge::attach(computer.machine.debug()?, ProgramCheck, move |call| device.diagnose(call))?;
+        let bridge = Bridge::attach(computer.machine.debug()?, ProgramCheck, move |guest| {
+            guest.call().map(|call| device.diagnose(&call))
+        })?;
         let expected: Vec<Answer> = cases.iter().filter_map(|case| case.answer).collect();
         // The second time is after a reset of the platform, while armed: the first case finds it disarmed.
         for life in 0..2 {
@@ -368,4 +367,90 @@ fn a_machine_without_a_watchdog_gives_other_answers() {
         }
         Ok(())
     });
+}
+
+/// Believes to run on z/VM: the command is in register 4 and 5, the text in the guest's own memory.
+#[cfg(feature = "vm-memory")]
+mod zvm {
+    use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
+    use vm_watchdog::diag288::{Intercept, UnknownCommands};
+
+    use super::*;
+
+    const IPL: u64 = 0x7000;
+    const BEGIN: u64 = 0x7010;
+    const MSG: u64 = 0x7020;
+    const END_OF_MEMORY: u64 = crate::machine::MEMORY;
+
+    fn cases() -> Vec<Case> {
+        let refused = Err(ProgramInterruption::Specification);
+        let outside = Err(ProgramInterruption::Addressing);
+        vec![
+            with_command("CHANGE when disarmed", CHANGE, IPL, 3).answered(refused),
+            with_command("INIT with BEGIN, the probe", INIT, BEGIN, 5).answered(Ok(())),
+            linux("CANCEL of the probe", CANCEL, 0).answered(Ok(())),
+            with_command("INIT beyond memory", INIT, END_OF_MEMORY, 3).answered(outside),
+            with_command("INIT across the end of memory", INIT, END_OF_MEMORY - 2, 3).answered(outside),
+            with_command("INIT at the end of addresses", INIT, u64::MAX, 3).answered(outside),
+            with_command("INIT without a command", INIT, IPL, 0).answered(refused),
+            with_command("INIT with 231 bytes", INIT, IPL, 231).answered(refused),
+            with_command("INIT with a command of CP alone", INIT, MSG, 3).answered(refused),
+            with_command("INIT with an uneven r3", INIT, IPL, 3)
+                .with_instruction(diag(2, 5, 0, 0x288))
+                .answered(refused),
+            linux("still disarmed after all that", CANCEL, 0).answered(refused),
+            with_command("INIT with CONCEAL", INIT | CONCEAL, BEGIN, 5).answered(Ok(())),
+            with_command("CHANGE beyond memory", CHANGE, END_OF_MEMORY, 3).answered(outside),
+            with_command("CHANGE with CONCEAL", CHANGE | CONCEAL, IPL, 3).answered(Ok(())),
+        ]
+    }
+
+    fn with_command(name: &'static str, function: u64, address: u64, length: u64) -> Case {
+        linux(name, function, 15).with_gpr(4, address).with_gpr(5, length)
+    }
+
+    #[test]
+    fn a_guest_on_zvm_chooses_what_happens_at_its_timeout() {
+        with_qemu("bare metal on z/VM", |qemu| {
+            let cases = cases();
+            let (clock, time) = VmClock::manual();
+            let (sender, events) = channel();
+            let sender = Mutex::new(sender);
+            let watchdog = Watchdog::builder("diag288", Diag288::zvm(UnknownCommands::Refused))
+                .clock(clock)
+                .policy(Policy::new(Action::Shutdown))
+                .build(move |event: &Event| Ok(sender.lock().unwrap().send((event.stage, event.action))?))?;
+
+            let mut image = Image(program(&cases));
+            image.put(IPL as usize, &[0xC9, 0xD7, 0xD3]);
+            image.put(BEGIN as usize, &[0xC2, 0xC5, 0xC7, 0xC9, 0xD5]);
+            image.put(MSG as usize, &[0xD4, 0xE2, 0xC7]);
+            let computer = Computer::load(qemu, Device::None, &image.0)?;
+            let file = FileOffset::new(computer.memory.try_clone()?, 0);
+            let ranges = [(GuestAddress(0), END_OF_MEMORY as usize, Some(file))];
+            let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges_with_files(&ranges)?;
+
+            let device = watchdog.clone();
+            let bridge = Bridge::attach(computer.machine.debug()?, ProgramCheck, move |guest| {
+                // As KVM reports the instruction.
+                let [opcode, registers, address @ ..] = guest.instruction;
+                let ipa = u16::from_be_bytes([opcode, registers]);
+                let ipb = u32::from(u16::from_be_bytes(address)) << 16;
+                match device.intercept_with_memory(4, ipa, ipb, &guest.gprs, &memory) {
+                    Intercept::NotOurs => None,
+                    Intercept::Done => Some(Ok(())),
+                    Intercept::Inject(interruption) => Some(Err(interruption)),
+                }
+            })?;
+            check(&computer.notes(&cases)?, &cases);
+            let answers: Vec<Answer> = bridge.decisions.try_iter().map(|decision| decision.answer).collect();
+            let expected: Vec<Answer> = cases.iter().filter_map(|case| case.answer).collect();
+            assert_eq!(answers, expected, "the model's own answers");
+
+            time.advance(Duration::from_secs(15));
+            watchdog.on_readable();
+            assert_eq!(events.try_recv(), Ok((Stage::Timeout, Action::Reset)), "the guest's IPL, not the policy");
+            Ok(())
+        });
+    }
 }

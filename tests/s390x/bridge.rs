@@ -39,6 +39,13 @@ pub struct Interrupted {
     pub gprs: [u64; 16],
 }
 
+impl Interrupted {
+    /// The call of the watchdog, if it was one.
+    pub fn call(&self) -> Option<Diagnose> {
+        Diagnose::from_instruction(self.instruction, self.psw_mask, &self.gprs)
+    }
+}
+
 /// What the device answers: the whole of what a guest can see of it.
 pub type Answer = Result<(), ProgramInterruption>;
 
@@ -57,11 +64,12 @@ pub struct Bridge {
 }
 
 impl Bridge {
-    /// Stops the guest at `hook` from now on, and has `device` decide every call. It ends with the machine.
+    /// Stops the guest at `hook` from now on, and has `device` decide what it was doing: None, if that has nothing to do
+    /// with the device. The bridge ends with the machine.
     pub fn attach(
         cpu: Gdb,
         hook: impl Hook,
-        device: impl FnMut(&Diagnose) -> Answer + Send + 'static,
+        device: impl FnMut(&Interrupted) -> Option<Answer> + Send + 'static,
     ) -> io::Result<Self> {
         let (report, decisions) = channel();
         let (go_on, gone_on) = channel();
@@ -91,7 +99,7 @@ struct Span<H, D> {
     gone_on: Receiver<()>,
 }
 
-impl<H: Hook, D: FnMut(&Diagnose) -> Answer> Span<H, D> {
+impl<H: Hook, D: FnMut(&Interrupted) -> Option<Answer>> Span<H, D> {
     fn serve(&mut self) -> io::Result<Infallible> {
         loop {
             match self.cpu.wait_for_stop()? {
@@ -106,11 +114,8 @@ impl<H: Hook, D: FnMut(&Diagnose) -> Answer> Span<H, D> {
         let here = self.cpu.registers()?;
         assert_eq!(here.psw_address, self.hook.address(), "the only breakpoint");
         let interrupted = self.hook.interrupted(&mut self.cpu, &here)?;
-        let call = interrupted.as_ref().and_then(|interrupted| {
-            Diagnose::from_instruction(interrupted.instruction, interrupted.psw_mask, &interrupted.gprs)
-        });
-        if let (Some(call), Some(interrupted)) = (call, interrupted) {
-            let answer = (self.device)(&call);
+        let answer = interrupted.as_ref().and_then(&mut self.device);
+        if let (Some(answer), Some(interrupted)) = (answer, interrupted) {
             // A test that has seen enough no longer listens.
             let _ = self.report.send(Decision { at: Instant::now(), answer });
             match answer {

@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::ops::{Deref, DerefMut};
 use std::path::Path;
+use std::process::Command;
 use std::{fs, io};
 
 use vm_watchdog::diag288::ProgramInterruption;
@@ -37,7 +38,7 @@ done
 /// What it takes to run the guest.
 pub struct Parts {
     pub qemu: Qemu,
-    kernel: Kernel,
+    pub kernel: Kernel,
     initramfs: Vec<u8>,
 }
 
@@ -76,6 +77,15 @@ pub struct Guest {
 impl Guest {
     /// Boots until init listens.
     pub fn boot(parts: &Parts, device: Device) -> Result<Self, Box<dyn Error>> {
+        Self::boot_with(parts, device, |_, _| Ok(()))
+    }
+
+    /// Boots with further arguments for QEMU.
+    pub fn boot_with(
+        parts: &Parts,
+        device: Device,
+        arguments: impl FnOnce(&Path, &mut Command) -> io::Result<()>,
+    ) -> Result<Self, Box<dyn Error>> {
         let machine = Machine::start(&parts.qemu, device, |folder, command| {
             let initramfs = folder.join("initramfs");
             fs::write(&initramfs, &parts.initramfs)?;
@@ -83,7 +93,7 @@ impl Guest {
             command.arg("-device").arg(clean_workspace(folder, &parts.kernel)?);
             // Without randomization the kernel has the same addresses after a reset.
             command.args(["-append", "console=ttyS0 nokaslr panic=-1"]);
-            Ok(())
+            arguments(folder, command)
         })?;
         let mut guest = Self { machine, specification_exception: 0 };
         guest.specification_exception = guest.wait_for_boot()?;

@@ -18,7 +18,7 @@ use crate::rig::{Rig, TIMEOUT, tell_twice};
 type Story = Result<(), Box<dyn Error>>;
 
 /// Fetches what the test needs, then runs it while no other test has the machine.
-fn with_parts(name: &str, test: impl FnOnce(&Parts)) {
+pub fn with_parts(name: &str, test: impl FnOnce(&Parts)) {
     match Parts::fetch().and_then(|parts| Ok((parts, assets::machine_to_ourselves()?))) {
         Ok((parts, _held)) => test(&parts),
         Err(why) => skip::loudly(name, &why),
@@ -135,7 +135,9 @@ fn a_driver_whose_calls_are_all_refused_gives_up() {
         let refused = || -> Result<_, Box<dyn Error>> {
             let mut guest = Guest::boot(parts, Device::None)?;
             let hook = SpecificationException(guest.specification_exception);
-            let bridge = Bridge::attach(guest.debug()?, hook, |_| Err(ProgramInterruption::Specification))?;
+            let bridge = Bridge::attach(guest.debug()?, hook, |guest| {
+                guest.call().map(|_| Err(ProgramInterruption::Specification))
+            })?;
             Ok((load_driver(&mut guest)?, bridge.decisions.try_iter().count()))
         };
         let ((status, log), calls) = refused().unwrap();

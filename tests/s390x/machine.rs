@@ -1,5 +1,6 @@
 //! A virtual s390x machine: QEMU's processor, with somebody's watchdog.
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,6 +12,9 @@ use vm_watchdog_test_support::qemu::Qemu;
 
 use crate::gdb::Gdb;
 use crate::qmp::Qmp;
+
+/// How much memory a machine has, in bytes.
+pub const MEMORY: u64 = 512 << 20;
 
 /// A running QEMU with a console, a QMP connection, and a socket for a debugger.
 pub struct Machine {
@@ -58,6 +62,16 @@ impl Machine {
     pub fn debug(&self) -> io::Result<Gdb> {
         Gdb::connect(&gdb_socket(&self.folder))
     }
+}
+
+/// Keeps the machine's memory in a file, which is returned: whoever has it sees the memory.
+pub fn memory_in_file(folder: &Path, command: &mut Command) -> io::Result<File> {
+    let path = folder.join("memory");
+    let file = File::options().read(true).write(true).create_new(true).open(&path)?;
+    file.set_len(MEMORY)?;
+    command.args(["-machine", "memory-backend=ram", "-object"]);
+    command.arg(format!("memory-backend-file,id=ram,size={MEMORY},share=on,mem-path={}", path.display()));
+    Ok(file)
 }
 
 fn gdb_socket(folder: &TempDir) -> PathBuf {

@@ -13,3 +13,5 @@ mod machine;
 mod patience;
 mod qmp;
 mod rig;
+#[cfg(feature = "vm-memory")]
+mod zvm;

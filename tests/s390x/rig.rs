@@ -157,7 +157,8 @@ impl Ours {
         let thread = watchdog.spawn()?;
         let device = watchdog.clone();
         let hook = SpecificationException(guest.specification_exception);
-        let bridge = Bridge::attach(guest.debug()?, hook, move |call| device.diagnose(call))?;
+        let bridge =
+            Bridge::attach(guest.debug()?, hook, move |guest| guest.call().map(|call| device.diagnose(&call)))?;
         Ok(Self { watchdog, bridge, events, _thread: thread })
     }
 }

@@ -1,0 +1,103 @@
+//! Debian's driver, in the belief to run on z/VM: it brings a command, which we read from its memory.
+//!
+//! The kernel knows what it runs on from an instruction that QEMU answers with "KVM", and keeps that in a flag. A
+//! debugger sets the flag for z/VM before the driver is loaded.
+
+use std::error::Error;
+use std::io;
+use std::sync::Mutex;
+use std::sync::mpsc::channel;
+use std::time::Instant;
+
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
+use vm_watchdog::diag288::{Diag288, Intercept, UnknownCommands};
+use vm_watchdog::{Action, Event, Watchdog};
+
+use crate::bridge::Bridge;
+use crate::gdb::Gdb;
+use crate::guest::{Guest, Parts, SpecificationException};
+use crate::linux::with_parts;
+use crate::machine::{Device, MEMORY, memory_in_file};
+use crate::patience::PATIENCE;
+use crate::rig::TIMEOUT;
+
+/// The lowest byte of the kernel's flags about its machine, in its lowcore; the lowest bit is set on z/VM.
+///
+/// Where it is depends on the kernel, and the driver itself tells: it tests the bit with `tm address,1` and jumps.
+fn machine_flags(parts: &Parts) -> Result<u64, Box<dyn Error>> {
+    let module = parts.kernel.module("diag288_wdt")?.pop().ok_or("no driver")?;
+    let tests_bit = |code: &&[u8]| code[..2] == [0x91, 0x01] && code[2] >> 4 == 0 && code[4..6] == [0xA7, 0x84];
+    let code = module.content.windows(6).find(tests_bit).ok_or("the driver does not look at its machine")?;
+    Ok(u16::from_be_bytes([code[2], code[3]]).into())
+}
+
+/// Makes the kernel believe to run on z/VM, while it waits for its init to be told something.
+fn pretend_zvm(cpu: &mut Gdb, flags: u64) -> io::Result<()> {
+    let old = cpu.read_memory(flags, 1)?[0];
+    cpu.write_memory(flags, &[old | 1])
+}
+
+#[test]
+fn the_driver_of_linux_on_zvm_gets_what_it_asks_for() {
+    with_parts("Linux on z/VM", |parts| commands_of_linux(parts).unwrap());
+}
+
+fn commands_of_linux(parts: &Parts) -> Result<(), Box<dyn Error>> {
+    let mut memory = None;
+    let mut guest = Guest::boot_with(parts, Device::None, |folder, command| {
+        memory = Some(memory_in_file(folder, command)?);
+        Ok(())
+    })?;
+    let file = FileOffset::new(memory.ok_or("made above")?, 0);
+    let memory: GuestMemoryMmap =
+        GuestMemoryMmap::from_ranges_with_files(&[(GuestAddress(0), MEMORY as usize, Some(file))])?;
+
+    let (report, events) = channel();
+    let report = Mutex::new(report);
+    let watchdog = Watchdog::builder("diag288", Diag288::zvm(UnknownCommands::Refused))
+        .build(move |event: &Event| Ok(report.lock().unwrap().send((Instant::now(), event.action))?))?;
+    let _thread = watchdog.spawn()?;
+    let device = watchdog.clone();
+    let mut cpu = guest.debug()?;
+    pretend_zvm(&mut cpu, machine_flags(parts)?)?;
+    let bridge = Bridge::attach(cpu, SpecificationException(guest.specification_exception), move |guest| {
+        // As KVM reports the instruction.
+        let [opcode, registers, address @ ..] = guest.instruction;
+        let ipb = u32::from(u16::from_be_bytes(address)) << 16;
+        match device.intercept_with_memory(4, u16::from_be_bytes([opcode, registers]), ipb, &guest.gprs, &memory) {
+            Intercept::NotOurs => None,
+            Intercept::Done => Some(Ok(())),
+            Intercept::Inject(interruption) => Some(Err(interruption)),
+        }
+    })?;
+    let mut run = |command: &str| -> Result<u8, Box<dyn Error>> { Ok(guest.run(command)?.0) };
+
+    // A command that means nothing to us: the driver loads, for its probe is BEGIN, and cannot be opened.
+    assert_eq!(run("insmod /lib/watchdog.ko")?, 0);
+    assert_eq!(run("insmod /lib/diag288_wdt.ko cmd='\"msg operator help\"'")?, 0);
+    assert_ne!(run("(echo > /dev/watchdog)")?, 0);
+    assert!(!watchdog.stats().armed);
+    assert_eq!(run("rmmod diag288_wdt")?, 0);
+    assert!(bridge.decisions.try_iter().any(|decision| decision.answer.is_err()));
+
+    for (parameters, command, action) in [
+        ("cmd=logoff conceal=1", "LOGOFF", Action::Poweroff),
+        // The driver's own choice, fed as on z/VM: with INIT.
+        ("", "SYSTEM RESTART", Action::InjectNmi),
+    ] {
+        assert_eq!(run(&format!("insmod /lib/diag288_wdt.ko {parameters}"))?, 0);
+        assert_eq!(run("watchdog -t 2 -T 15 /dev/watchdog")?, 0);
+        assert_eq!(run("sleep 3")?, 0);
+        assert_eq!(run("kill -9 $(pidof watchdog)")?, 0);
+        let last = bridge.decisions.try_iter().inspect(|decision| assert_eq!(decision.answer, Ok(()))).last();
+        let (bitten, bite) = events.recv_timeout(PATIENCE)?;
+        assert!(bitten - last.ok_or("the guest has not called")?.at >= TIMEOUT);
+        assert_eq!(bite, action);
+        assert_eq!(watchdog.timeout_command().ok_or("no command")?.to_string(), command);
+        // Nobody performs it here: the guest goes on, and gives the watchdog up in the proper way.
+        assert_eq!(run("watchdog -t 2 -T 15 /dev/watchdog; sleep 1; kill $(pidof watchdog); sleep 1")?, 0);
+        assert!(!watchdog.stats().armed);
+        assert_eq!(run("rmmod diag288_wdt")?, 0);
+    }
+    Ok(())
+}
