@@ -7,7 +7,8 @@ use std::error::Error;
 use std::io;
 use std::sync::Mutex;
 use std::sync::mpsc::channel;
-use std::time::Instant;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 use vm_watchdog::diag288::{Diag288, Intercept, UnknownCommands};
@@ -29,6 +30,24 @@ fn machine_flags(parts: &Parts) -> Result<u64, Box<dyn Error>> {
     let tests_bit = |code: &&[u8]| code[..2] == [0x91, 0x01] && code[2] >> 4 == 0 && code[4..6] == [0xA7, 0x84];
     let code = module.content.windows(6).find(tests_bit).ok_or("the driver does not look at its machine")?;
     Ok(u16::from_be_bytes([code[2], code[3]]).into())
+}
+
+/// Stops the guest in its kernel, where its own addresses mean something: it may still be on its way to wait.
+fn stop_in_kernel(guest: &Guest) -> io::Result<Gdb> {
+    const PROBLEM_STATE: u64 = 1 << 48;
+    let started = Instant::now();
+    loop {
+        let mut cpu = guest.debug()?;
+        if cpu.registers()?.psw_mask & PROBLEM_STATE == 0 {
+            return Ok(cpu);
+        }
+        if started.elapsed() > PATIENCE {
+            return Err(io::Error::other("the guest never waits for anything"));
+        }
+        cpu.resume()?;
+        drop(cpu);
+        sleep(Duration::from_millis(50));
+    }
 }
 
 /// Makes the kernel believe to run on z/VM, while it waits for its init to be told something.
@@ -58,7 +77,7 @@ fn commands_of_linux(parts: &Parts) -> Result<(), Box<dyn Error>> {
         .build(move |event: &Event| Ok(report.lock().unwrap().send((Instant::now(), event.action))?))?;
     let _thread = watchdog.spawn()?;
     let device = watchdog.clone();
-    let mut cpu = guest.debug()?;
+    let mut cpu = stop_in_kernel(&guest)?;
     pretend_zvm(&mut cpu, machine_flags(parts)?)?;
     let bridge = Bridge::attach(cpu, SpecificationException(guest.specification_exception), move |guest| {
         // As KVM reports the instruction.
