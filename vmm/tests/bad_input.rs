@@ -24,7 +24,6 @@ fn a_watchdog_that_is_not_to_be_had() {
     assert_refused(&["--watchdog=i6300esb,action=explode"], USAGE, &["explode", "poweroff"]);
     assert_refused(&["--watchdog=wdt9000"], USAGE, &["wdt9000", "i6300esb"]);
     assert_refused(&["--watchdog=i6300esb,colour=red"], USAGE, &["colour"]);
-    assert_refused(&["--watchdog=i6300esb,action=shutdown"], USAGE, &["shutdown", "ACPI"]);
     assert_refused(&["--watchdog=i6300esb,id=a", "--watchdog=i6300esb,id=a"], USAGE, &["\"a\""]);
 }
 

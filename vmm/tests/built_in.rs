@@ -88,6 +88,19 @@ fn an_nmi_reaches_the_guest_before_the_bite() {
 }
 
 #[test]
+fn a_guest_that_does_not_heed_its_power_button_is_powered_off_after_the_grace() {
+    for run in on_each(&["--events=json", "--watchdog=i6300esb,action=shutdown,grace=200ms,then=poweroff"]) {
+        assert_eq!(run.status, Some(3), "{}", run.messages);
+        assert_bitten(&run, "shutdown");
+        assert_eq!(run.all("power-button").len(), 1);
+        let (asked, forced) = (run.fire("timeout"), run.fire("escalation"));
+        assert_eq!(forced["action"], "poweroff");
+        let waited = number(&forced, "observed_ns") - number(&asked, "observed_ns");
+        assert!(waited >= 200_000_000, "{waited}");
+    }
+}
+
+#[test]
 fn a_paused_guest_stands_still_with_its_clock() {
     for kvm in each() {
         let arguments =

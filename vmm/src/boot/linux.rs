@@ -9,6 +9,7 @@ use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header
 use linux_loader::loader::{BzImage, Cmdline, Elf, KernelLoader, KernelLoaderResult, load_cmdline};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
+use super::acpi;
 use super::error::BootError;
 use super::kvm::{EntryPoint, GDT64};
 use super::memory::{GuestMemory, MemorySize};
@@ -118,6 +119,7 @@ impl LinuxGuest {
         let params = boot_parameters(memory, header, self.cmdline.len(), initrd);
         memory.write_obj(params, GuestAddress(BOOT_PARAMS)).map_err(load_error)?;
         write_tables(memory).map_err(load_error)?;
+        acpi::write(memory).map_err(load_error)?;
         Ok(EntryPoint::Linux64 { ip, boot_params: BOOT_PARAMS, stack: STACK, page_table: LEVEL_4_TABLE, gdt: GDT })
     }
 
@@ -194,6 +196,7 @@ fn boot_parameters(
     let (start, length) = initrd.unwrap_or_default();
     params.hdr.ramdisk_image = start as u32;
     params.hdr.ramdisk_size = length as u32;
+    params.acpi_rsdp_addr = acpi::ROOT_POINTER;
     let map = memory_map(memory);
     params.e820_entries = map.len() as u8;
     params.e820_table[..map.len()].copy_from_slice(&map);

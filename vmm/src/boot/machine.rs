@@ -129,6 +129,10 @@ impl Machine {
         self.record_fire(event);
         match event.action {
             Action::Reset => self.reset(Cause::Watchdog)?,
+            Action::Shutdown => {
+                self.vcpu.call(|vcpu| vcpu.devices.power.press_button())?;
+                self.timeline.record(Entry::PowerButton);
+            }
             Action::Poweroff => return Ok(Some(ExitStatus::Bitten)),
             Action::Pause => self.pause()?,
             Action::InjectNmi => match self.vcpu.call(|vcpu| vcpu.processor.inject_nmi())? {

@@ -4,6 +4,7 @@
 //! event loop serves the watchdogs' timers ([`vm_watchdog::WatchdogSubscriber`]) and does what is asked for
 //! ([`machine`]), by a watchdog's callback, which only leaves a message ([`inbox`]), or by the operator ([`operator`]).
 
+mod acpi;
 mod builtin;
 mod core_dump;
 mod devices;
@@ -26,13 +27,14 @@ use std::io::Write;
 use std::sync::Arc;
 
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
-use vm_watchdog::{ThreadRunDelay, VmClock, WatchdogSubscriber};
+use vm_watchdog::{KvmInterruptLine, ThreadRunDelay, VmClock, WatchdogSubscriber};
 
 pub use self::options::BootOptions;
 
 use self::builtin::{Player, assemble, remarks};
 use self::devices::Devices;
 use self::devices::pci::{HostBridge, PciBus};
+use self::devices::power::{self, PowerManagement};
 use self::devices::serial::{self, Console};
 use self::devices::test_ports::TestPorts;
 use self::error::BootError;
@@ -145,7 +147,8 @@ fn run_machine(parts: Parts, timeline: &Arc<Timeline>) -> Result<ExitStatus, Boo
         timeline: timeline.clone(),
         remarks: remarks(&steps),
     });
-    let mut devices = Devices { pci: PciBus::default(), console: open_console()?, test_ports };
+    let power = open_power(kvm.as_ref())?;
+    let mut devices = Devices { pci: PciBus::default(), console: open_console()?, power, test_ports };
     devices.pci.insert(0, Box::new(HostBridge));
     let run_delay = ThreadRunDelay::new();
     let watchdogs = Watchdogs {
@@ -207,6 +210,16 @@ fn run_machine(parts: Parts, timeline: &Arc<Timeline>) -> Result<ExitStatus, Boo
             return Ok(status);
         }
     }
+}
+
+/// The power management registers, with their interrupt where there is one.
+fn open_power(kvm: Option<&KvmMachine>) -> Result<PowerManagement, BootError> {
+    let Some(kvm) = kvm else {
+        return Ok(PowerManagement::default());
+    };
+    kvm.set_level_triggered(power::INTERRUPT)?;
+    let line = KvmInterruptLine::new(kvm.vm().clone(), power::INTERRUPT.into());
+    Ok(PowerManagement::new(Some(Box::new(line))))
 }
 
 fn open_console() -> Result<Console, BootError> {

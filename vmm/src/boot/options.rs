@@ -37,9 +37,10 @@ pub struct BootOptions {
 
     /// A watchdog; may be given up to four times
     ///
-    /// action=, pretimeout= and then= take reset, poweroff, pause, inject-nmi, dump, none or debug (as none). grace=30s
-    /// with then= acts again when the action did not help. patience=4 does not charge the guest for time in which its vCPU
-    /// wanted to run and could not, up to four timeouts in all. interrupt=intx connects the interrupt of the pretimeout.
+    /// action=, pretimeout= and then= take reset, shutdown (an ACPI power button), poweroff, pause, inject-nmi, dump,
+    /// none or debug (as none). grace=30s with then= acts again when the action did not help. patience=4 does not charge
+    /// the guest for time in which its vCPU wanted to run and could not, up to four timeouts in all. interrupt=intx
+    /// connects the interrupt of the pretimeout.
     #[arg(
         long = "watchdog",
         value_name = "MODEL[,action=ACTION][,pretimeout=ACTION][,grace=TIME,then=ACTION][,patience=TIMES][,id=NAME][,interrupt=intx]",
@@ -49,11 +50,11 @@ pub struct BootOptions {
 
     /// How the timeline is written
     ///
-    /// json writes one object a line. "event" names it: boot, armed, disarmed, heartbeat, fire, nmi, paused,
-    /// resumed, saved, restored, dump, action-failed, reset, guest, log or exit; "vm_time_ns" is when it was written, on the clock of the VM, which
-    /// stands still with it. "fire" has id, stage, action, attempt, deadline_ns, observed_ns, lateness_ns, heartbeats
-    /// and last_heartbeat_ns. What a guest can cause is written at most 20 times a second; "suppressed" counts what was
-    /// left out since the line before.
+    /// json writes one object a line. "event" names it: boot, armed, disarmed, heartbeat, fire, nmi, power-button,
+    /// paused, resumed, saved, restored, dump, action-failed, reset, guest, log or exit; "vm_time_ns" is when it was
+    /// written, on the clock of the VM, which stands still with it. "fire" has id, stage, action, attempt, deadline_ns,
+    /// observed_ns, lateness_ns, heartbeats and last_heartbeat_ns. What a guest can cause is written at most 20 times a
+    /// second; "suppressed" counts what was left out since the line before.
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
     pub events: Format,
 

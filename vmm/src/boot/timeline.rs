@@ -48,6 +48,8 @@ pub enum Entry {
     },
     /// The guest got a non-maskable interrupt.
     Nmi,
+    /// The guest's power button was pressed.
+    PowerButton,
     /// The guest stands still and its clock too.
     Paused,
     /// The guest and its clock go on.
@@ -84,7 +86,9 @@ impl TimelineEntry for Entry {
     fn kind(&self) -> Option<Kind> {
         match self {
             Self::Armed { .. } | Self::Disarmed { .. } | Self::Heartbeat { .. } => Some(Kind::Feeding),
-            Self::Fire { .. } | Self::Nmi | Self::Dump { .. } | Self::ActionFailed { .. } => Some(Kind::Firing),
+            Self::Fire { .. } | Self::Nmi | Self::PowerButton | Self::Dump { .. } | Self::ActionFailed { .. } => {
+                Some(Kind::Firing)
+            }
             Self::Guest { .. } | Self::Log { .. } | Self::Reset { .. } => Some(Kind::Remark),
             Self::Boot { .. }
             | Self::Paused
@@ -133,6 +137,7 @@ impl fmt::Display for Entry {
                 if *attempt > 1 { write!(f, " (attempt {attempt})") } else { Ok(()) }
             }
             Self::Nmi => f.write_str("NMI injected"),
+            Self::PowerButton => f.write_str("power button pressed"),
             Self::Paused => f.write_str("paused; SIGUSR2 resumes"),
             Self::Resumed => f.write_str("resumed"),
             Self::Saved { path } => write!(f, "saved to {path}"),

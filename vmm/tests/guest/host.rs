@@ -83,7 +83,9 @@ impl Hosts {
         let mut machine = self.qemu.system("x86_64");
         machine.args(["-machine", "pc", "-accel", "tcg", "-cpu", "max", "-m", "256"]);
         machine.args(["-display", "none", "-nodefaults", "-serial", "stdio"]);
-        machine.args(["-device", "i6300esb", "-action", &format!("watchdog={}", scenario.action)]);
+        // QEMU's watchdogs have one action and no escalation.
+        let action = scenario.action.split(',').next().unwrap_or_default();
+        machine.args(["-device", "i6300esb", "-action", &format!("watchdog={action}")]);
         machine.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.guest);
         machine.arg("-append").arg(format!("{CMDLINE} scenario={}", scenario.name));
         let machine = Process::start(machine).map_err(|error| error.to_string())?;
@@ -160,8 +162,10 @@ fn execute(outer: &mut Process, command: &str, limit: Duration) -> Result<(i32, 
 fn guest_initramfs(kernel: &Kernel) -> Result<Vec<u8>, Unavailable> {
     let mut initramfs =
         Initramfs::new().program("init", include_bytes!("init.sh")).program("bin/busybox", &kernel.busybox()?);
-    for module in kernel.module("i6300esb")? {
-        initramfs = initramfs.file(&format!("lib/{}.ko", module.name), &module.content);
+    for name in ["i6300esb", "evdev", "button"] {
+        for module in kernel.module(name)? {
+            initramfs = initramfs.file(&format!("lib/{}.ko", module.name), &module.content);
+        }
     }
     for scenario in SCENARIOS {
         initramfs = initramfs.file(&format!("scenarios/{}", scenario.name), scenario.guest.as_bytes());

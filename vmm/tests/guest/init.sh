@@ -21,11 +21,14 @@ bootstatus() {
     cat /sys/class/watchdog/watchdog0/bootstatus
 }
 
-# Without ACPI, Linux does not know how: it only halts. So this is what ACPI would do, in the two bytes of PM1a control.
-power_off() {
-    printf '\000' | dd of=/dev/port bs=1 seek=1540 2>/dev/null
-    printf '\040' | dd of=/dev/port bs=1 seek=1541 2>/dev/null
-    poweroff -f
+# Powers the machine off when its power button is pressed, as an installed system does.
+heed_power_button() {
+    insmod /lib/evdev.ko
+    insmod /lib/button.ko
+    mkdir -p /etc/acpi/PWRF
+    printf '#!/bin/sh\necho "guest: power button" >/dev/console\npoweroff -f\n' >/etc/acpi/PWRF/00000080
+    chmod +x /etc/acpi/PWRF/00000080
+    acpid -d &
 }
 
 . "/scenarios/$scenario"

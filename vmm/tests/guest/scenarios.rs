@@ -63,7 +63,7 @@ pub const SCENARIOS: &[Scenario] = &[
         guest: r#"
             load_driver
             say bootstatus $(bootstatus)
-            if [ $(bootstatus) = 32 ]; then power_off; fi
+            if [ $(bootstatus) = 32 ]; then poweroff -f; fi
             watchdog -F -t 1 -T 4 /dev/watchdog &
             sleep 1
             kill -9 $!
@@ -94,7 +94,7 @@ pub const SCENARIOS: &[Scenario] = &[
             say closed
             sleep 7
             say survived
-            power_off
+            poweroff -f
         "#,
         guest_says: &["closed", "survived"],
         check: |run| {
@@ -162,13 +162,66 @@ pub const SCENARIOS: &[Scenario] = &[
             sleep 8
             say survived
             if dmesg | grep -q 'NMI received for unknown reason'; then say saw the nmi; fi
-            power_off
+            poweroff -f
         "#,
         guest_says: &["killed", "survived", "saw the nmi"],
         check: |run| {
             assert_eq!(run.status, Some(GUEST_POWERED_OFF));
             assert_eq!(run.bite()["action"], "inject-nmi");
             run.only("nmi");
+            assert_bite_on_time(run);
+        },
+        compare: false,
+    },
+    Scenario {
+        name: "a_guest_asked_to_shut_down_powers_itself_off",
+        action: "shutdown,grace=30s,then=poweroff",
+        guest: r#"
+            load_driver
+            heed_power_button
+            watchdog -F -t 1 -T 4 /dev/watchdog &
+            sleep 2
+            kill -9 $!
+            wait $!
+            say killed
+            sleep 60
+            say survived
+        "#,
+        guest_says: &["killed", "power button"],
+        check: |run| {
+            assert_eq!(run.status, Some(GUEST_POWERED_OFF));
+            assert_eq!(run.bite()["action"], "shutdown");
+            run.only("power-button");
+            assert!(run.events("fire").iter().all(|fire| fire["stage"] != "escalation"));
+            assert_bite_on_time(run);
+        },
+        compare: true,
+    },
+    Scenario {
+        name: "a_hung_guest_asked_to_shut_down_is_powered_off_after_the_grace",
+        action: "shutdown,grace=5s,then=poweroff",
+        // A panic that is told to wait for ever: interrupts still arrive, but nothing runs again.
+        guest: r#"
+            load_driver
+            heed_power_button
+            watchdog -F -t 1 -T 4 /dev/watchdog &
+            sleep 2
+            say hanging
+            echo 0 >/proc/sys/kernel/panic
+            echo c >/proc/sysrq-trigger
+            say survived
+        "#,
+        guest_says: &["hanging"],
+        check: |run| {
+            assert_eq!(run.status, Some(BITTEN));
+            assert_eq!(run.bite()["action"], "shutdown");
+            run.only("power-button");
+            let forced = run.events("fire").into_iter().find(|fire| fire["stage"] == "escalation");
+            let forced = forced.expect("an escalation");
+            assert_eq!(forced["action"], "poweroff");
+            let waited = Transcript::time(forced, "observed_ns") - Transcript::time(run.bite(), "observed_ns");
+            let grace = Duration::from_secs(5);
+            assert!((grace..grace + LATEST).contains(&waited), "{waited:?} of {grace:?}");
             assert_bite_on_time(run);
         },
         compare: false,

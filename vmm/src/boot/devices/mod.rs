@@ -1,11 +1,13 @@
 //! Everything a guest can reach by port and memory accesses, whatever runs its instructions.
 
 pub mod pci;
+pub mod power;
 pub mod serial;
 pub mod test_ports;
 pub mod watchdog;
 
 use pci::PciBus;
+use power::PowerManagement;
 use serial::Console;
 use test_ports::TestPorts;
 
@@ -16,12 +18,6 @@ const KEYBOARD_RESET: u8 = 0xFE;
 /// The data port of the real-time clock. There is none, but all ones would mean an update that never ends, for which
 /// Linux waits many seconds; so it reads zero.
 const CLOCK_DATA: u16 = 0x71;
-
-/// The register that ACPI will call PM1a control. SLP_EN with sleep type 0 powers the machine off; it is in the upper
-/// byte, which may be written alone.
-const POWER_CONTROL: u16 = 0x604;
-const POWER_CONTROL_HIGH: u16 = POWER_CONTROL + 1;
-const POWER_OFF: u8 = 1 << 5;
 
 /// What a guest asks of the VMM with an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +36,8 @@ pub struct Devices {
     pub pci: PciBus,
     /// The serial console.
     pub console: Console,
+    /// The power button, and the way to power the machine off.
+    pub power: PowerManagement,
     /// Helpers of the built-in guest; no other guest has them.
     pub test_ports: Option<TestPorts>,
 }
@@ -49,6 +47,7 @@ impl Devices {
     pub fn reset(&mut self) {
         self.pci.reset();
         self.console.reset();
+        self.power.reset();
     }
 
     /// An input from a port. What is not there reads all ones.
@@ -56,6 +55,7 @@ impl Devices {
         match port {
             pci::CONFIG_ADDRESS..=pci::CONFIG_DATA_END => self.pci.read_port(port, data),
             serial::FIRST_PORT..=serial::LAST_PORT => self.console.read_port(port, data),
+            power::EVENT_BLOCK..=power::LAST_PORT => self.power.read_port(port, data),
             CLOCK_DATA => data.fill(0),
             _ => {
                 all_ones(data);
@@ -72,7 +72,7 @@ impl Devices {
             (pci::CONFIG_ADDRESS..=pci::CONFIG_DATA_END, _) => self.pci.write_port(port, data),
             (serial::FIRST_PORT..=serial::LAST_PORT, _) => self.console.write_port(port, data),
             (KEYBOARD_COMMAND, [KEYBOARD_RESET]) => return Some(GuestRequest::Reset),
-            (POWER_CONTROL, [_, POWER_OFF]) | (POWER_CONTROL_HIGH, [POWER_OFF]) => return Some(GuestRequest::PowerOff),
+            (power::EVENT_BLOCK..=power::LAST_PORT, _) => return self.power.write_port(port, data),
             _ => return self.test_ports.as_ref().and_then(|ports| ports.write_port(port, data)),
         }
         None
@@ -121,7 +121,7 @@ mod tests {
         pci.insert(3, Box::new(WatchdogFunction::new(watchdog.clone(), resources, timeline.clone())));
         let console = Console::new(|| Box::new(std::io::sink())).unwrap();
         let test_ports = Some(TestPorts { clock, timeline, remarks: vec![Some("hello"), None] });
-        (Devices { pci, console, test_ports }, watchdog)
+        (Devices { pci, console, power: PowerManagement::default(), test_ports }, watchdog)
     }
 
     /// Makes the data port mean this register of the watchdog.
