@@ -18,10 +18,16 @@ pub const DEFAULT_PATIENCE: u32 = 4;
 /// The least time between two readings, so that a guest with a fast timer does not keep the host reading.
 const READING_INTERVAL: Duration = Duration::from_millis(100);
 
+/// How far Linux's account of a thread that runs may lag behind: a tick, at 100 Hz.
+const TICK: Duration = Duration::from_millis(10);
+
+/// What a thread is credited with that waits for nobody knows how long: enough for another reading, which knows.
+const BENEFIT_OF_DOUBT: Duration = Duration::from_millis(1);
+
 /// Tells how long each vCPU of a VM was kept from running.
 ///
-/// It is asked when a deadline comes, never for a heartbeat, at most ten times a second, and with no lock held.
-/// [`ThreadRunDelay`] asks Linux; a VMM that knows better implements its own.
+/// It is asked when the guest starts the watchdog and when a deadline comes, never for a heartbeat, at most ten times a
+/// second, and with no lock held. [`ThreadRunDelay`] asks Linux; a VMM that knows better implements its own.
 pub trait RunDelay: Send + Sync {
     /// For each vCPU, always in the same order, how long it has wanted to run and could not, since it was made.
     ///
@@ -31,7 +37,8 @@ pub trait RunDelay: Send + Sync {
     fn run_delays(&self) -> io::Result<Vec<Duration>>;
 }
 
-/// The run delay of threads as Linux accounts it: the second field of `/proc/<pid>/task/<tid>/schedstat`.
+/// The run delay of threads by Linux's account: the second field of `/proc/<pid>/task/<tid>/schedstat`, and beside it
+/// the wait that goes on, which Linux adds when it is over.
 ///
 /// It needs no privilege. Each vCPU thread registers itself; one that ends is forgotten.
 ///
@@ -69,7 +76,7 @@ impl ThreadRunDelay {
     pub fn register_current_thread(&self) -> io::Result<()> {
         // The link names the thread by numbers, which go on to mean it when another thread reads.
         let folder = Path::new("/proc").join(fs::read_link("/proc/thread-self")?);
-        let thread = Thread { last: Schedstat::read(&folder)?, folder, since: Instant::now() };
+        let thread = Thread { wait: Wait::since(Reading::take(&folder)?), folder };
         self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
         Ok(())
     }
@@ -79,7 +86,7 @@ impl RunDelay for ThreadRunDelay {
     fn run_delays(&self) -> io::Result<Vec<Duration>> {
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         threads.retain(|thread| thread.folder.exists());
-        threads.iter_mut().map(Thread::run_delay).collect()
+        threads.iter_mut().map(|thread| Ok(thread.wait.run_delay(Reading::take(&thread.folder)?))).collect()
     }
 }
 
@@ -87,54 +94,92 @@ impl RunDelay for ThreadRunDelay {
 struct Thread {
     /// `/proc/<pid>/task/<tid>`
     folder: PathBuf,
-    /// What was read last, and since when it has been the same.
-    last: Schedstat,
-    since: Instant,
+    wait: Wait,
 }
 
-impl Thread {
-    /// The delay so far. Linux accounts a wait when it is over, so one that goes on is added by what is known of it: the
-    /// thread is runnable and has not run since it was read before.
-    fn run_delay(&mut self) -> io::Result<Duration> {
-        let schedstat = Schedstat::read(&self.folder)?;
-        if schedstat != self.last || !is_runnable(&self.folder)? {
-            (self.last, self.since) = (schedstat, Instant::now());
-        }
-        Ok(schedstat.run_delay + self.since.elapsed())
+/// What is known of the wait that goes on.
+#[derive(Debug)]
+struct Wait {
+    last: Reading,
+    /// How much of it was reported, which Linux accounts for when it is over.
+    ahead: Duration,
+}
+
+impl Wait {
+    fn since(reading: Reading) -> Self {
+        Self { last: reading, ahead: Duration::ZERO }
+    }
+
+    /// The delay up to this reading.
+    ///
+    /// A thread that was runnable before, is runnable now, and has not slept in between has waited whenever it has not
+    /// run. Of one that has slept, nobody knows when it woke.
+    fn run_delay(&mut self, now: Reading) -> Duration {
+        let before = std::mem::replace(&mut self.last, now);
+        self.ahead = if now.is_runnable && before.is_runnable && now.sleeps == before.sleeps {
+            let ran = now.ran.saturating_sub(before.ran);
+            let waited = now.at.duration_since(before.at).saturating_sub(ran);
+            let waited = if waited > TICK { waited } else { Duration::ZERO };
+            (self.ahead + waited).saturating_sub(now.delayed.saturating_sub(before.delayed))
+        } else if now.is_runnable {
+            BENEFIT_OF_DOUBT
+        } else {
+            Duration::ZERO
+        };
+        now.delayed + self.ahead
     }
 }
 
-/// The three numbers of a `schedstat` file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Schedstat {
-    processor_time: Duration,
-    run_delay: Duration,
-    timeslices: u64,
+/// What Linux says of a thread.
+#[derive(Clone, Copy, Debug)]
+struct Reading {
+    at: Instant,
+    /// It runs or waits for a processor.
+    is_runnable: bool,
+    /// How often it has gone to sleep.
+    sleeps: u64,
+    /// For how long it ran.
+    ran: Duration,
+    /// For how long it waited for a processor, without the wait that goes on.
+    delayed: Duration,
 }
 
-impl Schedstat {
-    fn read(folder: &Path) -> io::Result<Self> {
-        let path = folder.join("schedstat");
-        let text = fs::read_to_string(&path)?;
-        let numbers: Vec<u64> = text.split_ascii_whitespace().map_while(|number| number.parse().ok()).collect();
-        match numbers[..] {
-            [processor_time, run_delay, timeslices] => Ok(Self {
-                processor_time: Duration::from_nanos(processor_time),
-                run_delay: Duration::from_nanos(run_delay),
-                timeslices,
-            }),
-            _ => {
-                let reason = format!("{}: {text:?} are not the three numbers of a schedstat", path.display());
-                Err(io::Error::new(io::ErrorKind::InvalidData, reason))
-            }
-        }
+impl Reading {
+    fn take(folder: &Path) -> io::Result<Self> {
+        let status = FileOf::read(folder.join("status"))?;
+        let schedstat = FileOf::read(folder.join("schedstat"))?;
+        let mut times = schedstat.text.split_ascii_whitespace().map_while(|number| number.parse().ok());
+        let mut time = || times.next().map(Duration::from_nanos).ok_or_else(|| schedstat.lacks("two times"));
+        Ok(Self {
+            at: Instant::now(),
+            is_runnable: status.field("State:")?.starts_with('R'),
+            sleeps: status.field("voluntary_ctxt_switches:")?.parse().map_err(|_| status.lacks("a count of sleeps"))?,
+            ran: time()?,
+            delayed: time()?,
+        })
     }
 }
 
-/// Whether the state in `stat`, which follows the name in parentheses, is R.
-fn is_runnable(folder: &Path) -> io::Result<bool> {
-    let stat = fs::read_to_string(folder.join("stat"))?;
-    Ok(stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('R')))
+/// A file of Linux's about a thread.
+struct FileOf {
+    path: PathBuf,
+    text: String,
+}
+
+impl FileOf {
+    fn read(path: PathBuf) -> io::Result<Self> {
+        Ok(Self { text: fs::read_to_string(&path)?, path })
+    }
+
+    /// What follows a name at the beginning of a line.
+    fn field(&self, name: &str) -> io::Result<&str> {
+        let value = self.text.lines().find_map(|line| line.strip_prefix(name));
+        value.map(str::trim).ok_or_else(|| self.lacks(name))
+    }
+
+    fn lacks(&self, what: &str) -> io::Error {
+        io::Error::new(io::ErrorKind::InvalidData, format!("{}: no {what} in {:?}", self.path.display(), self.text))
+    }
 }
 
 /// How far a watchdog's time lies behind its VM's, for the guest was starved.
@@ -148,13 +193,44 @@ pub(crate) struct Allowance {
     /// The latest instant that the model was given: time does not go back behind it.
     seen: VmInstant,
     last_delays: Vec<Duration>,
-    next_reading: Option<VmInstant>,
+    /// When the last reading was taken, on the watchdog's time.
+    read_at: Option<VmInstant>,
 }
 
 impl Allowance {
+    /// The watchdog's time.
+    pub fn time(&self, vm_now: VmInstant) -> VmInstant {
+        vm_now - self.total
+    }
+
+    /// The time to tell the model. It stops short of a deadline that no reading has looked at, until one may be taken.
+    pub fn model_time(&self, vm_now: VmInstant, deadline: Option<VmInstant>) -> VmInstant {
+        let now = self.time(vm_now);
+        match deadline {
+            Some(deadline) if now < self.wake_for(deadline) => now.min(deadline - Duration::from_nanos(1)),
+            _ => now,
+        }
+    }
+
+    /// When a deadline may be acted on: as it comes, or with the reading that has to come before.
+    pub fn wake_for(&self, deadline: VmInstant) -> VmInstant {
+        match self.read_at {
+            Some(read_at) if deadline > read_at.max(self.seen) => deadline.max(read_at + READING_INTERVAL),
+            _ => deadline,
+        }
+    }
+
     /// Notes that the model is told that it is `now`.
     pub fn see(&mut self, now: VmInstant) {
         self.seen = self.seen.max(now);
+    }
+
+    /// Notes that the guest is told that it is `now`: if that is less than the time, then the time it is from here on.
+    pub fn settle(&mut self, vm_now: VmInstant, now: VmInstant) {
+        let held_back = self.time(vm_now).saturating_duration_since(now);
+        self.total += held_back;
+        self.since_restart += held_back;
+        self.see(now);
     }
 
     /// Notes that the guest started or fed the watchdog.
@@ -163,26 +239,31 @@ impl Allowance {
         self.restarted_at = now;
     }
 
-    /// Whether a reading may be taken at `vm_now`, the VM's own time.
+    /// Whether a reading may be taken.
     pub fn is_due(&self, vm_now: VmInstant) -> bool {
-        self.next_reading.is_none_or(|next| vm_now >= next)
+        self.read_at.is_none_or(|read_at| self.time(vm_now) >= read_at + READING_INTERVAL)
     }
 
-    /// Takes a reading into account and gives what it adds to the allowance.
+    /// Takes a reading into account.
     ///
     /// The least delayed vCPU counts. The allowance is no more than the time since the model last looked, and the
     /// whole wait for `timeout_at` no more than `patience` times what it was meant to be.
     pub fn grant(&mut self, delays: Vec<Duration>, vm_now: VmInstant, timeout_at: VmInstant, patience: u32) {
-        self.next_reading = Some(vm_now + READING_INTERVAL);
         let starved = least_growth(&self.last_delays, &delays);
         self.last_delays = delays;
 
-        let unseen = (vm_now - self.total).saturating_duration_since(self.seen);
+        let unseen = self.time(vm_now).saturating_duration_since(self.seen);
         let timeout = timeout_at.saturating_duration_since(self.restarted_at);
         let most = timeout.saturating_mul(patience.saturating_sub(1)).saturating_sub(self.since_restart);
         let granted = starved.min(unseen).min(most);
         self.total += granted;
         self.since_restart += granted;
+        self.grant_nothing(vm_now);
+    }
+
+    /// Notes that a reading failed.
+    pub fn grant_nothing(&mut self, vm_now: VmInstant) {
+        self.read_at = Some(self.time(vm_now));
     }
 }
 
@@ -209,7 +290,7 @@ mod tests {
     fn fed_at_ten(before: &[u32]) -> Allowance {
         let mut allowance = Allowance::default();
         allowance.grant(seconds(before), at(9), at(14), 4);
-        allowance.see(at(10));
+        allowance.settle(at(10), at(10));
         allowance.restart(at(10));
         allowance
     }
@@ -262,5 +343,92 @@ mod tests {
         let allowance = fed_at_ten(&[0]);
         assert!(!allowance.is_due(at(9) + READING_INTERVAL / 2));
         assert!(allowance.is_due(at(9) + READING_INTERVAL));
+    }
+
+    #[test]
+    fn a_deadline_that_no_reading_has_looked_at_waits_for_one() {
+        let mut allowance = fed_at_ten(&[0]);
+        allowance.grant(seconds(&[0]), at(14), at(14), 4);
+        assert_eq!(allowance.model_time(at(14), Some(at(14))), at(14), "the reading was taken for it");
+
+        let (soon, next) = (at(14) + READING_INTERVAL / 2, at(14) + READING_INTERVAL);
+        let just_before = soon - Duration::from_nanos(1);
+        assert_eq!(allowance.wake_for(soon), next);
+        assert_eq!(allowance.model_time(just_before, Some(soon)), just_before);
+        assert_eq!(allowance.model_time(next - Duration::from_nanos(1), Some(soon)), just_before);
+        assert_eq!(allowance.model_time(next, Some(soon)), next);
+        assert_eq!(allowance.wake_for(at(15)), at(15));
+
+        // A guest that gets there before the reading does so in time, and goes on from there.
+        allowance.settle(next - Duration::from_nanos(1), just_before);
+        assert_eq!(allowance.time(next), soon);
+    }
+
+    /// Readings of one thread, in milliseconds since the first.
+    struct Script(Instant);
+
+    impl Script {
+        fn at(&self, at: u64, state: char, sleeps: u64, ran: u64, delayed: u64) -> Reading {
+            let [at, ran, delayed] = [at, ran, delayed].map(Duration::from_millis);
+            Reading { at: self.0 + at, is_runnable: state == 'R', sleeps, ran, delayed }
+        }
+    }
+
+    fn delays<const N: usize>(readings: [(u64, char, u64, u64, u64); N]) -> [u128; N] {
+        let script = Script(Instant::now());
+        let mut wait = Wait::since(script.at(0, 'R', 7, 0, 0));
+        readings.map(|(at, state, sleeps, ran, delayed)| {
+            wait.run_delay(script.at(at, state, sleeps, ran, delayed)).as_millis()
+        })
+    }
+
+    #[test]
+    fn a_wait_that_goes_on_counts_and_is_not_counted_again_when_linux_does() {
+        let waits = [
+            (1000, 'R', 7, 200, 0),
+            (2000, 'R', 7, 200, 0),
+            // It has run a little, and Linux has accounted for what came before.
+            (3000, 'R', 7, 210, 2790),
+            (4000, 'R', 7, 1200, 2800),
+        ];
+        assert_eq!(delays(waits), [800, 1800, 2790, 2800]);
+    }
+
+    #[test]
+    fn a_thread_that_runs_all_the_time_has_no_delay_however_late_its_account_is() {
+        let spins = [(100, 'R', 7, 96, 0), (200, 'R', 7, 192, 0), (300, 'R', 7, 300, 0), (1300, 'R', 7, 1291, 0)];
+        assert_eq!(delays(spins), [0; 4]);
+    }
+
+    #[test]
+    fn a_thread_that_sleeps_has_no_delay_but_what_linux_says() {
+        assert_eq!(delays([(1000, 'S', 8, 5, 3), (2000, 'S', 8, 5, 3), (3000, 'S', 9, 6, 4)]), [3, 3, 4]);
+    }
+
+    #[test]
+    fn of_a_thread_that_slept_and_waits_another_reading_tells() {
+        let woken = [(1000, 'R', 8, 5, 3), (1100, 'R', 8, 5, 3), (1200, 'R', 8, 10, 900)];
+        assert_eq!(delays(woken), [4, 104, 900]);
+        let slept_in_between = [(1000, 'R', 8, 5, 3), (1100, 'R', 9, 5, 3)];
+        assert_eq!(delays(slept_in_between), [4, 4]);
+    }
+
+    #[test]
+    fn linux_says_what_is_asked() {
+        let reading = Reading::take(Path::new("/proc/thread-self")).unwrap();
+        assert!(reading.is_runnable);
+        std::thread::sleep(Duration::from_millis(20));
+        let later = Reading::take(Path::new("/proc/thread-self")).unwrap();
+        assert!(later.sleeps > reading.sleeps);
+        assert!(later.at - reading.at >= Duration::from_millis(20));
+        assert!(later.ran - reading.ran < Duration::from_millis(20));
+    }
+
+    #[test]
+    fn a_file_that_says_something_else_is_named() {
+        let error = Reading::take(Path::new("/proc")).unwrap_err().to_string();
+        assert!(!error.is_empty());
+        let file = FileOf { path: "status".into(), text: "Name:\tx\n".into() };
+        assert_eq!(file.field("State:").unwrap_err().to_string(), r#"status: no State: in "Name:\tx\n""#);
     }
 }

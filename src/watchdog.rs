@@ -133,7 +133,8 @@ impl<M: Model + Send + 'static> WatchdogBuilder<M> {
     ///
     /// `patience` is how many times the timeout the guest may take in all, [`DEFAULT_PATIENCE`](crate::DEFAULT_PATIENCE)
     /// if you have no opinion. The price: on a busy host a guest that is really dead may be detected that much later,
-    /// for as long as its vCPUs wait for the processor. The instants of events and [`stats`](Watchdog::stats) are then
+    /// for as long as its vCPUs wait for the processor; and a deadline may be acted on up to 100 ms late, because the
+    /// delay is [read](RunDelay) that seldom. The instants of events and [`stats`](Watchdog::stats) are then
     /// on the VM's clock less [`starved`](Stats::starved).
     pub fn starvation(self, run_delay: impl RunDelay + 'static, patience: u32) -> Self {
         Self { starvation: Some(Starvation { run_delay: Box::new(run_delay), patience }), ..self }
@@ -243,15 +244,19 @@ impl<M: Model + Send + 'static> Watchdog<M> {
     pub(crate) fn access<R: Copy + Into<Access>>(&self, access: impl FnOnce(&mut M, VmInstant) -> R) -> R {
         let shared = &*self.shared;
         let mut core = shared.lock();
-        if core.has_deadline_passed(&shared.clock) {
+        if shared.starvation.is_some() && core.has_deadline_passed(&shared.clock) {
             core = shared.allow_for_starvation(core);
         }
-        let now = core.now(&shared.clock);
+        let now = core.settle_time(&shared.clock);
         let was_running = core.model.poll_at().is_some();
-        core.allowance.see(now);
         let outcome = access(&mut core.model, now);
-        core.note_access(outcome.into(), was_running, now);
-        core.arm_if_sooner(now);
+        let starts = !was_running && core.model.poll_at().is_some();
+        core.note_access(outcome.into(), starts, now);
+        if starts {
+            // What the guest is starved of from here on is told by what comes after this reading.
+            core = shared.allow_for_starvation(core);
+        }
+        core.arm_if_sooner(&shared.clock);
         let line_moved = core.line_level != Some(core.model.interrupt_level());
         drop(core);
         if line_moved {
@@ -268,13 +273,13 @@ impl<M: Model + Send + 'static> Watchdog<M> {
     /// Saves or replaces what the lock guards.
     pub(crate) fn with_core<R>(&self, work: impl FnOnce(&mut Core<M>, VmInstant) -> R) -> R {
         let mut core = self.shared.lock();
-        let now = core.now(&self.shared.clock);
-        core.allowance.see(now);
+        let now = core.settle_time(&self.shared.clock);
         work(&mut core, now)
     }
 
     /// Arms the timer for a state that was replaced.
     pub(crate) fn rearm(&self) {
+        drop(self.shared.allow_for_starvation(self.shared.lock()));
         self.shared.clock_changed();
     }
 }
@@ -283,17 +288,17 @@ impl<M: Model + Send + 'static> Shared<M> {
     /// Reports what has expired up to now. What expires meanwhile waits for the next wake, so this always ends.
     fn on_readable(&self) {
         let mut core = self.allow_for_starvation(self.lock());
-        let now = core.now(&self.clock);
+        let vm_now = self.clock.now();
+        let now = core.allowance.time(vm_now);
         core.silence_timer();
         // A thread that is delivering arms the timer when it is done, and resuming a paused clock arms it too.
         if !core.delivering && !self.clock.is_paused() {
             count(&mut core.stats.wakes);
             core.next_wake = now + MIN_WAKE_INTERVAL;
-            core.note_expired(now);
+            core.note_expired(vm_now);
             while !self.clock.is_paused() {
                 let Some(delivery) = core.deliveries.take_due(now) else {
-                    let now = core.now(&self.clock);
-                    core.arm_if_sooner(now);
+                    core.arm_if_sooner(&self.clock);
                     break;
                 };
                 core = self.deliver(core, delivery);
@@ -349,6 +354,7 @@ impl<M: Model + Send + 'static> Shared<M> {
             (Ok(_), None) => {}
             (Err(error), _) => {
                 count(&mut core.stats.run_delay_failures);
+                core.allowance.grant_nothing(now);
                 drop(core);
                 self.log_limit.run_delay_failure(now, &self.id, &error);
                 return self.lock();
@@ -392,7 +398,15 @@ impl<M: Model + Send + 'static> Shared<M> {
 impl<M: Model> Core<M> {
     /// The watchdog's time: the VM's, less what the guest was starved.
     fn now(&self, clock: &VmClock) -> VmInstant {
-        clock.now() - self.allowance.total
+        self.allowance.time(clock.now())
+    }
+
+    /// The time that a guest's access or the VMM meets, and that it is from then on.
+    fn settle_time(&mut self, clock: &VmClock) -> VmInstant {
+        let vm_now = clock.now();
+        let now = self.allowance.model_time(vm_now, self.model.poll_at());
+        self.allowance.settle(vm_now, now);
+        now
     }
 
     fn has_deadline_passed(&self, clock: &VmClock) -> bool {
@@ -404,8 +418,8 @@ impl<M: Model> Core<M> {
         self.armed_at = None;
     }
 
-    fn note_access(&mut self, access: Access, was_running: bool, now: VmInstant) {
-        if access == Access::Heartbeat || (!was_running && self.model.poll_at().is_some()) {
+    fn note_access(&mut self, access: Access, starts: bool, now: VmInstant) {
+        if access == Access::Heartbeat || starts {
             self.allowance.restart(now);
         }
         match access {
@@ -419,7 +433,11 @@ impl<M: Model> Core<M> {
         }
     }
 
-    fn note_expired(&mut self, now: VmInstant) {
+    fn note_expired(&mut self, vm_now: VmInstant) {
+        let now = self.allowance.model_time(vm_now, self.model.poll_at());
+        if self.model.poll_at().is_none_or(|deadline| deadline > now) {
+            return;
+        }
         self.allowance.see(now);
         let expired = self.model.poll(now);
         if expired.pretimeout.is_some() {
@@ -432,16 +450,17 @@ impl<M: Model> Core<M> {
     }
 
     /// Arms the timer for the next thing to do, if it is not armed for that or earlier.
-    fn arm_if_sooner(&mut self, now: VmInstant) {
+    fn arm_if_sooner(&mut self, clock: &VmClock) {
         if self.delivering {
             return;
         }
-        let todo = [self.model.poll_at(), self.deliveries.next_due()];
+        let deadline = self.model.poll_at().map(|deadline| self.allowance.wake_for(deadline));
+        let todo = [deadline, self.deliveries.next_due()];
         let Some(wanted) = todo.into_iter().flatten().min().map(|due| due.max(self.next_wake)) else {
             return;
         };
         if self.armed_at.is_none_or(|armed_at| wanted < armed_at) {
-            self.timer.arm(wanted.saturating_duration_since(now));
+            self.timer.arm(wanted.saturating_duration_since(self.now(clock)));
             self.armed_at = Some(wanted);
         }
     }
@@ -451,8 +470,7 @@ impl<M: Model + Send + 'static> ClockListener for Shared<M> {
     fn clock_changed(&self) {
         let mut core = self.lock();
         core.silence_timer();
-        let now = core.now(&self.clock);
-        core.arm_if_sooner(now);
+        core.arm_if_sooner(&self.clock);
     }
 }
 

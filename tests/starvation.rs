@@ -8,10 +8,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::{Driver, UNIT, arrived, device, recorder};
+use vm_watchdog::diag288::{Diag288, Intercept};
 use vm_watchdog::i6300esb::{I6300esb, InterruptPin};
 use vm_watchdog::{Action, DEFAULT_PATIENCE, Event, ManualClock, Stage, VmClock, Watchdog};
 
 const SECOND: Duration = Duration::from_secs(1);
+const MILLISECOND: Duration = Duration::from_millis(1);
 /// Two stages of 2048 units.
 const TIMEOUT: Duration = Duration::from_nanos(2 * 2048 * 983_040);
 
@@ -37,14 +39,12 @@ impl Host {
             .build(handler)
             .unwrap();
         watchdog.start(2048);
-        // The timer that was armed when the guest started takes the first reading.
-        watchdog.on_readable();
         Self { watchdog, time, delays, readings, events }
     }
 
     /// Time passes in steps, in which the given vCPUs are kept from running. Gives how long until the bite.
     fn run_until_bite(&self, starved: &[usize], most: Duration) -> Option<Duration> {
-        let step = SECOND / 5;
+        let step = MILLISECOND * 20;
         let mut passed = Duration::ZERO;
         while passed < most {
             self.time.advance(step);
@@ -118,6 +118,68 @@ fn a_heartbeat_that_comes_late_after_starvation_is_in_time() {
 }
 
 #[test]
+fn a_guest_starved_from_just_before_its_deadline_is_not_bitten() {
+    for before in [10, 30, 50, 70, 90, 110, 130].map(Duration::from_millis) {
+        let host = Host::new(1);
+        assert_eq!(host.run_until_bite(&[], TIMEOUT - before), None);
+        // The device looks at the time: it does not go back behind this.
+        host.watchdog.unlock();
+        assert_eq!(host.run_until_bite(&[0], TIMEOUT * 2), None, "{before:?}");
+        assert_about(host.run_until_bite(&[], TIMEOUT), before);
+    }
+}
+
+#[test]
+fn a_heartbeat_while_a_deadline_waits_for_a_reading_starts_a_whole_period() {
+    let host = Host::new(1);
+    host.time.advance(TIMEOUT / 2);
+    host.watchdog.on_readable();
+    host.time.advance(TIMEOUT / 2 - MILLISECOND * 50);
+    // The device looks at the time: it does not go back behind this.
+    host.watchdog.unlock();
+    host.time.advance(MILLISECOND * 50);
+    host.delays.lock().unwrap()[0] += SECOND;
+    host.watchdog.on_readable();
+    // 50 ms were granted. They are over, and the next reading is not due.
+    host.time.advance(MILLISECOND * 90);
+    host.watchdog.on_readable();
+    host.watchdog.ping();
+    assert_about(host.run_until_bite(&[], TIMEOUT * 2), TIMEOUT);
+}
+
+#[test]
+fn a_device_with_one_stage_needs_no_luck() {
+    let (clock, time) = VmClock::manual();
+    let (handler, events) = recorder();
+    let delays = Arc::new(Mutex::new(vec![Duration::ZERO]));
+    let run_delay = Reader { delays: delays.clone(), readings: Arc::default() };
+    let builder = Watchdog::builder("wd", Diag288::new()).clock(clock);
+    let watchdog = builder.starvation(run_delay, DEFAULT_PATIENCE).build(handler).unwrap();
+    // DIAGNOSE X'288' with the function INIT in register 2 and 15 s in register 3; then it is starved at once.
+    let mut gprs = [0; 16];
+    gprs[3] = 15;
+    assert_eq!(watchdog.intercept(4, 0x8324, 0x0288_0000, &gprs), Intercept::Done);
+    time.advance(SECOND * 15);
+    delays.lock().unwrap()[0] += SECOND * 15;
+    watchdog.on_readable();
+    assert_eq!(arrived(&events), []);
+    assert_eq!(watchdog.stats().time_left, Some(SECOND * 15));
+}
+
+#[test]
+fn a_fast_timer_does_not_keep_the_host_reading() {
+    let host = Host::new(1);
+    host.watchdog.start(1);
+    for _ in 0..1000 {
+        host.time.advance(MILLISECOND);
+        host.watchdog.ping();
+        host.watchdog.on_readable();
+    }
+    let readings = *host.readings.lock().unwrap();
+    assert!(readings <= 11, "{readings} in a second");
+}
+
+#[test]
 fn heartbeats_read_nothing() {
     let host = Host::new(1);
     let before = *host.readings.lock().unwrap();
@@ -144,5 +206,5 @@ fn a_host_that_cannot_say_gives_no_allowance() {
     time.advance(UNIT * 1024);
     watchdog.on_readable();
     assert_eq!(arrived(&events), [(Stage::Pretimeout, Action::None), (Stage::Timeout, Action::Reset)]);
-    assert_eq!(watchdog.stats().run_delay_failures, 1);
+    assert_eq!(watchdog.stats().run_delay_failures, 2, "at the start and at the deadline");
 }
