@@ -40,8 +40,7 @@ Exit status:
   7  the built-in guest saw something that it did not expect
   8  the snapshot cannot be read or used
 
-A guest without ACPI powers itself off by writing the word 0x2000 to port 0x604; a Linux one as root with
-  printf '\\040' | dd of=/dev/port bs=1 seek=1541
+Linux powers itself off by ACPI; a guest without it writes the word 0x2000 to port 0x604.
 A guest that resets itself (port 0x64, value 0xfe, or a triple fault) is rebooted in place.";
 
 impl From<ExitStatus> for ExitCode {

@@ -98,7 +98,7 @@ const UNLOCK_FIRST: Step = Write(RELOAD, Word(0x80));
 const UNLOCK_SECOND: Step = Write(RELOAD, Word(0x86));
 const HEARTBEAT: Step = Write(RELOAD, Word(1 << 8));
 const WDT_TIMEOUT: Data = Word(1 << 9);
-/// How a guest without ACPI powers this machine off.
+/// How a guest that does not read the ACPI tables powers this machine off.
 pub const POWER_OFF: (u16, u16) = (0x604, 1 << 13);
 
 /// Finds the device and arms it.

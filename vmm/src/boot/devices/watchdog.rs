@@ -25,7 +25,7 @@ pub struct WatchdogFunction {
 pub struct Resources {
     /// The address of BAR0.
     pub base: u32,
-    /// The interrupt that the interrupt line register names, for a guest without ACPI.
+    /// The interrupt that the interrupt line register names; the ACPI tables name none.
     pub interrupt: Option<u8>,
 }
 
