@@ -101,6 +101,7 @@ impl<M: Model + Send + 'static> Watchdog<M> {
             core.model.set_after_timeout(policy.timeout.after_timeout());
             core.deliveries.restore(&position, now);
             core.line_level = Some(core.model.interrupt_level());
+            core.allowance.restart(now);
             Ok(())
         })?;
         self.rearm();

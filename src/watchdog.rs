@@ -109,7 +109,7 @@ pub(crate) struct Core<M> {
     pub line_level: Option<bool>,
     /// A thread is setting the level: it sees to further changes.
     setting_line: bool,
-    allowance: Allowance,
+    pub allowance: Allowance,
     stats: Stats,
 }
 

@@ -27,7 +27,14 @@ struct Host {
 }
 
 impl Host {
+    /// A guest that has just started its watchdog.
     fn new(vcpus: usize) -> Self {
+        let host = Self::idle(vcpus);
+        host.watchdog.start(2048);
+        host
+    }
+
+    fn idle(vcpus: usize) -> Self {
         let (clock, time) = VmClock::manual();
         let (handler, events) = recorder();
         let delays = Arc::new(Mutex::new(vec![Duration::ZERO; vcpus]));
@@ -38,7 +45,6 @@ impl Host {
             .starvation(run_delay, DEFAULT_PATIENCE)
             .build(handler)
             .unwrap();
-        watchdog.start(2048);
         Self { watchdog, time, delays, readings, events }
     }
 
@@ -103,6 +109,16 @@ fn the_least_delayed_vcpu_counts() {
 fn patience_ends_at_four_times_the_timeout() {
     let host = Host::new(1);
     assert_about(host.run_until_bite(&[0], TIMEOUT * 10), TIMEOUT * DEFAULT_PATIENCE);
+}
+
+#[test]
+fn patience_ends_in_a_restored_vm_however_old_it_is() {
+    let saved = Host::new(1);
+    assert_eq!(saved.run_until_bite(&[], SECOND), None);
+    let restored = Host::idle(1);
+    restored.time.advance(SECOND * 3600);
+    restored.watchdog.restore(&saved.watchdog.save()).unwrap();
+    assert_about(restored.run_until_bite(&[0], SECOND * 3600), (TIMEOUT - SECOND) * DEFAULT_PATIENCE);
 }
 
 #[test]
