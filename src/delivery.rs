@@ -1,7 +1,7 @@
 //! Where the policy stands: which events are to be delivered, retried, escalated, and when.
 //!
 //! Pure bookkeeping of a bounded size: one slot for a pretimeout, one for a timeout or its escalation, and one instant
-//! at which the grace period ends. It is told the time and the outcome of each call; the locking is the watchdog's.
+//! at which the grace period ends. It is told the VM's time and the outcome of each call; the locking is the watchdog's.
 
 use std::time::Duration;
 
@@ -23,6 +23,8 @@ pub(crate) struct Deliveries {
     grace_ends: Option<VmInstant>,
     /// What the handler is being called with, None again if that has been cancelled meanwhile.
     in_flight: Option<Delivery>,
+    /// The guest has fed the watchdog since, and the action lets it go on.
+    has_recovered: bool,
 }
 
 /// One event on its way to the handler.
@@ -39,7 +41,7 @@ pub(crate) struct Delivery {
 
 impl Deliveries {
     pub fn new(policy: Policy) -> Self {
-        Self { policy, pretimeout: None, timeout: None, grace_ends: None, in_flight: None }
+        Self { policy, pretimeout: None, timeout: None, grace_ends: None, in_flight: None, has_recovered: false }
     }
 
     /// When [`take_due`](Self::take_due) next has something to deliver.
@@ -63,10 +65,12 @@ impl Deliveries {
         }
     }
 
-    /// The guest's heartbeat shows that it has recovered, if the last action let it go on.
-    pub fn heartbeat(&mut self) {
-        if self.policy.timeout.leaves_guest_running() {
+    /// The guest's heartbeat shows that it has recovered, if the last action, its own or the policy's, let it go on.
+    pub fn heartbeat(&mut self, requested: Option<Action>) {
+        if requested.unwrap_or(self.policy.timeout).leaves_guest_running() {
             self.grace_ends = None;
+            self.timeout = self.timeout.filter(|delivery| delivery.stage != Stage::Escalation);
+            self.has_recovered = true;
         }
     }
 
@@ -77,7 +81,9 @@ impl Deliveries {
 
     /// The VMM has dealt with what it was told: no retry, no escalation. What it was not told yet still comes.
     pub fn acknowledge(&mut self) {
-        let untold = |slot: Option<Delivery>| slot.filter(|delivery| delivery.attempt == 1);
+        let untold = |slot: Option<Delivery>| {
+            slot.filter(|delivery| delivery.attempt == 1 && delivery.stage != Stage::Escalation)
+        };
         *self = Self { pretimeout: untold(self.pretimeout), timeout: untold(self.timeout), ..Self::new(self.policy) };
     }
 
@@ -86,6 +92,7 @@ impl Deliveries {
     pub fn take_due(&mut self, now: VmInstant) -> Option<Delivery> {
         let is_due = |delivery: &mut Delivery| delivery.due <= now;
         let waiting = self.pretimeout.take_if(is_due).or_else(|| self.timeout.take_if(is_due));
+        self.has_recovered = false;
         self.in_flight = waiting.or_else(|| self.take_escalation(now));
         self.in_flight
     }
@@ -113,16 +120,25 @@ impl Deliveries {
         self.in_flight = None;
         let escalation = self.policy.escalation.filter(|_| delivery.stage == Stage::Timeout);
         match escalation {
-            Some(escalation) if performed => {
+            Some(escalation) if performed && !self.has_recovered => {
                 self.grace_ends.get_or_insert(now + escalation.grace);
             }
+            _ if performed || self.is_overtaken(delivery.stage) => {}
             Some(_) if delivery.attempt >= MAX_ATTEMPTS => self.grace_ends = Some(now),
-            _ if performed => {}
             _ => {
-                let due = now + retry_pause(delivery.attempt);
-                let retry = Delivery { due, attempt: delivery.attempt.saturating_add(1), ..delivery };
+                let attempt = delivery.attempt.saturating_add(1);
+                let retry = Delivery { due: now + pause_before(attempt), attempt, ..delivery };
                 self.slot(delivery.stage).get_or_insert(retry);
             }
+        }
+    }
+
+    /// Whether what failed need not be tried again.
+    fn is_overtaken(&self, stage: Stage) -> bool {
+        match stage {
+            Stage::Pretimeout => self.timeout.is_some(),
+            Stage::Timeout => false,
+            Stage::Escalation => self.has_recovered,
         }
     }
 
@@ -132,7 +148,7 @@ impl Deliveries {
         if let Some(delivery) = self.in_flight {
             settled.finished(delivery, true, now);
         }
-        let Self { policy, pretimeout, timeout, grace_ends, in_flight: _ } = settled;
+        let Self { policy, pretimeout, timeout, grace_ends, in_flight: _, has_recovered: _ } = settled;
         PolicyPosition {
             policy,
             pretimeout: pretimeout.map(|delivery| delivery.save(now)),
@@ -151,6 +167,7 @@ impl Deliveries {
             timeout: timeout.as_ref().map(restored),
             grace_ends: grace_remaining_ns.map(|nanos| after_signed_nanos(now, nanos)),
             in_flight: None,
+            has_recovered: false,
         };
     }
 
@@ -197,9 +214,12 @@ fn after_signed_nanos(now: VmInstant, nanos: i64) -> VmInstant {
     if nanos < 0 { now - distance } else { now + distance }
 }
 
-fn retry_pause(failures: u32) -> Duration {
-    let doublings = failures.saturating_sub(1).min(16);
-    (FIRST_RETRY * (1 << doublings)).min(LONGEST_RETRY)
+/// How long an attempt waits for its turn after the one before.
+pub(crate) fn pause_before(attempt: u32) -> Duration {
+    match attempt.checked_sub(2) {
+        None => Duration::ZERO,
+        Some(doublings) => (FIRST_RETRY * (1 << doublings.min(16))).min(LONGEST_RETRY),
+    }
 }
 
 #[cfg(test)]
@@ -276,7 +296,7 @@ mod tests {
             deliveries.expired(timeout(1), None);
             let delivery = deliveries.take_due(at(1)).expect("due");
             deliveries.finished(delivery, true, at(1));
-            deliveries.heartbeat();
+            deliveries.heartbeat(None);
             assert_eq!(deliveries.next_due().is_none(), dropped, "{action}");
         }
     }

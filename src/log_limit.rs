@@ -1,5 +1,6 @@
 //! Log lines, and no more of them than somebody will read.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -24,34 +25,38 @@ impl LogLimit {
     pub fn event(&self, now: VmInstant, id: &str, delivery: &Delivery) {
         let Delivery { stage, action, deadline, attempt, .. } = delivery;
         let late = now.saturating_duration_since(*deadline);
-        if let Some(held) = pass(&self.events, now) {
+        write(&self.events, now, |held| {
             log::warn!("watchdog {id}: {stage} at {deadline} ({late:?} ago), action {action}, attempt {attempt}{held}");
-        }
+        });
     }
 
     pub fn failure(&self, event: &Event, error: &HandlerError) {
         let Event { id, stage, action, attempt, observed, .. } = event;
-        if let Some(held) = pass(&self.failures, *observed) {
+        write(&self.failures, *observed, |held| {
             log::error!("watchdog {id}: action {action} of {stage} failed at attempt {attempt}: {error}{held}");
-        }
+        });
     }
 
     pub fn line_failure(&self, now: VmInstant, id: &str, high: bool, error: &HandlerError) {
         let level = if high { "raised" } else { "lowered" };
-        if let Some(held) = pass(&self.lines, now) {
+        write(&self.lines, now, |held| {
             log::error!("watchdog {id}: the interrupt line cannot be {level}: {error}{held}");
-        }
+        });
     }
 
     pub fn run_delay_failure(&self, now: VmInstant, id: &str, error: &HandlerError) {
-        if let Some(held) = pass(&self.readings, now) {
+        write(&self.readings, now, |held| {
             log::error!("watchdog {id}: the run delay of the guest is not known: {error}{held}");
-        }
+        });
     }
 }
 
-fn pass(gate: &Mutex<Gate>, now: VmInstant) -> Option<HeldBack> {
-    gate.lock().unwrap_or_else(PoisonError::into_inner).pass(now)
+/// Writes a line, unless one was written just now. A logger or an error that panics loses its line and nothing else.
+fn write(gate: &Mutex<Gate>, now: VmInstant, line: impl FnOnce(HeldBack)) {
+    let passed = gate.lock().unwrap_or_else(PoisonError::into_inner).pass(now);
+    if let Some(held) = passed {
+        let _ = catch_unwind(AssertUnwindSafe(|| line(held)));
+    }
 }
 
 #[derive(Debug, Default)]

@@ -189,8 +189,12 @@ pub(crate) struct Allowance {
     /// The latest instant that the model was given: time does not go back behind it.
     seen: VmInstant,
     last_delays: Vec<Duration>,
-    /// When the last reading was taken, on the watchdog's time.
+    /// When the last reading was begun, on the watchdog's time.
     read_at: Option<VmInstant>,
+    /// When the next may be begun, on the VM's.
+    next_reading: VmInstant,
+    /// A thread is reading.
+    is_reading: bool,
 }
 
 impl Allowance {
@@ -199,21 +203,33 @@ impl Allowance {
         vm_now - self.total
     }
 
-    /// The time to tell the model. It stops short of a deadline that no reading has looked at, until one may be taken.
-    pub fn model_time(&self, vm_now: VmInstant, deadline: Option<VmInstant>) -> VmInstant {
-        let now = self.time(vm_now);
-        match deadline {
-            Some(deadline) if now < self.wake_for(deadline) => now.min(deadline - Duration::from_nanos(1)),
-            _ => now,
-        }
+    /// When the watchdog's time is, or was, this.
+    pub fn vm_time(&self, time: VmInstant) -> VmInstant {
+        time + self.total
     }
 
-    /// When a deadline may be acted on: as it comes, or with the reading that has to come before.
+    /// The time to tell a model with these deadlines. It stops short of one that no reading has looked at.
+    pub fn model_time(
+        &self,
+        vm_now: VmInstant,
+        poll_at: Option<VmInstant>,
+        timeout_at: Option<VmInstant>,
+    ) -> VmInstant {
+        let now = self.time(vm_now);
+        // A watchdog without a timeout is not read for.
+        let deadlines = timeout_at.into_iter().chain(poll_at.filter(|_| timeout_at.is_some()));
+        let unread = deadlines.filter(|&deadline| self.is_unread(deadline)).min();
+        unread.map_or(now, |deadline| now.min(deadline - Duration::from_nanos(1)))
+    }
+
+    /// When to act on a deadline, on the VM's clock: as it comes, or with the reading that has to come before.
     pub fn wake_for(&self, deadline: VmInstant) -> VmInstant {
-        match self.read_at {
-            Some(read_at) if deadline > read_at.max(self.seen) => deadline.max(read_at + READING_INTERVAL),
-            _ => deadline,
-        }
+        let comes = self.vm_time(deadline);
+        if self.is_unread(deadline) { comes.max(self.next_reading) } else { comes }
+    }
+
+    fn is_unread(&self, deadline: VmInstant) -> bool {
+        self.read_at.is_some_and(|read_at| deadline > read_at.max(self.seen))
     }
 
     /// Notes that the model is told that it is `now`.
@@ -229,37 +245,46 @@ impl Allowance {
         self.see(now);
     }
 
-    /// Notes that the guest started or fed the watchdog.
+    /// Notes that the guest started or fed the watchdog, or that it has timed out.
     pub fn restart(&mut self, now: VmInstant) {
         self.since_restart = Duration::ZERO;
         self.restarted_at = now;
     }
 
-    /// Whether a reading may be taken.
-    pub fn is_due(&self, vm_now: VmInstant) -> bool {
-        self.read_at.is_none_or(|read_at| self.time(vm_now) >= read_at + READING_INTERVAL)
+    /// Whether a reading may be taken; then it is the caller's to take.
+    pub fn begin_reading(&mut self, vm_now: VmInstant) -> bool {
+        let begins = !self.is_reading && vm_now >= self.next_reading;
+        self.is_reading |= begins;
+        begins
     }
 
-    /// Takes a reading into account.
+    /// Takes a reading into account that was begun at `begun`.
     ///
     /// The least delayed vCPU counts. The allowance is no more than the time since the model last looked, and the
     /// whole wait for `timeout_at` no more than `patience` times what it was meant to be.
-    pub fn grant(&mut self, delays: Vec<Duration>, vm_now: VmInstant, timeout_at: VmInstant, patience: u32) {
+    pub fn grant(&mut self, delays: Vec<Duration>, begun: VmInstant, timeout_at: Option<VmInstant>, patience: u32) {
         let starved = least_growth(&self.last_delays, &delays);
         self.last_delays = delays;
 
-        let unseen = self.time(vm_now).saturating_duration_since(self.seen);
-        let timeout = timeout_at.saturating_duration_since(self.restarted_at);
+        let unseen = self.time(begun).saturating_duration_since(self.seen);
+        let timeout = timeout_at.unwrap_or_default().saturating_duration_since(self.restarted_at);
         let most = timeout.saturating_mul(patience.saturating_sub(1)).saturating_sub(self.since_restart);
         let granted = starved.min(unseen).min(most);
         self.total += granted;
         self.since_restart += granted;
-        self.grant_nothing(vm_now);
+        self.end_reading(begun);
     }
 
     /// Notes that a reading failed.
-    pub fn grant_nothing(&mut self, vm_now: VmInstant) {
-        self.read_at = Some(self.time(vm_now));
+    pub fn grant_nothing(&mut self, begun: VmInstant) {
+        self.last_delays.clear();
+        self.end_reading(begun);
+    }
+
+    fn end_reading(&mut self, begun: VmInstant) {
+        self.is_reading = false;
+        self.read_at = Some(self.time(begun));
+        self.next_reading = begun + READING_INTERVAL;
     }
 }
 
@@ -285,7 +310,7 @@ mod tests {
     /// A watchdog fed at 10 s, for a deadline at 14 s, with delays of `before` read before that.
     fn fed_at_ten(before: &[u32]) -> Allowance {
         let mut allowance = Allowance::default();
-        allowance.grant(seconds(before), at(9), at(14), 4);
+        allowance.grant(seconds(before), at(9), Some(at(14)), 4);
         allowance.settle(at(10), at(10));
         allowance.restart(at(10));
         allowance
@@ -299,7 +324,7 @@ mod tests {
     fn the_least_delayed_vcpu_counts() {
         for (before, after, granted) in [(&[5, 5], &[8, 6], 1), (&[5, 5], &[8, 5], 0), (&[1, 9], &[3, 12], 2)] {
             let mut allowance = fed_at_ten(before);
-            allowance.grant(seconds(after), at(14), at(14), 4);
+            allowance.grant(seconds(after), at(14), Some(at(14)), 4);
             assert_eq!(allowance.total, SECOND * granted);
         }
     }
@@ -307,9 +332,9 @@ mod tests {
     #[test]
     fn a_vcpu_that_comes_or_goes_has_no_delay_to_compare() {
         let mut allowance = fed_at_ten(&[]);
-        allowance.grant(seconds(&[7]), at(14), at(14), 4);
+        allowance.grant(seconds(&[7]), at(14), Some(at(14)), 4);
         assert_eq!(allowance.total, Duration::ZERO);
-        allowance.grant(seconds(&[]), at(15), at(14), 4);
+        allowance.grant(seconds(&[]), at(15), Some(at(14)), 4);
         assert_eq!(allowance.total, Duration::ZERO);
     }
 
@@ -317,7 +342,7 @@ mod tests {
     fn time_does_not_go_back_behind_what_the_device_has_seen() {
         let mut allowance = fed_at_ten(&[0]);
         allowance.see(at(13));
-        allowance.grant(seconds(&[4]), at(14), at(14), 4);
+        allowance.grant(seconds(&[4]), at(14), Some(at(14)), 4);
         assert_eq!(allowance.total, SECOND);
     }
 
@@ -325,34 +350,34 @@ mod tests {
     fn patience_ends_at_its_multiple_of_the_timeout() {
         let mut allowance = fed_at_ten(&[0]);
         for second in 14..200 {
-            allowance.grant(seconds(&[second]), at(second), at(14), 4);
+            allowance.grant(seconds(&[second]), at(second), Some(at(14)), 4);
         }
         // 4 s of the guest's own time, and three times that for which it was starved.
         assert_eq!(allowance.total, SECOND * 12);
         allowance.restart(at(100));
-        allowance.grant(seconds(&[300]), at(300), at(104), 4);
+        allowance.grant(seconds(&[300]), at(300), Some(at(104)), 4);
         assert_eq!(allowance.total, SECOND * 24);
     }
 
     #[test]
     fn readings_are_few() {
-        let allowance = fed_at_ten(&[0]);
-        assert!(!allowance.is_due(at(9) + READING_INTERVAL / 2));
-        assert!(allowance.is_due(at(9) + READING_INTERVAL));
+        let mut allowance = fed_at_ten(&[0]);
+        assert!(!allowance.begin_reading(at(9) + READING_INTERVAL / 2));
+        assert!(allowance.begin_reading(at(9) + READING_INTERVAL));
     }
 
     #[test]
     fn a_deadline_that_no_reading_has_looked_at_waits_for_one() {
         let mut allowance = fed_at_ten(&[0]);
-        allowance.grant(seconds(&[0]), at(14), at(14), 4);
-        assert_eq!(allowance.model_time(at(14), Some(at(14))), at(14), "the reading was taken for it");
+        allowance.grant(seconds(&[0]), at(14), Some(at(14)), 4);
+        assert_eq!(allowance.model_time(at(14), Some(at(14)), Some(at(14))), at(14), "the reading was taken for it");
 
         let (soon, next) = (at(14) + READING_INTERVAL / 2, at(14) + READING_INTERVAL);
         let just_before = soon - Duration::from_nanos(1);
         assert_eq!(allowance.wake_for(soon), next);
-        assert_eq!(allowance.model_time(just_before, Some(soon)), just_before);
-        assert_eq!(allowance.model_time(next - Duration::from_nanos(1), Some(soon)), just_before);
-        assert_eq!(allowance.model_time(next, Some(soon)), next);
+        assert_eq!(allowance.model_time(just_before, Some(soon), Some(soon)), just_before);
+        assert_eq!(allowance.model_time(next - Duration::from_nanos(1), Some(soon), Some(soon)), just_before);
+        assert_eq!(allowance.model_time(next, Some(soon), Some(soon)), just_before);
         assert_eq!(allowance.wake_for(at(15)), at(15));
 
         // A guest that gets there before the reading does so in time, and goes on from there.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use vm_watchdog_devices::{Model, StateError};
 
+use crate::delivery::pause_before;
 use crate::{Action, Policy, Stage, Watchdog};
 
 /// Version 1 of the saved state of a [`Watchdog`]: its device, its policy, and how far the latter has come.
@@ -60,21 +61,30 @@ pub struct DeliveryStateV1 {
     pub attempt: u32,
 }
 
+const ACCEPTED_DUE_IN: &str = "0 before the first call, and then at most the pause after the failures so far";
+
+impl DeliveryStateV1 {
+    /// Whether it waits no longer than a failing handler makes it wait.
+    fn comes_in_time(&self) -> bool {
+        Duration::from_nanos(self.due_in_ns) <= pause_before(self.attempt)
+    }
+}
+
 impl<M: Model + Send + 'static> Watchdog<M> {
     /// The whole state. [Pause](crate::VmClock::pause) the VM first, or it is out of date when you get it.
     ///
     /// An action whose handler is being called counts as performed.
     pub fn save(&self) -> WatchdogStateV1<M::State> {
         self.with_core(|core, now| {
-            let position = core.deliveries.save(now);
+            let position = core.deliveries.save(now.vm);
             WatchdogStateV1 {
                 version: 1,
-                vm_time_ns: now.as_nanos(),
+                vm_time_ns: now.vm.as_nanos(),
                 policy: position.policy,
                 pretimeout: position.pretimeout,
                 timeout: position.timeout,
                 grace_remaining_ns: position.grace_remaining_ns,
-                device: core.model.save(now),
+                device: core.model.save(now.watchdog),
             }
         })
     }
@@ -87,8 +97,10 @@ impl<M: Model + Send + 'static> Watchdog<M> {
     ///
     /// [`StateError`] names the first field that holds what no watchdog can be in. Then nothing has changed.
     pub fn restore(&self, state: &WatchdogStateV1<M::State>) -> Result<(), StateError> {
-        let WatchdogStateV1 { version, vm_time_ns: _, policy, pretimeout, timeout, grace_remaining_ns, device } = state;
+        let WatchdogStateV1 { version, vm_time_ns, policy, pretimeout, timeout, grace_remaining_ns, device } = state;
         StateError::unless(*version == 1, "version", *version, "1")?;
+        let is_within_reach = i64::try_from(*vm_time_ns).is_ok();
+        StateError::unless(is_within_reach, "vm_time_ns", *vm_time_ns, "at most 2^63 - 1, which is 292 years")?;
         let position = PolicyPosition {
             policy: *policy,
             pretimeout: *pretimeout,
@@ -97,11 +109,11 @@ impl<M: Model + Send + 'static> Watchdog<M> {
         };
         position.validate()?;
         self.with_core(|core, now| {
-            core.model = core.model.restored(device, now)?;
+            core.model = core.model.restored(device, now.watchdog)?;
             core.model.set_after_timeout(policy.timeout.after_timeout());
-            core.deliveries.restore(&position, now);
+            core.deliveries.restore(&position, now.vm);
             core.line_level = Some(core.model.interrupt_level());
-            core.allowance.restart(now);
+            core.allowance.restart(now.watchdog);
             Ok(())
         })?;
         self.rearm();
@@ -123,11 +135,15 @@ impl PolicyPosition {
             let possible = delivery.stage == Stage::Pretimeout;
             StateError::unless(possible, "pretimeout.stage", delivery.stage as u8, "pretimeout")?;
             StateError::unless(delivery.attempt > 0, "pretimeout.attempt", delivery.attempt, "at least 1")?;
+            let due_in = delivery.due_in_ns;
+            StateError::unless(delivery.comes_in_time(), "pretimeout.due_in_ns", due_in, ACCEPTED_DUE_IN)?;
         }
         if let Some(delivery) = &self.timeout {
             let possible = delivery.stage != Stage::Pretimeout;
             StateError::unless(possible, "timeout.stage", delivery.stage as u8, "timeout or escalation")?;
             StateError::unless(delivery.attempt > 0, "timeout.attempt", delivery.attempt, "at least 1")?;
+            let due_in = delivery.due_in_ns;
+            StateError::unless(delivery.comes_in_time(), "timeout.due_in_ns", due_in, ACCEPTED_DUE_IN)?;
         }
         if let Some(remaining) = self.grace_remaining_ns {
             let left = Duration::from_nanos(u64::try_from(remaining).unwrap_or(0));

@@ -44,8 +44,14 @@ impl<M: Model + Send + 'static> Watchdog<M> {
                 epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token))?;
             }
             let watchdog = self.clone();
-            let name = format!("watchdog {}", self.id());
-            let handle = thread::Builder::new().name(thread_name(name)).spawn(move || serve(&watchdog, &epoll))?;
+            // An epoll forgets a descriptor that is closed, as `stop` is by a handler that drops its own thread.
+            let kept_open = stop.try_clone()?;
+            let serve = move || {
+                serve(&watchdog, &epoll);
+                drop(kept_open);
+            };
+            let name = thread_name(format!("watchdog {}", self.id()));
+            let handle = thread::Builder::new().name(name).spawn(serve)?;
             Ok(WatchdogThread { stop, handle: Some(handle) })
         };
         start().map_err(|source| Error::Thread { id: self.id().to_owned(), source })

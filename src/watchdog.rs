@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use vm_watchdog_devices::{Access, Model};
+use vm_watchdog_devices::{Access, Expired, Model};
 
 use crate::clock::{ClockListener, VmClock};
 use crate::delivery::{Deliveries, Delivery};
@@ -94,6 +94,15 @@ struct Shared<M> {
     log_limit: LogLimit,
 }
 
+/// One instant on two clocks.
+#[derive(Clone, Copy)]
+pub(crate) struct Now {
+    /// The VM's time: of everything but the model.
+    pub vm: VmInstant,
+    /// The watchdog's: the VM's, less what the guest was starved.
+    pub watchdog: VmInstant,
+}
+
 /// What the lock guards. The lock is never held while the handler or the interrupt line is called.
 pub(crate) struct Core<M> {
     pub model: M,
@@ -133,9 +142,8 @@ impl<M: Model + Send + 'static> WatchdogBuilder<M> {
     ///
     /// `patience` is how many times the timeout the guest may take in all, [`DEFAULT_PATIENCE`](crate::DEFAULT_PATIENCE)
     /// if you have no opinion. The price: on a busy host a guest that is really dead may be detected that much later,
-    /// for as long as its vCPUs wait for the processor; and a deadline may be acted on up to 100 ms late, because the
-    /// delay is [read](RunDelay) that seldom. The instants of events and [`stats`](Watchdog::stats) are then
-    /// on the VM's clock less [`starved`](Stats::starved).
+    /// for as long as its vCPUs wait for the processor. The delay is [read](RunDelay) seldom: a deadline may be acted on
+    /// up to 100 ms late, and what the guest was starved of before its last heartbeat may count after it.
     pub fn starvation(self, run_delay: impl RunDelay + 'static, patience: u32) -> Self {
         Self { starvation: Some(Starvation { run_delay: Box::new(run_delay), patience }), ..self }
     }
@@ -202,8 +210,9 @@ impl<M: Model + Send + 'static> Watchdog<M> {
     /// The counters.
     pub fn stats(&self) -> Stats {
         let core = self.shared.lock();
-        let now = core.now(&self.shared.clock);
-        let time_left = core.model.timeout_at().map(|timeout_at| timeout_at.saturating_duration_since(now));
+        let now = self.shared.clock.now();
+        let left = |timeout_at: VmInstant| timeout_at.saturating_duration_since(core.allowance.time(now));
+        let time_left = core.model.timeout_at().map(left);
         Stats { now, armed: core.model.is_armed(), time_left, starved: core.allowance.total, ..core.stats }
     }
 
@@ -249,7 +258,7 @@ impl<M: Model + Send + 'static> Watchdog<M> {
         }
         let now = core.settle_time(&shared.clock);
         let was_running = core.model.poll_at().is_some();
-        let outcome = access(&mut core.model, now);
+        let outcome = access(&mut core.model, now.watchdog);
         let starts = !was_running && core.model.poll_at().is_some();
         core.note_access(outcome.into(), starts, now);
         if starts {
@@ -271,8 +280,8 @@ impl<M: Model + Send + 'static> Watchdog<M> {
     }
 
     /// Saves or replaces what the lock guards.
-    pub(crate) fn with_core<R>(&self, work: impl FnOnce(&mut Core<M>, VmInstant) -> R) -> R {
-        let mut core = self.shared.lock();
+    pub(crate) fn with_core<R>(&self, work: impl FnOnce(&mut Core<M>, Now) -> R) -> R {
+        let mut core = self.shared.allow_for_starvation(self.shared.lock());
         let now = core.settle_time(&self.shared.clock);
         work(&mut core, now)
     }
@@ -288,14 +297,13 @@ impl<M: Model + Send + 'static> Shared<M> {
     /// Reports what has expired up to now. What expires meanwhile waits for the next wake, so this always ends.
     fn on_readable(&self) {
         let mut core = self.allow_for_starvation(self.lock());
-        let vm_now = self.clock.now();
-        let now = core.allowance.time(vm_now);
+        let now = self.clock.now();
         core.silence_timer();
         // A thread that is delivering arms the timer when it is done, and resuming a paused clock arms it too.
         if !core.delivering && !self.clock.is_paused() {
             count(&mut core.stats.wakes);
             core.next_wake = now + MIN_WAKE_INTERVAL;
-            core.note_expired(vm_now);
+            core.note_expired(now);
             while !self.clock.is_paused() {
                 let Some(delivery) = core.deliveries.take_due(now) else {
                     core.arm_if_sooner(&self.clock);
@@ -310,7 +318,7 @@ impl<M: Model + Send + 'static> Shared<M> {
 
     /// Calls the handler without the lock, unless the VM is paused.
     fn deliver<'a>(&'a self, mut core: MutexGuard<'a, Core<M>>, delivery: Delivery) -> MutexGuard<'a, Core<M>> {
-        let observed = core.now(&self.clock);
+        let observed = self.clock.now();
         let Some(permit) = self.clock.permit() else {
             core.deliveries.put_back(delivery);
             return core;
@@ -332,32 +340,34 @@ impl<M: Model + Send + 'static> Shared<M> {
         core.delivering = false;
         let Stats { actions, action_failures, .. } = &mut core.stats;
         count(if outcome.is_ok() { actions } else { action_failures });
-        let now = core.now(&self.clock);
-        core.deliveries.finished(delivery, outcome.is_ok(), now);
+        core.deliveries.finished(delivery, outcome.is_ok(), self.clock.now());
         core
     }
 
     /// Sets the watchdog's time back by what the guest was starved, if that is the policy. Asks without the lock.
-    fn allow_for_starvation<'a>(&'a self, core: MutexGuard<'a, Core<M>>) -> MutexGuard<'a, Core<M>> {
+    fn allow_for_starvation<'a>(&'a self, mut core: MutexGuard<'a, Core<M>>) -> MutexGuard<'a, Core<M>> {
         let Some(Starvation { run_delay, patience }) = &self.starvation else {
             return core;
         };
-        if core.model.timeout_at().is_none() || !core.allowance.is_due(self.clock.now()) {
+        // What happens while the host is asked is left to the next reading.
+        let begun = self.clock.now();
+        if core.model.timeout_at().is_none() || !core.allowance.begin_reading(begun) {
             return core;
         }
         drop(core);
         let reading = contain_panic(|| Ok(run_delay.run_delays()?));
         let mut core = self.lock();
-        let now = self.clock.now();
-        match (reading, core.model.timeout_at()) {
-            (Ok(delays), Some(timeout_at)) => core.allowance.grant(delays, now, timeout_at, *patience),
-            (Ok(_), None) => {}
-            (Err(error), _) => {
+        match reading {
+            Ok(delays) => {
+                let timeout_at = core.model.timeout_at();
+                core.allowance.grant(delays, begun, timeout_at, *patience);
+            }
+            Err(error) => {
                 count(&mut core.stats.run_delay_failures);
-                core.allowance.grant_nothing(now);
+                core.allowance.grant_nothing(begun);
                 drop(core);
-                self.log_limit.run_delay_failure(now, &self.id, &error);
-                return self.lock();
+                self.log_limit.run_delay_failure(begun, &self.id, &error);
+                core = self.lock();
             }
         }
         core
@@ -375,12 +385,13 @@ impl<M: Model + Send + 'static> Shared<M> {
                 return;
             }
             core.setting_line = true;
+            core.line_level = Some(level);
             drop(core);
             let outcome = contain_panic(|| Ok(line.set_level(level)?));
             core = self.lock();
             core.setting_line = false;
-            core.line_level = outcome.is_ok().then_some(level);
             if let Err(error) = outcome {
+                core.line_level = None;
                 count(&mut core.stats.interrupt_failures);
                 drop(core);
                 self.log_limit.line_failure(self.clock.now(), &self.id, level, &error);
@@ -396,21 +407,20 @@ impl<M: Model + Send + 'static> Shared<M> {
 }
 
 impl<M: Model> Core<M> {
-    /// The watchdog's time: the VM's, less what the guest was starved.
-    fn now(&self, clock: &VmClock) -> VmInstant {
-        self.allowance.time(clock.now())
+    /// The time to tell the model, which is the watchdog's from then on.
+    fn settle_time(&mut self, clock: &VmClock) -> Now {
+        let vm = clock.now();
+        let watchdog = self.model_time(vm);
+        self.allowance.settle(vm, watchdog);
+        Now { vm, watchdog }
     }
 
-    /// The time that a guest's access or the VMM meets, and that it is from then on.
-    fn settle_time(&mut self, clock: &VmClock) -> VmInstant {
-        let vm_now = clock.now();
-        let now = self.allowance.model_time(vm_now, self.model.poll_at());
-        self.allowance.settle(vm_now, now);
-        now
+    fn model_time(&self, vm_now: VmInstant) -> VmInstant {
+        self.allowance.model_time(vm_now, self.model.poll_at(), self.model.timeout_at())
     }
 
     fn has_deadline_passed(&self, clock: &VmClock) -> bool {
-        self.model.poll_at().is_some_and(|deadline| deadline <= self.now(clock))
+        self.model.poll_at().is_some_and(|deadline| deadline <= self.allowance.time(clock.now()))
     }
 
     fn silence_timer(&mut self) {
@@ -418,23 +428,23 @@ impl<M: Model> Core<M> {
         self.armed_at = None;
     }
 
-    fn note_access(&mut self, access: Access, starts: bool, now: VmInstant) {
+    fn note_access(&mut self, access: Access, starts: bool, now: Now) {
         if access == Access::Heartbeat || starts {
-            self.allowance.restart(now);
+            self.allowance.restart(now.watchdog);
         }
         match access {
             Access::Ignored => count(&mut self.stats.ignored_accesses),
             Access::Accepted => {}
             Access::Heartbeat => {
                 count(&mut self.stats.heartbeats);
-                self.stats.last_heartbeat = Some(now);
-                self.deliveries.heartbeat();
+                self.stats.last_heartbeat = Some(now.vm);
+                self.deliveries.heartbeat(self.model.timeout_request().map(Action::from));
             }
         }
     }
 
     fn note_expired(&mut self, vm_now: VmInstant) {
-        let now = self.allowance.model_time(vm_now, self.model.poll_at());
+        let now = self.model_time(vm_now);
         if self.model.poll_at().is_none_or(|deadline| deadline > now) {
             return;
         }
@@ -445,7 +455,10 @@ impl<M: Model> Core<M> {
         }
         if expired.timeout.is_some() {
             count(&mut self.stats.expiries);
+            self.allowance.restart(now);
         }
+        let vm_time = |deadline: Option<VmInstant>| deadline.map(|deadline| self.allowance.vm_time(deadline));
+        let expired = Expired { pretimeout: vm_time(expired.pretimeout), timeout: vm_time(expired.timeout) };
         self.deliveries.expired(expired, self.model.timeout_request().map(Action::from));
     }
 
@@ -460,7 +473,7 @@ impl<M: Model> Core<M> {
             return;
         };
         if self.armed_at.is_none_or(|armed_at| wanted < armed_at) {
-            self.timer.arm(wanted.saturating_duration_since(self.now(clock)));
+            self.timer.arm(wanted.saturating_duration_since(clock.now()));
             self.armed_at = Some(wanted);
         }
     }

@@ -3,18 +3,22 @@
 mod common;
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use common::{Driver, UNIT, arrived, device, recorder, sending};
 use vm_watchdog::i6300esb::{I6300esb, InterruptPin};
-use vm_watchdog::{Action, Event, HandlerError, Policy, Stage, VmClock, VmInstant, Watchdog};
+use vm_watchdog::{
+    Action, ActionHandler, DeliveryStateV1, Event, HandlerError, ManualClock, Policy, Stage, VmClock, VmInstant,
+    Watchdog, WatchdogStateV1, WatchdogThread,
+};
 
 const BITE: (Stage, Action) = (Stage::Timeout, Action::Reset);
 const WARNING: (Stage, Action) = (Stage::Pretimeout, Action::None);
 /// Long enough for any thread to run, on any machine.
 const PATIENCE: Duration = Duration::from_secs(30);
+const SECOND: Duration = Duration::from_secs(1);
 
 #[test]
 fn the_handler_learns_of_both_stages_with_their_exact_deadlines() {
@@ -103,7 +107,7 @@ fn resetting_itself_at(stage: Stage, clock: VmClock) -> (Watchdog<I6300esb>, Rec
             Ok(sender.lock().unwrap().send(event.clone())?)
         }
     };
-    let policy = Policy::new(Action::Reset).with_escalation(Duration::from_secs(1), Action::Poweroff);
+    let policy = Policy::new(Action::Reset).with_escalation(SECOND, Action::Poweroff);
     let watchdog =
         Watchdog::builder("wd", device(InterruptPin::None)).clock(clock).policy(policy).build(handler).unwrap();
     assert!(itself.set(watchdog.clone()).is_ok());
@@ -229,6 +233,108 @@ fn an_escalation_follows_unless_the_vmm_acknowledges_or_resets() {
         let expected: &[_] = if escalates { &[(Stage::Escalation, Action::Poweroff)] } else { &[] };
         assert_eq!(arrived(&events), expected, "{case}");
     }
+}
+
+/// A watchdog of 4 s whose handler fails at the first attempt of one stage.
+fn interrupting(failing: Stage) -> (Watchdog<I6300esb>, ManualClock, Receiver<Event>) {
+    let (clock, time) = VmClock::manual();
+    let (sender, events) = channel();
+    let record = sending(sender);
+    let handler = move |event: &Event| -> Result<(), HandlerError> {
+        record.perform(event)?;
+        if (event.stage, event.attempt) == (failing, 1) { Err("not now".into()) } else { Ok(()) }
+    };
+    let policy = Policy::new(Action::InjectNmi).with_escalation(SECOND, Action::Poweroff);
+    let policy = policy.with_pretimeout(Action::Dump);
+    let watchdog =
+        Watchdog::builder("wd", device(InterruptPin::None)).clock(clock).policy(policy).build(handler).unwrap();
+    watchdog.start(2048);
+    (watchdog, time, events)
+}
+
+#[test]
+fn a_warning_that_failed_is_not_tried_again_after_the_timeout_it_warned_of() {
+    let (watchdog, time, events) = interrupting(Stage::Pretimeout);
+    time.advance(UNIT * 4096);
+    watchdog.on_readable();
+    watchdog.ping();
+    time.advance(SECOND);
+    watchdog.on_readable();
+    assert_eq!(arrived(&events), [(Stage::Pretimeout, Action::Dump), (Stage::Timeout, Action::InjectNmi)]);
+}
+
+#[test]
+fn a_guest_that_recovers_is_not_escalated_even_if_the_escalation_failed_once() {
+    let (watchdog, time, events) = interrupting(Stage::Escalation);
+    time.advance(UNIT * 4096);
+    watchdog.on_readable();
+    time.advance(SECOND);
+    watchdog.on_readable();
+    assert_eq!(arrived(&events).last(), Some(&(Stage::Escalation, Action::Poweroff)));
+    watchdog.ping();
+    time.advance(SECOND);
+    watchdog.on_readable();
+    assert_eq!(arrived(&events), []);
+}
+
+#[test]
+fn a_heartbeat_while_the_action_is_performed_shows_recovery_too() {
+    let (clock, time) = VmClock::manual();
+    let itself: Arc<OnceLock<Watchdog<I6300esb>>> = Arc::default();
+    let (sender, events) = channel();
+    let record = sending(sender);
+    let handler = {
+        let itself = itself.clone();
+        move |event: &Event| -> Result<(), HandlerError> {
+            // The NMI is in, and a vCPU's thread feeds before this returns.
+            if event.stage == Stage::Timeout {
+                itself.get().ok_or("not built yet")?.ping();
+            }
+            record.perform(event)
+        }
+    };
+    let policy = Policy::new(Action::InjectNmi).with_escalation(SECOND, Action::Poweroff);
+    let watchdog =
+        Watchdog::builder("wd", device(InterruptPin::None)).clock(clock).policy(policy).build(handler).unwrap();
+    assert!(itself.set(watchdog.clone()).is_ok());
+    watchdog.start(2048);
+    time.advance(UNIT * 4096);
+    watchdog.on_readable();
+    time.advance(SECOND);
+    watchdog.on_readable();
+    assert_eq!(arrived(&events), [(Stage::Pretimeout, Action::None), (Stage::Timeout, Action::InjectNmi)]);
+}
+
+#[test]
+fn an_escalation_that_was_not_told_yet_is_acknowledged_too() {
+    let (handler, events) = recorder();
+    let policy = Policy::new(Action::Shutdown).with_escalation(SECOND, Action::Poweroff);
+    let watchdog = Watchdog::builder("wd", device(InterruptPin::None)).policy(policy).build(handler).unwrap();
+    let escalation =
+        DeliveryStateV1 { stage: Stage::Escalation, action: Action::Poweroff, age_ns: 0, due_in_ns: 0, attempt: 1 };
+    watchdog.restore(&WatchdogStateV1 { timeout: Some(escalation), ..watchdog.save() }).unwrap();
+    watchdog.acknowledge();
+    watchdog.on_readable();
+    assert_eq!(arrived(&events), []);
+}
+
+#[test]
+fn a_handler_may_drop_the_thread_that_calls_it() {
+    let thread: Arc<Mutex<Option<WatchdogThread>>> = Arc::default();
+    let (alive, is_dropped) = channel::<()>();
+    let handler = {
+        let thread = thread.clone();
+        move |_: &Event| -> Result<(), HandlerError> {
+            let _alive = &alive;
+            drop(thread.lock().unwrap().take());
+            Ok(())
+        }
+    };
+    let watchdog = Watchdog::builder("wd", device(InterruptPin::None)).build(handler).unwrap();
+    *thread.lock().unwrap() = Some(watchdog.spawn().unwrap());
+    watchdog.start(0);
+    drop(watchdog);
+    assert_eq!(is_dropped.recv_timeout(PATIENCE), Err(RecvTimeoutError::Disconnected), "the thread has ended");
 }
 
 #[test]

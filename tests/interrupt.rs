@@ -3,8 +3,9 @@
 mod common;
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use common::{Driver, UNIT, device, recorder};
@@ -108,4 +109,27 @@ fn an_eventfd_is_signalled_by_the_rising_edge_and_again_on_resample() {
     watchdog.write_bar(0x08, &[0x01]);
     watchdog.resample_interrupt();
     assert!(eventfd.read().is_err());
+}
+
+#[test]
+fn an_end_of_interrupt_that_overtakes_the_call_that_raised_the_line_raises_it_again() {
+    let itself: Arc<OnceLock<Watchdog<I6300esb>>> = Arc::default();
+    let (sender, levels) = channel();
+    let line = {
+        let (itself, sender) = (itself.clone(), Mutex::new(sender));
+        let is_first = AtomicBool::new(true);
+        move |high: bool| {
+            sender.lock().unwrap().send(high).map_err(io::Error::other)?;
+            if is_first.swap(false, Ordering::SeqCst) {
+                itself.get().ok_or(io::ErrorKind::NotFound)?.resample_interrupt();
+            }
+            Ok(())
+        }
+    };
+    let (watchdog, time) = watchdog(InterruptPin::IntA, line);
+    assert!(itself.set(watchdog.clone()).is_ok());
+    watchdog.start(512);
+    time.advance(UNIT * 512);
+    watchdog.on_readable();
+    assert_eq!(levels.try_iter().collect::<Vec<_>>(), [true, true]);
 }

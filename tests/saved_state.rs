@@ -170,8 +170,9 @@ fn a_state_of_version_1_is_read_for_ever() {
 
 #[test]
 fn a_busy_watchdog_is_saved_as_the_golden_file_says() {
-    let state = serde_json::to_string_pretty(&busy().save()).unwrap() + "\n";
-    assert_eq!(state, include_str!("golden/i6300esb-v1.json"));
+    let golden: State = serde_json::from_str(include_str!("golden/i6300esb-v1.json")).unwrap();
+    // The file is of a time when a failed warning was tried again even after the timeout that it warned of.
+    assert_eq!(busy().save(), State { pretimeout: None, ..golden });
 }
 
 #[test]
@@ -243,6 +244,9 @@ fn what_no_watchdog_can_be_in_is_refused_by_name_and_changes_nothing() {
         ("/device/counter/megahertz", "null", "invalid type: null, expected a boolean"),
         ("/timeout/stage", "\"pretimeout\"", "timeout.stage is 0x0 in the saved state"),
         ("/timeout/attempt", "0", "timeout.attempt is 0x0 in the saved state"),
+        ("/timeout/attempt", "1", "timeout.due_in_ns is 0x19e100 in the saved state: accepted is 0 before the first"),
+        ("/timeout/due_in_ns", "100000001", "timeout.due_in_ns is 0x5f5e101 in the saved state"),
+        ("/vm_time_ns", "9223372036854775808", "vm_time_ns is 0x8000000000000000 in the saved state"),
         ("/grace_remaining_ns", "1000000001", "grace_remaining_ns is 0x3b9aca01 in the saved state"),
     ] {
         let mut json = json.clone();

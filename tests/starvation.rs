@@ -10,7 +10,7 @@ use std::time::Duration;
 use common::{Driver, UNIT, arrived, device, recorder};
 use vm_watchdog::diag288::{Diag288, Intercept};
 use vm_watchdog::i6300esb::{I6300esb, InterruptPin};
-use vm_watchdog::{Action, DEFAULT_PATIENCE, Event, ManualClock, Stage, VmClock, Watchdog};
+use vm_watchdog::{Action, DEFAULT_PATIENCE, Event, ManualClock, Policy, Stage, VmClock, Watchdog};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -23,29 +23,48 @@ struct Host {
     time: ManualClock,
     delays: Arc<Mutex<Vec<Duration>>>,
     readings: Arc<Mutex<u32>>,
+    /// What happens between the next reading and its return.
+    meanwhile: Arc<Mutex<Option<Meanwhile>>>,
     events: Receiver<Event>,
 }
+
+type Meanwhile = Box<dyn FnOnce() + Send>;
 
 impl Host {
     /// A guest that has just started its watchdog.
     fn new(vcpus: usize) -> Self {
-        let host = Self::idle(vcpus);
+        let host = Self::idle(vcpus, Policy::default());
         host.watchdog.start(2048);
         host
     }
 
-    fn idle(vcpus: usize) -> Self {
+    fn idle(vcpus: usize, policy: Policy) -> Self {
         let (clock, time) = VmClock::manual();
         let (handler, events) = recorder();
         let delays = Arc::new(Mutex::new(vec![Duration::ZERO; vcpus]));
         let readings = Arc::new(Mutex::new(0));
-        let run_delay = Reader { delays: delays.clone(), readings: readings.clone() };
+        let meanwhile = Arc::default();
+        let run_delay =
+            Reader { delays: delays.clone(), readings: readings.clone(), meanwhile: Arc::clone(&meanwhile) };
         let watchdog = Watchdog::builder("wd", device(InterruptPin::None))
             .clock(clock)
+            .policy(policy)
             .starvation(run_delay, DEFAULT_PATIENCE)
             .build(handler)
             .unwrap();
-        Self { watchdog, time, delays, readings, events }
+        Self { watchdog, time, delays, readings, meanwhile, events }
+    }
+
+    /// Time passes all at once, and the first vCPU is kept from running.
+    fn starve(&self, time: Duration) {
+        self.time.advance(time);
+        self.delays.lock().unwrap()[0] += time;
+    }
+
+    fn fired(&self) -> Vec<(Stage, Action)> {
+        let mut fired = arrived(&self.events);
+        fired.retain(|(stage, _)| *stage != Stage::Pretimeout);
+        fired
     }
 
     /// Time passes in steps, in which the given vCPUs are kept from running. Gives how long until the bite.
@@ -65,15 +84,20 @@ impl Host {
     }
 }
 
+#[derive(Default)]
 struct Reader {
     delays: Arc<Mutex<Vec<Duration>>>,
     readings: Arc<Mutex<u32>>,
+    meanwhile: Arc<Mutex<Option<Meanwhile>>>,
 }
 
 impl vm_watchdog::RunDelay for Reader {
     fn run_delays(&self) -> io::Result<Vec<Duration>> {
         *self.readings.lock().unwrap() += 1;
-        Ok(self.delays.lock().unwrap().clone())
+        let delays = self.delays.lock().unwrap().clone();
+        let meanwhile = self.meanwhile.lock().unwrap().take();
+        meanwhile.into_iter().for_each(|happens| happens());
+        Ok(delays)
     }
 }
 
@@ -115,7 +139,7 @@ fn patience_ends_at_four_times_the_timeout() {
 fn patience_ends_in_a_restored_vm_however_old_it_is() {
     let saved = Host::new(1);
     assert_eq!(saved.run_until_bite(&[], SECOND), None);
-    let restored = Host::idle(1);
+    let restored = Host::idle(1, Policy::default());
     restored.time.advance(SECOND * 3600);
     restored.watchdog.restore(&saved.watchdog.save()).unwrap();
     assert_about(restored.run_until_bite(&[0], SECOND * 3600), (TIMEOUT - SECOND) * DEFAULT_PATIENCE);
@@ -168,7 +192,7 @@ fn a_device_with_one_stage_needs_no_luck() {
     let (clock, time) = VmClock::manual();
     let (handler, events) = recorder();
     let delays = Arc::new(Mutex::new(vec![Duration::ZERO]));
-    let run_delay = Reader { delays: delays.clone(), readings: Arc::default() };
+    let run_delay = Reader { delays: delays.clone(), ..Reader::default() };
     let builder = Watchdog::builder("wd", Diag288::new()).clock(clock);
     let watchdog = builder.starvation(run_delay, DEFAULT_PATIENCE).build(handler).unwrap();
     // DIAGNOSE X'288' with the function INIT in register 2 and 15 s in register 3; then it is starved at once.
@@ -180,6 +204,111 @@ fn a_device_with_one_stage_needs_no_luck() {
     watchdog.on_readable();
     assert_eq!(arrived(&events), []);
     assert_eq!(watchdog.stats().time_left, Some(SECOND * 15));
+}
+
+#[test]
+fn a_guest_that_looks_at_its_device_all_the_time_is_bitten() {
+    for units in [40, 2048] {
+        let host = Host::idle(1, Policy::default());
+        host.watchdog.start(units);
+        host.time.advance(MILLISECOND * 50);
+        host.watchdog.ping();
+        let mut fired = Vec::new();
+        for _ in 0..(UNIT * 2 * units).as_millis() + 300 {
+            host.time.advance(MILLISECOND);
+            host.watchdog.read_bar(0x08, &mut [0; 4]);
+            host.watchdog.on_readable();
+            fired.extend(host.fired());
+        }
+        assert_eq!(fired, [(Stage::Timeout, Action::Reset)], "{units} units");
+    }
+}
+
+#[test]
+fn a_reader_that_is_starved_itself_does_not_vouch_for_what_it_has_not_seen() {
+    let host = Host::new(1);
+    host.time.advance(TIMEOUT / 2);
+    let (time, delays) = (host.time.clone(), host.delays.clone());
+    *host.meanwhile.lock().unwrap() = Some(Box::new(move || {
+        time.advance(SECOND * 3);
+        delays.lock().unwrap()[0] += SECOND * 3;
+    }));
+    host.watchdog.on_readable();
+    assert_eq!(host.fired(), []);
+}
+
+#[test]
+fn one_thread_at_a_time_asks_the_host() {
+    let host = Host::new(1);
+    host.time.advance(TIMEOUT);
+    let before = *host.readings.lock().unwrap();
+    let beside = host.watchdog.clone();
+    *host.meanwhile.lock().unwrap() = Some(Box::new(move || {
+        beside.read_bar(0x08, &mut [0; 4]);
+        beside.on_readable();
+    }));
+    host.watchdog.on_readable();
+    assert_eq!(*host.readings.lock().unwrap() - before, 1);
+}
+
+#[test]
+fn a_first_stage_that_nobody_has_reported_does_not_hide_the_deadline() {
+    let host = Host::new(1);
+    host.time.advance(TIMEOUT - MILLISECOND * 50);
+    host.watchdog.unlock();
+    host.starve(MILLISECOND * 60);
+    host.watchdog.on_readable();
+    assert_eq!(host.fired(), []);
+}
+
+#[test]
+fn saving_a_starved_guest_does_not_bite_it() {
+    let host = Host::new(1);
+    host.starve(TIMEOUT * 3 / 2);
+    host.watchdog.clock().pause();
+    let state = host.watchdog.save();
+    host.watchdog.clock().resume();
+    host.watchdog.on_readable();
+    assert_eq!(host.fired(), []);
+    assert_eq!(state.vm_time_ns, host.watchdog.clock().now().as_nanos());
+}
+
+#[test]
+fn a_timer_without_heartbeats_does_not_save_up_patience() {
+    let host = Host::idle(1, Policy::new(Action::None));
+    host.watchdog.set_preloads(512);
+    // Free running: it starts anew after each timeout.
+    host.watchdog.write_config(0x68, &[0x06]);
+    for _ in 0..1000 {
+        host.time.advance(MILLISECOND * 200);
+        host.watchdog.on_readable();
+    }
+    assert!(host.fired().len() > 100);
+    let mut starved = Duration::ZERO;
+    while host.fired().is_empty() {
+        host.starve(MILLISECOND * 100);
+        starved += MILLISECOND * 100;
+        host.watchdog.on_readable();
+        assert!(starved < UNIT * 1024 * (DEFAULT_PATIENCE + 1));
+    }
+}
+
+#[test]
+fn the_grace_period_is_the_vms_time_whatever_the_guest_does() {
+    let host = Host::idle(1, Policy::new(Action::Shutdown).with_escalation(SECOND * 30, Action::Poweroff));
+    host.watchdog.start(1);
+    host.time.advance(SECOND);
+    host.watchdog.on_readable();
+    assert_eq!(host.fired(), [(Stage::Timeout, Action::Shutdown)]);
+    for _ in 0..340 {
+        // In time for every reading, and for nothing else.
+        host.watchdog.ping();
+        host.starve(MILLISECOND * 90);
+        host.watchdog.on_readable();
+    }
+    assert!(host.fired().contains(&(Stage::Escalation, Action::Poweroff)));
+    let fresh = Watchdog::builder("wd", device(InterruptPin::None)).build(|_: &Event| Ok(())).unwrap();
+    assert_eq!(fresh.restore(&host.watchdog.save()), Ok(()));
 }
 
 #[test]

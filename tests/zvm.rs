@@ -12,6 +12,7 @@ use vm_watchdog::diag288::Diag288StateV1;
 use vm_watchdog::diag288::{Diag288, Intercept, ProgramInterruption, UnknownCommands};
 use vm_watchdog::{Action, Policy, Stage, VmClock, Watchdog};
 
+const INIT: u64 = 0;
 const INIT_WITH_CONCEAL: u64 = 0x8000_0000;
 const CHANGE: u64 = 1;
 
@@ -80,6 +81,35 @@ fn the_action_is_the_one_that_the_guest_asks_for() {
         watchdog.on_readable();
         assert_eq!(arrived(&events), [(Stage::Timeout, action)], "{text}");
         assert_eq!(watchdog.timeout_command().map(|command| command.to_string()).as_deref(), Some(text));
+    }
+}
+
+#[test]
+fn whether_a_heartbeat_calls_the_escalation_off_depends_on_the_guests_own_action() {
+    for (text, escalated) in [("BEGIN", false), ("SYSTEM RESTART", false), ("LOGOFF", true)] {
+        for policy in [Action::Shutdown, Action::None] {
+            let memory = memory();
+            let (clock, time) = VmClock::manual();
+            let (handler, events) = recorder();
+            let watchdog = Watchdog::builder("wd", Diag288::zvm(UnknownCommands::Refused))
+                .clock(clock)
+                .policy(Policy::new(policy).with_escalation(Duration::from_secs(30), Action::Reset))
+                .build(handler)
+                .unwrap();
+            let command = ebcdic(text);
+            memory.write_slice(&command, GuestAddress(0)).unwrap();
+            assert_eq!(diag(&watchdog, &memory, INIT, 0, command.len()), Intercept::Done);
+            time.advance(Duration::from_secs(15));
+            watchdog.on_readable();
+            assert_eq!(arrived(&events).len(), 1);
+            for function in [INIT, CHANGE, CHANGE, CHANGE, CHANGE] {
+                assert_eq!(diag(&watchdog, &memory, function, 0, command.len()), Intercept::Done);
+                time.advance(Duration::from_secs(10));
+                watchdog.on_readable();
+            }
+            let expected: &[_] = if escalated { &[(Stage::Escalation, Action::Reset)] } else { &[] };
+            assert_eq!(arrived(&events), expected, "{text} with the policy {policy}");
+        }
     }
 }
 

@@ -146,6 +146,9 @@ fn a_snapshot_that_no_vm_can_be_in_is_refused_by_its_field_and_starts_nothing() 
         assert_ne!(text, good, "{from}");
         assert_refused(text.as_bytes(), message);
     }
+    let vm_time = good.split("\"vm_time_ns\":").nth(1).and_then(|rest| rest.split(',').next()).unwrap();
+    let at_the_end_of_time = good.replacen(vm_time, &u64::MAX.to_string(), 1);
+    assert_refused(at_the_end_of_time.as_bytes(), "vm_time_ns: 18446744073709551615, accepted is at most");
     assert_refused(b"", "EOF");
     assert_refused(&good.as_bytes()[..good.len() / 2], "EOF");
     assert_refused(&[0xFF; 100], "expected value");

@@ -131,6 +131,10 @@ impl Snapshot {
         let text = fs::read(path).map_err(|error| invalid(error.to_string()))?;
         let content = parse(&text).map_err(invalid)?;
         let snapshot = Self { path: path.to_owned(), content };
+        if i64::try_from(snapshot.content.vm_time_ns).is_err() {
+            let reason = format!("{}, accepted is at most {}", snapshot.content.vm_time_ns, i64::MAX);
+            return Err(snapshot.invalid("vm_time_ns", &reason));
+        }
         watchdogs::check(&snapshot.configs()).map_err(|error| snapshot.invalid("watchdogs", &error))?;
         for (index, config) in snapshot.configs().iter().enumerate() {
             let rehearsal = Watchdog::builder("", watchdogs::model(config)).clock(VmClock::manual().0);
