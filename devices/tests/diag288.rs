@@ -413,3 +413,30 @@ fn the_sequence_of_linux_is_performed_and_bites_15_s_after_its_last_ping() {
     assert!(watchdog.poll(just_before(at(23))).is_empty());
     assert_eq!(watchdog.poll(at(23)).timeout, Some(at(23)));
 }
+
+#[test]
+fn a_cancel_that_comes_too_late_does_not_hide_the_bite() {
+    let mut watchdog = armed();
+    assert_eq!(watchdog.diagnose(&call(CANCEL, 0), at(31)), Ok(Accepted));
+    assert!(!watchdog.is_armed());
+    assert_eq!(watchdog.poll_at(), Some(at(30)), "the bite is due");
+    assert_eq!(watchdog.poll(at(32)).timeout, Some(at(30)));
+    assert!(watchdog.poll(at(3600)).is_empty());
+}
+
+#[test]
+fn a_reset_does_not_forget_the_time() {
+    let mut watchdog = armed();
+    assert!(watchdog.poll(at(20)).is_empty());
+    watchdog.reset();
+    assert_eq!(watchdog.diagnose(&call(INIT, 15), at(1)), Ok(Accepted));
+    assert_eq!(watchdog.poll_at(), Some(at(35)));
+}
+
+#[test]
+fn the_last_nanosecond_of_a_timeout_can_be_restored() {
+    let state = armed().save(just_before(at(30)));
+    assert_eq!(state.remaining_ns, Some(1));
+    let restored = Diag288::new().restored(&state, at(100)).expect("a possible state");
+    assert_eq!(restored.poll_at(), Some(VmInstant::from_nanos(at(100).as_nanos() + 1)));
+}

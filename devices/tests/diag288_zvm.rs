@@ -268,3 +268,95 @@ fn a_command_has_1_to_230_bytes() {
     assert_eq!(CpCommand::from_ebcdic(&[0xC1; 231]), None);
     assert_eq!(CpCommand::from_ebcdic(&[0xC1; 256]), None);
 }
+
+/// A call that is refused leaves the command of an armed watchdog as it was, like all else.
+#[test]
+fn a_refused_call_leaves_the_command() {
+    let unknown = ebcdic("MSG OP DEAD");
+    let refused: [(Diagnose, Option<&[u8]>, ProgramInterruption); 4] = [
+        (call(INIT, 15, unknown.len() as u64), Some(&unknown), Specification),
+        (call(INIT, 14, 3), Some(IPL), Specification),
+        (call(INIT, 15, 3), None, Addressing),
+        (call(42, 15, 3), Some(IPL), Specification),
+    ];
+    for (refused, text, interruption) in refused {
+        let mut watchdog = strict();
+        assert_eq!(give(&mut watchdog, INIT, 15, BEGIN, at(0)), Ok(Accepted));
+        assert_eq!(watchdog.diagnose_with_command(&refused, text, at(1)), Err(interruption));
+        assert_eq!(watchdog.poll(at(15)).timeout, Some(at(15)));
+        assert_eq!(watchdog.timeout_request(), Some(Request::Nothing), "BEGIN, of the call that was performed");
+    }
+}
+
+#[test]
+fn a_timed_out_watchdog_cannot_be_cancelled_and_keeps_its_bite() {
+    let mut watchdog = strict();
+    assert_eq!(give(&mut watchdog, INIT, 15, IPL, at(0)), Ok(Accepted));
+    assert_eq!(watchdog.diagnose(&call(CANCEL, 0, 0), at(16)), Err(Specification));
+    // Armed anew and cancelled before the host came to poll.
+    assert_eq!(give(&mut watchdog, INIT, 15, BEGIN, at(17)), Ok(Heartbeat));
+    assert_eq!(watchdog.diagnose(&call(CANCEL, 0, 0), at(18)), Ok(Accepted));
+    assert_eq!(watchdog.poll(at(19)).timeout, Some(at(15)));
+    assert_eq!(watchdog.timeout_request(), Some(Request::Reset));
+}
+
+#[test]
+fn operands_count_in_full() {
+    let mut watchdog = strict();
+    assert_eq!(give(&mut watchdog, INIT, 1 << 32, IPL, at(0)), Ok(Accepted), "a timeout whose low half is 0");
+    assert_eq!(watchdog.poll_at(), Some(at(1 << 32)));
+    let more = ebcdic("IPL 0150");
+    assert_eq!(strict().diagnose_with_command(&call(INIT, 15, 3), Some(&more), at(0)), Err(Addressing));
+
+    let mut gprs = [0; 16];
+    (gprs[3], gprs[4], gprs[5]) = (15, 0xFEDC_BA98_8765_4321, 3);
+    let high = Diagnose::from_intercept(4, 0x8324, 0x0288_0000, &gprs).expect("ours");
+    assert_eq!(high.command(), Some(CommandOperand { address: 0xFEDC_BA98_8765_4321, length: 3 }));
+}
+
+#[test]
+fn commands_are_taken_whatever_becomes_of_unknown_ones() {
+    assert!(Diag288::zvm(UnknownCommands::Refused).takes_commands());
+    assert!(Diag288::zvm(UnknownCommands::Accepted).takes_commands());
+    assert!(!Diag288::new().takes_commands());
+}
+
+#[test]
+fn operands_are_for_the_commands_that_have_them() {
+    for (text, request) in [
+        ("SYSTEM RESET NOW", None),
+        ("SYSTEM CLEAR NOW", None),
+        ("BEGIN 0", None),
+        ("LOGOFF HOLD", Some(Request::Poweroff)),
+        ("LOGOUT HOLD", Some(Request::Poweroff)),
+    ] {
+        assert_eq!(CpCommand::from_ebcdic(&ebcdic(text)).expect("not empty").request(), request, "{text}");
+    }
+    let line_feed = [IPL, &[0x25]].concat();
+    assert_eq!(CpCommand::from_ebcdic(&line_feed).and_then(|command| command.request()), Some(Request::Reset));
+}
+
+#[test]
+fn every_letter_and_digit_is_shown() {
+    let shown = |text: &str| CpCommand::from_ebcdic(&ebcdic(text)).expect("not empty").to_string();
+    let capitals = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789";
+    assert_eq!(shown(capitals), capitals);
+    assert_eq!(shown(&capitals.to_lowercase()), capitals);
+}
+
+/// A guest of this flavour cannot time out without a command: such a state is one of the other flavour.
+#[test]
+fn a_timeout_without_a_command_is_refused() {
+    let mut lpar = Diag288::new();
+    let mut gprs = [0; 16];
+    gprs[3] = 15;
+    let init = Diagnose::from_intercept(4, 0x8324, 0x0288_0000, &gprs).expect("ours");
+    assert_eq!(lpar.diagnose(&init, at(0)), Ok(Accepted));
+    for poll in [false, true] {
+        if poll {
+            assert!(!lpar.poll(at(16)).is_empty());
+        }
+        let error = strict().restored(&lpar.save(at(16)), at(0)).unwrap_err();
+        assert_eq!(error.field, "timeout_command", "polled: {poll}");
+    }
+}

@@ -63,8 +63,18 @@ impl Diag288 {
             command.is_some(),
             if with_command { "a command while time remains" } else { "none here" },
         )?;
-        let possible = timeout_command.is_none() || self.takes_commands();
-        StateError::unless(possible, "timeout_command", timeout_command.is_some(), "none here")?;
+        // Every timeout of a guest with commands has one, and it is kept until the reset.
+        let possible = if self.takes_commands() {
+            timeout_command.is_some() || !timed_out && timeout_age_ns.is_none()
+        } else {
+            timeout_command.is_none()
+        };
+        StateError::unless(
+            possible,
+            "timeout_command",
+            timeout_command.is_some(),
+            if self.takes_commands() { "a command after a timeout" } else { "none here" },
+        )?;
         let expired_command = timeout_command;
         Ok(Self { timer, command, expired, expired_command, latest: now, ..self.clone() })
     }

@@ -119,3 +119,21 @@ fn a_starved_vmm_sees_the_level_after_its_poll() {
     assert_eq!(guest.poll().len(), 2);
     assert!(guest.device.interrupt_level());
 }
+
+/// The runtime reads the line after each access; it neither polls nor reads a register in between.
+#[test]
+fn a_stage_of_no_length_raises_the_line_with_the_write_that_starts_it() {
+    for is_running in [false, true] {
+        let mut guest = Guest::with_interrupt_line();
+        if is_running {
+            guest.enable();
+        }
+        guest.preload(0, 0);
+        assert!(!guest.device.interrupt_level());
+        let access = if is_running { guest.reload() } else { guest.enable() };
+        assert_ne!(access, Access::Ignored);
+        assert!(guest.device.interrupt_level());
+        assert!(guest.device.timed_out());
+        assert_eq!(guest.device.timeout_at(), None, "nothing counts any more");
+    }
+}

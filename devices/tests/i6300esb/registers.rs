@@ -379,3 +379,36 @@ fn a_reset_cancels_a_running_watchdog_and_half_an_unlock() {
     assert_eq!(guest.set_bar32(PRELOAD1, 7), Access::Ignored);
     assert_eq!(guest.sleep(3600 * SECOND), [] as [Event; 0]);
 }
+
+/// A heartbeat whose keys were written before a stage ended, and the reload after, is a heartbeat.
+#[test]
+fn the_end_of_a_stage_has_no_part_in_the_unlock() {
+    for keys_before in 0..=2 {
+        for units in [512, 768] {
+            let mut guest = Guest::new();
+            guest.preload(512, 256);
+            guest.enable();
+            guest.sleep(units * KHZ - 1);
+            let (before, after) = [0x80, 0x86].split_at(keys_before);
+            for &key in before {
+                guest.set_bar16(RELOAD, key);
+            }
+            guest.sleep(1);
+            for &key in after {
+                guest.set_bar16(RELOAD, key);
+            }
+            assert_eq!(guest.set_bar16(RELOAD, 0x0100), Access::Heartbeat, "{keys_before} keys before {units} units");
+        }
+    }
+}
+
+#[test]
+fn starting_and_stopping_has_no_part_in_the_unlock() {
+    for lock in [0x02, 0x00, 0x03] {
+        let mut guest = Guest::new();
+        guest.set_config8(LOCK, 0x02 & !lock);
+        guest.unlock();
+        guest.set_config8(LOCK, lock);
+        assert_eq!(guest.set_bar32(PRELOAD1, 7), Access::Accepted, "68h = {lock:x}");
+    }
+}

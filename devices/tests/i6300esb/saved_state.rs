@@ -3,7 +3,7 @@
 use vm_watchdog_devices::Model;
 use vm_watchdog_devices::i6300esb::{CounterStateV1, I6300esb, I6300esbConfig, I6300esbStateV1};
 
-use crate::guest::{CONFIGURATION, Event, Guest, KHZ, LIVE_COUNTER, LOCK, MHZ, PRELOAD1, RELOAD, SECOND};
+use crate::guest::{CONFIGURATION, Event, Guest, KHZ, LIVE_COUNTER, LOCK, MHZ, PRELOAD1, PRELOAD2, RELOAD, SECOND};
 
 /// The same guest, `downtime` later by another clock: the VM did not run meanwhile.
 fn migrated(guest: &mut Guest, now: u64) -> Guest {
@@ -117,4 +117,32 @@ fn the_limits_of_what_a_device_can_be_in_are_accepted() {
         let mut device = I6300esb::new(I6300esbConfig::default()).restored(&state, now).unwrap();
         assert_eq!(device.save(now), state);
     }
+}
+
+#[test]
+fn what_firmware_and_guest_set_up_moves_field_by_field() {
+    let mut guest = Guest::new();
+    guest.set_config32(0x10, 0xFEBF_1000);
+    guest.set_config16(0x04, 0x0402);
+    guest.set_config16(0x0C, 0x2010);
+    guest.set_config8(0x3C, 0x0B);
+    guest.set_config8(CONFIGURATION, 0x26);
+    guest.preload(0x1_2345, 0x6_789A);
+    let mut target = migrated(&mut guest, SECOND);
+    assert_eq!(target.config32(0x10), 0xFEBF_1000);
+    assert_eq!(target.config16(0x04), 0x0402);
+    assert_eq!(target.config16(0x0C), 0x2010);
+    assert_eq!(target.config8(0x3C), 0x0B);
+    assert_eq!(target.config8(CONFIGURATION), 0x26);
+    assert_eq!((target.bar32(PRELOAD1), target.bar32(PRELOAD2)), (0x1_2345, 0x6_789A));
+}
+
+#[test]
+fn time_does_not_run_backwards_past_a_restore() {
+    let mut guest = Guest::new();
+    guest.preload(512, 256);
+    let mut target = migrated(&mut guest, 1000 * SECOND);
+    target.now = 5;
+    target.enable();
+    assert_eq!(target.deadline(), Some(1000 * SECOND + 512 * KHZ));
 }
