@@ -99,7 +99,8 @@ fn a_starved_guest_is_not_bitten_with_patience() {
 #[test]
 fn a_starved_guest_is_bitten_without() {
     if let Some(_host) = quiet_host() {
-        let after = bitten_after(&starved("--built-in=feeding", POWEROFF, true));
+        // Now and then it runs for a moment, and feeds: so it is starved until such a moment comes too late.
+        let after = bitten_after(&starved("--built-in=feeding", POWEROFF, false));
         eprintln!("starved, without patience: bitten after {after} ns");
         assert!(after < PERIOD_NS * 3 / 2, "{after}");
     }
