@@ -84,7 +84,10 @@ pub fn inherited_sockets() -> io::Result<Vec<(PathBuf, UnixListener)>> {
 
 /// Takes the socket at `path` out of those that were passed.
 pub fn take(sockets: &mut Vec<(PathBuf, UnixListener)>, path: &Path) -> Option<UnixListener> {
-    let is_it = |passed: &Path| passed == path || passed.canonicalize().ok() == path.canonicalize().ok();
+    let is_it = |passed: &Path| {
+        // Two paths that cannot be seen from here have that in common, and are not the same for it.
+        passed == path || path.canonicalize().is_ok_and(|path| passed.canonicalize().ok() == Some(path))
+    };
     let index = sockets.iter().position(|(passed, _)| is_it(passed))?;
     Some(sockets.swap_remove(index).1)
 }
