@@ -92,7 +92,6 @@ impl Endpoint {
 
     /// A client has connected.
     pub fn connected(&self) {
-        self.vm.client_connected();
         self.clients.is_connected.store(true, Ordering::Relaxed);
         self.clients.connections.fetch_add(1, Ordering::Relaxed);
         self.record(What::Connected);

@@ -244,6 +244,36 @@ fn a_new_vm_is_not_taken_for_paused_because_the_last_one_was() {
 }
 
 #[test]
+fn a_vm_is_protected_although_qmp_was_lost_while_it_was_paused() {
+    let (server, qmp) = with_qmp("i6300esb,action=reset");
+    let mut first = qmp.accept(true);
+    let mut client = server.client();
+    client.arm(100);
+    first.event("STOP");
+    server.expect("paused");
+    drop(first);
+    server.expect_where("control", |event| event["connected"] == false);
+    server.expect("resumed");
+    // Nobody says whether it runs, so it is taken to; the action waits for somebody to tell it to.
+    server.expect_where("fire", is_timeout);
+    qmp.accept(true).answer("system_reset", json!({}));
+}
+
+#[test]
+fn a_vm_that_is_still_paused_when_qmp_is_back_is_known_to_be() {
+    let (server, qmp) = with_qmp("i6300esb,action=reset");
+    let mut first = qmp.accept(true);
+    let mut client = server.client();
+    client.arm(10_000);
+    first.event("STOP");
+    server.expect("paused");
+    drop(first);
+    server.expect("resumed");
+    let _second = qmp.accept(false);
+    server.expect("paused");
+}
+
+#[test]
 fn two_watchdogs_of_one_vm_share_its_qmp_socket() {
     let builder = Builder::new().options("--qmp q --socket s --socket t --watchdog i6300esb,action=inject-nmi");
     let qmp = FakeQmp::listen(&builder.path().join("q"));

@@ -152,6 +152,9 @@ impl Qmp {
                 follower.vm_event(VmEvent::Control { socket: socket.clone(), connected: false, reason });
                 told = Some(lost);
             }
+            // Nobody would say that it goes on, and a clock that stands still protects nobody. If it does stand still,
+            // the next connection says so.
+            follower.vm_event(VmEvent::Runs(true));
             thread::sleep(pause);
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
