@@ -30,21 +30,30 @@ const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// The stack of a serving thread, which has no deep calls and no big variables.
 const STACK: usize = 256 << 10;
 
-/// Serves `socket` until `stop` is readable, and then drops `alive`.
+/// Serves `socket` until `stop` is readable, and then tells `end`.
 ///
 /// # Errors
 ///
 /// The host's error if it gives no thread.
-pub fn spawn(endpoint: Arc<Endpoint>, socket: Socket, stop: Arc<OwnedFd>, alive: Sender<()>) -> io::Result<()> {
+pub fn spawn(endpoint: Arc<Endpoint>, socket: Socket, stop: Arc<OwnedFd>, end: Sender<()>) -> io::Result<()> {
     let mut server = Server { endpoint, socket, client: None, latecomers: Vec::new(), accept_again: None };
     let name = format!("serve {}", server.endpoint.watchdog.id()).replace('\0', "?");
     thread::Builder::new().name(name).stack_size(STACK).spawn(move || {
+        let _end = End(end);
         server.run(&stop);
-        if let Err(error) = alive.send(()) {
-            log::debug!("nobody waits for the end of a serving thread: {error}");
-        }
     })?;
     Ok(())
+}
+
+/// Tells of the end of a thread when it is dropped, so that a panic is no secret.
+struct End(Sender<()>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.send(()) {
+            log::debug!("nobody waits for the end of a serving thread: {error}");
+        }
+    }
 }
 
 struct Server {

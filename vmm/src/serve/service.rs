@@ -25,7 +25,7 @@ impl Signals {
     }
 
     /// Waits for one of them, and tells the service manager meanwhile that `all_is_well`, if it wants to know.
-    pub fn wait(mut self, all_is_well: impl Fn() -> bool) {
+    pub fn wait(mut self, mut all_is_well: impl FnMut() -> bool) {
         let interval = sd_notify::watchdog_enabled().map(|timeout| (timeout / 2).max(Duration::from_millis(1)));
         if let Err(error) = self.0.set_read_timeout(interval) {
             log::error!("the service manager is not told that all is well: {error}");

@@ -134,6 +134,31 @@ fn a_service_manager_is_told_when_the_sockets_listen_and_when_it_ends() {
     while next() != "STOPPING=1\n" {}
 }
 
+#[test]
+fn a_service_manager_is_not_told_that_all_is_well_once_a_socket_is_no_longer_served() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    let server = Builder::new()
+        .options("--watchdog i6300esb,action=none --socket s --socket t")
+        .env("NOTIFY_SOCKET", &path)
+        .env("WATCHDOG_USEC", "200000")
+        .start();
+    // Without any files it can wait for nothing.
+    server.limit_files(Some(0));
+    let _client = server.stream();
+    server.expect_where("log", |event| event["message"].as_str().unwrap().contains("no longer served"));
+    server.limit_files(None);
+
+    // What was told before that was noticed does not count.
+    std::thread::sleep(Duration::from_millis(300));
+    manager.set_nonblocking(true).unwrap();
+    while manager.recv(&mut [0; 100]).is_ok() {}
+    manager.set_nonblocking(false).unwrap();
+    manager.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    assert!(manager.recv(&mut [0; 100]).is_err(), "the other socket is served, but that is not all");
+}
+
 /// A server for `socket` that is given `listener` as a service manager does it: the descriptor is 3, and LISTEN_PID is
 /// the process that is started.
 fn activated(listener: UnixListener, socket: &Path) -> Command {
