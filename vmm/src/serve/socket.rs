@@ -4,11 +4,13 @@ use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::Mode;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use super::control;
 
 /// How many clients may wait to be accepted. All but one are told that they are one too many.
 const BACKLOG: i32 = 16;
@@ -100,9 +102,11 @@ fn remove_stale(path: &Path) -> Result<(), SocketError> {
     if !fs::symlink_metadata(path).map_err(host)?.file_type().is_socket() {
         return Err(SocketError::NoSocket(path.to_owned()));
     }
-    match UnixStream::connect(path) {
+    match control::connect(path) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(host),
         Ok(_) => Err(SocketError::Live(path.to_owned())),
+        // Somebody listens, to more clients than are accepted.
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(SocketError::Live(path.to_owned())),
         Err(error) => Err(host(error)),
     }
 }
@@ -111,6 +115,7 @@ fn remove_stale(path: &Path) -> Result<(), SocketError> {
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::net::UnixStream;
 
     const OWNER_ONLY: Mode = Mode::RUSR.union(Mode::WUSR);
 

@@ -1,6 +1,6 @@
 //! The server as a process, and what it tells.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -91,8 +91,12 @@ impl Builder {
 
     /// Starts it where it cannot work, and gives its status and what it said.
     pub fn fail(mut self) -> (i32, String) {
-        let output = self.command.stdout(Stdio::null()).stderr(Stdio::piped()).output().unwrap();
-        (output.status.code().expect("an exit status"), String::from_utf8(output.stderr).unwrap())
+        let mut child = self.command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut stderr = child.stderr.take().unwrap();
+        let status = Server { child, events: channel().1, folder: self.folder }.end();
+        let mut message = String::new();
+        stderr.read_to_string(&mut message).unwrap();
+        (status.code().expect("an exit status"), message)
     }
 }
 
@@ -167,6 +171,11 @@ impl Server {
     pub fn signal(&mut self, signal: rustix::process::Signal) -> ExitStatus {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, signal).unwrap();
+        self.end()
+    }
+
+    /// Waits for its end.
+    fn end(&mut self) -> ExitStatus {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
