@@ -130,12 +130,19 @@ impl Endpoint {
         }
     }
 
+    /// Keeps what there is, before the end.
+    pub fn keep(&self) {
+        if let Some(keeper) = &self.keeper {
+            keeper.save_now();
+        }
+    }
+
     fn perform(&self, event: &Event) -> Result<(), HandlerError> {
         self.record(What::Fire(Fire::new(event, self.watchdog.stats().heartbeats)));
         self.observe();
         if let Some(keeper) = &self.keeper {
             // The action may end the VM, and then this server may be ended too.
-            keeper.save_before_action();
+            keeper.save_now();
         }
         let action = event.action;
         if matches!(action, Action::None | Action::Debug) {

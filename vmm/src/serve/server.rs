@@ -98,6 +98,8 @@ impl Server {
         if let Some(Client { connection, session }) = &mut self.client {
             connection.finish(|message, fds, reply| session.answer(message, fds, reply));
         }
+        // As the guest has left it, and not as the end of its session leaves it.
+        self.endpoint.keep();
     }
 
     /// Waits until something may have happened; true if it is time to stop.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use vm_watchdog::i6300esb::{I6300esb, I6300esbStateV1};
 use vm_watchdog::{Policy, Watchdog, WatchdogStateV1};
 
-/// How long an action waits for the disk. After that it is performed all the same.
+/// How long an action, or the end, waits for the disk. After that it comes all the same.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// The least time between two writes, whatever a guest does.
 const INTERVAL: Duration = Duration::from_millis(100);
@@ -111,7 +111,7 @@ impl Keeper {
     }
 
     /// Writes the state now, as far as the disk lets it.
-    pub fn save_before_action(&self) {
+    pub fn save_now(&self) {
         let asked = self.ask();
         let late = |progress: &mut Progress| progress.done < asked;
         // A disk that hangs must not keep a watchdog from firing.
@@ -220,7 +220,7 @@ mod tests {
         let keeper = Keeper::new(path.clone());
         assert_eq!(keeper.start(&old.0, Policy::default()).unwrap(), (None, None));
         bite(&old);
-        keeper.save_before_action();
+        keeper.save_now();
 
         let (new, _) = watchdog();
         let (found, set_aside) = Keeper::new(path).start(&new, Policy::default()).unwrap();

@@ -46,6 +46,18 @@ fn the_cause_of_the_last_reset_survives_a_server_that_is_killed() {
 }
 
 #[test]
+fn what_the_guest_did_last_is_on_the_disk_after_a_server_that_was_told_to_end() {
+    let mut server = Builder::new().options(OPTIONS).start();
+    let mut client = server.client();
+    // It is written for the first change, and not again so soon for the second.
+    client.arm(60_000);
+    wait_for(&server, "wdt_lock", 2);
+    client.write(crate::client::CONFIG, 0x68, &[0]).unwrap();
+    assert!(server.signal(Signal::TERM).success());
+    assert_eq!(saved(&server)["device"]["wdt_lock"], 0);
+}
+
+#[test]
 fn the_state_is_kept_before_the_action_that_may_end_it_all() {
     let server = Builder::new()
         .options("--socket s --watchdog i6300esb,action=poweroff --state state")
