@@ -1,6 +1,7 @@
 //! What survives the server.
 
 use std::fs;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -95,6 +96,17 @@ fn a_corrupt_file_is_set_aside_with_a_message() {
     assert_eq!(fs::read_to_string(server.path("state.corrupt")).unwrap(), "{\"version\":1");
     assert_eq!(saved(&server)["version"], 1);
     assert!(!server.client().timed_out());
+}
+
+#[test]
+fn a_fifo_or_a_folder_in_the_place_of_the_file_is_refused() {
+    for make in ["mkfifo", "mkdir"] {
+        let builder = Builder::new().options(OPTIONS);
+        let path = builder.path().join("state");
+        assert!(Command::new(make).arg(path).status().unwrap().success());
+        let message = "vm-watchdog: state state: it is there and is no regular file\n".to_owned();
+        assert_eq!(builder.fail(), (1, message), "{make}");
+    }
 }
 
 #[test]
