@@ -121,8 +121,8 @@ impl Qmp {
                 return answer.map(|_| ()).map_err(|error| format!("QEMU refuses {command}: {error}").into());
             }
             if link.stream.is_none() {
-                // QEMU may be gone before its answer has left.
-                return if command == "quit" { Ok(()) } else { Err(link.why_not.clone().into()) };
+                // If QEMU itself has gone, as after `quit`, it leaves its device too, and nothing is tried again.
+                return Err(link.why_not.clone().into());
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
