@@ -91,6 +91,22 @@ fn a_command_that_qemu_refuses_is_tried_again_and_then_escalated() {
 }
 
 #[test]
+fn what_qemu_gives_as_a_reason_is_neither_a_line_of_its_own_nor_endless() {
+    let (server, qmp) = with_qmp("i6300esb,action=reset");
+    let mut qmp = qmp.accept(true);
+    let mut client = server.client();
+    let forged = format!("not now\n[    9.000000 s] another: armed\x1B[2J{}", "x".repeat(60_000));
+    qmp.say(json!({"event": "RESET", "data": {"reason": forged}}));
+    let told = server.expect("vm")["reason"].as_str().unwrap().to_owned();
+    assert!(told.starts_with("not now\u{FFFD}[    9.000000 s] another: armed\u{FFFD}[2Jxxx"), "{told}");
+    assert_eq!(told.chars().count(), 200);
+
+    client.arm(1);
+    qmp.refuse("system_reset", &forged);
+    assert_eq!(server.expect("action-failed")["reason"], format!("QEMU refuses system_reset: {told}"));
+}
+
+#[test]
 fn an_action_waits_for_a_qmp_socket_that_is_not_there_yet() {
     let builder = Builder::new().options("--socket s --qmp q");
     let path = builder.path().join("q");
