@@ -213,6 +213,21 @@ fn a_pause_by_qmp_stops_the_watchdog_and_no_time_is_lost() {
 }
 
 #[test]
+fn the_end_of_a_pause_is_told_whatever_was_told_during_it() {
+    let (server, qmp) = with_qmp("i6300esb,action=reset");
+    let mut qmp = qmp.accept(true);
+    qmp.event("STOP");
+    server.expect("paused");
+    // More than a burst, and then time enough for one more.
+    for _ in 0..60 {
+        drop(server.client());
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    qmp.event("RESUME");
+    server.expect("resumed");
+}
+
+#[test]
 fn a_vm_that_is_paused_when_qmp_is_connected_is_known_to_be() {
     let (server, qmp) = with_qmp("i6300esb,action=reset");
     let mut client = server.client();
