@@ -164,6 +164,7 @@ impl Server {
         }
         if self.latecomers.len() == MOST_LATECOMERS {
             self.latecomers.remove(0);
+            self.endpoint.refused();
         }
         self.latecomers.push(Latecomer { connection, arrived: Instant::now() });
         Ok(())

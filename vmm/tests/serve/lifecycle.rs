@@ -77,7 +77,7 @@ fn a_second_client_is_told_that_it_is_one_too_many_and_the_first_does_not_notice
 }
 
 #[test]
-fn second_clients_that_say_nothing_are_sent_away_and_keep_nobody_out() {
+fn second_clients_that_say_nothing_are_sent_away_and_counted_and_keep_nobody_out() {
     let server = Server::harmless();
     let mut first = server.client();
     let started = Instant::now();
@@ -85,6 +85,7 @@ fn second_clients_that_say_nothing_are_sent_away_and_keep_nobody_out() {
     assert_eq!(first.read(CONFIG, 0, 2).unwrap(), [0x86, 0x80]);
     for client in &mut silent {
         assert_eq!(client.receive(), None);
+        server.expect("refused");
     }
     assert!(started.elapsed() < PATIENCE);
     drop(first);
