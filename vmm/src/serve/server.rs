@@ -12,7 +12,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
-use vm_watchdog_vmm::vfio_user::{Session, refuse};
+use rustix::io::Errno;
+use vm_watchdog_vmm::vfio_user::{Next, Session, refuse};
 
 use super::connection::{Connection, Standing};
 use super::endpoint::Endpoint;
@@ -118,7 +119,7 @@ impl Server {
         }
         match rustix::event::poll(&mut fds, timeout.as_ref()) {
             Ok(_) => Ok(!fds[0].revents().is_empty()),
-            Err(rustix::io::Errno::INTR) => Ok(false),
+            Err(Errno::INTR) => Ok(false),
             Err(errno) => Err(errno.into()),
         }
     }
@@ -187,7 +188,10 @@ impl Server {
             if !latecomer.is_refused(now) {
                 return true;
             }
-            let standing = latecomer.connection.serve(|message, _, reply| refuse(message, reply));
+            let standing = latecomer.connection.serve(|message, _, reply| {
+                refuse(message, Errno::BUSY, reply);
+                Next::Close
+            });
             let stays = standing == Standing::Open && now < latecomer.arrived + HANDOVER + REFUSAL_PATIENCE;
             if !stays {
                 endpoint.refused();

@@ -351,6 +351,20 @@ fn an_eventfd_that_is_full_blocks_nobody() {
 }
 
 #[test]
+fn an_eventfd_for_which_the_server_has_no_room_is_an_error() {
+    let server = Builder::new().options("--socket s --watchdog i6300esb,action=none,interrupt=intx").start();
+    let mut client = server.client();
+    let ours: OwnedFd = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+    let mut offer = || client.ask_with_fds(SET_IRQS, &set_irqs(20, DATA_EVENTFD | TRIGGER, 0, 0, 1), &[ours.as_fd()]);
+    server.limit_files(Some(4));
+    assert_eq!(offer(), Err(EMFILE));
+    server.limit_files(None);
+    assert_eq!(offer(), Ok(vec![]));
+    client.ask(SET_IRQS, &set_irqs(20, DATA_NONE | TRIGGER, 0, 0, 1)).unwrap();
+    assert_eq!(rustix::io::read(&ours, &mut [0; 8]), Ok(8), "it is signalled");
+}
+
+#[test]
 fn descriptors_that_come_with_every_byte_are_closed() {
     let server = Server::harmless();
     let count = || std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count();
