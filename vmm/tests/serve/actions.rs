@@ -410,6 +410,17 @@ fn a_command_gets_the_event_and_its_status_counts() {
 }
 
 #[test]
+fn a_command_that_leaves_a_long_event_unread_is_not_waited_for() {
+    // What it starts has the input open until the test is over.
+    let script = "exec 3<&0 >&- 2>&-; while [ -e s ]; do sleep 0.1; done <&3 &";
+    let watchdog = format!("i6300esb,action=poweroff,id={}", "x".repeat(70_000));
+    let server = Builder::new().options("--socket s").option("--watchdog", &watchdog).option("--exec", script).start();
+    let mut client = server.client();
+    client.arm(1);
+    server.expect("performed");
+}
+
+#[test]
 fn a_command_acts_where_qmp_is_only_followed() {
     let builder = Builder::new().options("--socket s --qmp q").option("--exec", "touch acted");
     let qmp = FakeQmp::listen(&builder.path().join("q"));
