@@ -50,11 +50,11 @@ impl Follower for Vm {
             VmEvent::Runs(_) => {}
             // The device is reset through its own socket; here it is only learnt that the VM has been dealt with.
             VmEvent::Reset { reason } => self.for_each(|endpoint| {
-                endpoint.watchdog.acknowledge();
+                endpoint.acknowledge();
                 endpoint.record(What::Vm { name: "reset", reason: reason.clone() });
             }),
             VmEvent::Shutdown { reason } => self.for_each(|endpoint| {
-                endpoint.watchdog.acknowledge();
+                endpoint.acknowledge();
                 endpoint.record(What::Vm { name: "shutdown", reason: reason.clone() });
             }),
             VmEvent::Control { socket, connected, reason } => self.for_each(|endpoint| {

@@ -17,9 +17,14 @@ fn saved(server: &Server) -> Value {
 
 /// Waits until this field of the device is on the disk.
 fn wait_for(server: &Server, field: &str, value: impl Into<Value>) {
-    let (value, deadline) = (value.into(), Instant::now() + PATIENCE);
-    while saved(server)["device"][field] != value {
-        assert!(Instant::now() < deadline, "{field} is not {value} on the disk");
+    let value = value.into();
+    wait_until(server, |saved| saved["device"][field] == value);
+}
+
+fn wait_until(server: &Server, is_it: impl Fn(&Value) -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_it(&saved(server)) {
+        assert!(Instant::now() < deadline, "the state is still {}", saved(server));
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -82,6 +87,31 @@ fn a_watchdog_that_was_armed_protects_nobody_after_a_restart_and_the_server_says
         assert_eq!((&restored["was_armed"], &restored["wdt_timeout"]), (&true.into(), &false.into()));
     });
     server.expect_none("fire", Duration::from_millis(600));
+}
+
+#[test]
+fn a_timeout_whose_action_keeps_failing_is_reported_as_not_dealt_with() {
+    const OPTIONS: &str = "--socket s --watchdog i6300esb,action=poweroff --state state --exec false";
+    let server = Builder::new().options(OPTIONS).start();
+    let mut client = server.client();
+    client.arm(1);
+    wait_until(&server, |saved| saved["timeout"]["attempt"].as_u64() > Some(1));
+    let server = server.replaced_by_and(OPTIONS, |server| {
+        server.expect("restored");
+        assert!(server.expect("log")["message"].as_str().unwrap().contains("not dealt with"));
+    });
+    server.expect_none("fire", Duration::from_millis(300));
+}
+
+#[test]
+fn a_timeout_whose_vmm_has_gone_is_dealt_with() {
+    const OPTIONS: &str = "--socket s --watchdog i6300esb,action=poweroff --state state --exec false";
+    let server = Builder::new().options(OPTIONS).start();
+    let mut client = server.client();
+    client.arm(1);
+    wait_until(&server, |saved| !saved["timeout"].is_null());
+    drop(client);
+    wait_until(&server, |saved| saved["timeout"].is_null());
 }
 
 #[test]
