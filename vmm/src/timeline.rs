@@ -7,7 +7,7 @@ use std::fmt;
 use std::io::Write;
 use std::marker::PhantomData;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use vm_watchdog::{VmClock, VmInstant};
@@ -73,7 +73,7 @@ struct Line<'a, E> {
 impl<E: TimelineEntry> Timeline<E> {
     /// A timeline on this clock.
     pub fn new(clock: VmClock, format: Format, out: Box<dyn Write + Send>) -> Self {
-        let budget = || Budget::new(clock.now());
+        let budget = || Budget::new(Instant::now());
         let state = State { out, feeding: budget(), firing: budget(), remarks: budget(), suppressed: 0 };
         Self { clock, format, state: Mutex::new(state), entries: PhantomData }
     }
@@ -81,8 +81,10 @@ impl<E: TimelineEntry> Timeline<E> {
     /// Writes an entry, unless it is of a kind of which the guest has caused too many. A timeline that cannot be
     /// written does not stop the VM.
     pub fn record(&self, entry: E) {
-        let now = self.clock.now();
+        let vm_time = self.clock.now();
         let mut state = self.state();
+        // The disk is the host's, and so is the time in which it may be filled: the VM's may stand still.
+        let now = Instant::now();
         let in_budget = match entry.kind() {
             Some(Kind::Feeding) => state.feeding.take(now),
             Some(Kind::Firing) => state.firing.take(now),
@@ -94,7 +96,7 @@ impl<E: TimelineEntry> Timeline<E> {
             return;
         }
         let suppressed = std::mem::take(&mut state.suppressed);
-        let line = self.format.line(&entry, now, suppressed);
+        let line = self.format.line(&entry, vm_time, suppressed);
         let _ = state.out.write_all(line.as_bytes()).and_then(|()| state.out.flush());
     }
 
@@ -104,8 +106,8 @@ impl<E: TimelineEntry> Timeline<E> {
 }
 
 impl Format {
-    fn line<E: TimelineEntry>(self, entry: &E, now: VmInstant, suppressed: u64) -> String {
-        let vm_time_ns = now.as_nanos();
+    fn line<E: TimelineEntry>(self, entry: &E, vm_time: VmInstant, suppressed: u64) -> String {
+        let vm_time_ns = vm_time.as_nanos();
         let mut line = match self {
             Self::Text if suppressed > 0 => format!("{} {entry} ({suppressed} entries left out)", Stamp(vm_time_ns)),
             Self::Text => format!("{} {entry}", Stamp(vm_time_ns)),
@@ -125,18 +127,18 @@ fn is_zero(number: &u64) -> bool {
 #[derive(Debug)]
 struct Budget {
     /// When the bucket would be full again.
-    full_at: VmInstant,
+    full_at: Instant,
 }
 
 impl Budget {
     const COST: Duration = Duration::from_nanos(1_000_000_000 / ENTRIES_PER_SECOND as u64);
     const DEPTH: Duration = Duration::from_nanos(Self::COST.as_nanos() as u64 * ENTRIES_AT_ONCE as u64);
 
-    fn new(now: VmInstant) -> Self {
+    fn new(now: Instant) -> Self {
         Self { full_at: now }
     }
 
-    fn take(&mut self, now: VmInstant) -> bool {
+    fn take(&mut self, now: Instant) -> bool {
         let full_at = self.full_at.max(now) + Self::COST;
         let in_budget = full_at.saturating_duration_since(now) <= Self::DEPTH;
         if in_budget {

@@ -157,6 +157,7 @@ impl fmt::Display for Entry {
 mod tests {
     use std::io::Write;
     use std::sync::{Arc, Mutex};
+    use std::time::Instant;
 
     use vm_watchdog::VmClock;
 
@@ -231,17 +232,17 @@ mod tests {
 
     #[test]
     fn a_guest_that_feeds_all_the_time_does_not_hide_a_bite_and_does_not_flood() {
-        let (clock, time) = VmClock::manual();
+        let (clock, _time) = VmClock::manual();
         let written = Written::default();
+        let started = Instant::now();
         let timeline = Timeline::new(clock, Format::Json, Box::new(written.clone()));
         for heartbeats in 0..100_000 {
-            time.advance(Duration::from_micros(100));
             timeline.record(Entry::Heartbeat { id: "watchdog0".into(), heartbeats, last_heartbeat_ns: None });
         }
         timeline.record(fire());
         let lines = written.lines();
-        let limit = ENTRIES_AT_ONCE + 10 * ENTRIES_PER_SECOND + 1;
-        assert!(lines.len() <= usize::try_from(limit).unwrap(), "{}", lines.len());
+        let limit = f64::from(ENTRIES_AT_ONCE + 1) + started.elapsed().as_secs_f64() * f64::from(ENTRIES_PER_SECOND);
+        assert!(lines.len() as f64 <= limit, "{}", lines.len());
         assert!(lines.last().unwrap().contains("\"fire\""));
         assert!(lines.last().unwrap().contains("\"suppressed\":"));
     }

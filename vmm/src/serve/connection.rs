@@ -8,9 +8,9 @@ use std::os::unix::net::UnixStream;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, Shutdown};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, Shutdown};
 use serde::Serialize;
-use vm_watchdog_vmm::vfio_user::{Framer, MAX_FDS, Message, Next};
+use vm_watchdog_vmm::vfio_user::{Framer, MAX_FDS, Message, Next, refuse};
 
 /// How many messages are answered before the caller looks at its other business again.
 const MESSAGES_AT_ONCE: usize = 64;
@@ -24,6 +24,8 @@ pub struct Connection {
     framer: Framer,
     /// What came with the message that is being received.
     fds: Vec<OwnedFd>,
+    /// Something more came with it that the host could not give us.
+    has_lost_fds: bool,
     /// The reply that is being sent. Nothing is read before the client has taken it.
     reply: Vec<u8>,
     sent: usize,
@@ -54,7 +56,15 @@ enum Step {
 impl Connection {
     pub fn new(stream: UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
-        Ok(Self { stream, framer: Framer::new(), fds: Vec::new(), reply: Vec::new(), sent: 0, is_closing: false })
+        Ok(Self {
+            stream,
+            framer: Framer::new(),
+            fds: Vec::new(),
+            has_lost_fds: false,
+            reply: Vec::new(),
+            sent: 0,
+            is_closing: false,
+        })
     }
 
     /// What to wait for.
@@ -109,8 +119,15 @@ impl Connection {
             return self.receive();
         };
         self.sent = 0;
-        let next = answer(message, std::mem::take(&mut self.fds), &mut self.reply);
-        self.is_closing = next == Next::Close;
+        let is_last = message.is_last;
+        let fds = std::mem::take(&mut self.fds);
+        self.is_closing = if std::mem::take(&mut self.has_lost_fds) {
+            // Without them it would ask for something else: SET_IRQS, to be told of no interrupt any more.
+            refuse(message, Errno::MFILE, &mut self.reply);
+            is_last
+        } else {
+            answer(message, fds, &mut self.reply) == Next::Close
+        };
         Ok(Step::Answered)
     }
 
@@ -126,6 +143,8 @@ impl Connection {
                 self.fds.extend(fds.take(space));
             }
         }
+        // Some are missing. More than a message may have are refused for that; fewer had no room in this process.
+        self.has_lost_fds |= received.flags.contains(ReturnFlags::CTRUNC) && self.fds.len() < FDS_TAKEN;
         if received.bytes == 0 {
             let within = self.framer.is_within_message();
             return Ok(Step::Ended(if within { Standing::LeftWithinMessage } else { Standing::Left }));

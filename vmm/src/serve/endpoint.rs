@@ -92,7 +92,6 @@ impl Endpoint {
 
     /// A client has connected.
     pub fn connected(&self) {
-        self.vm.client_connected();
         self.clients.is_connected.store(true, Ordering::Relaxed);
         self.clients.connections.fetch_add(1, Ordering::Relaxed);
         self.record(What::Connected);
@@ -106,6 +105,8 @@ impl Endpoint {
         }
         self.record(What::Disconnected { reason });
         self.observe();
+        // Whatever was pending has ended with the connection, which the look at the watchdog does not show.
+        self.keep_soon();
     }
 
     /// A client was one too many.
@@ -125,18 +126,35 @@ impl Endpoint {
             self.record(if now.0 { What::Armed } else { What::Disarmed });
         }
         if now != before {
-            if let Some(keeper) = &self.keeper {
-                keeper.save_soon();
-            }
+            self.keep_soon();
+        }
+    }
+
+    /// The VM has been dealt with by somebody else.
+    pub fn acknowledge(&self) {
+        self.watchdog.acknowledge();
+        self.keep_soon();
+    }
+
+    /// Keeps what there is, before the end.
+    pub fn keep(&self) {
+        if let Some(keeper) = &self.keeper {
+            keeper.save_now();
+        }
+    }
+
+    fn keep_soon(&self) {
+        if let Some(keeper) = &self.keeper {
+            keeper.save_soon();
         }
     }
 
     fn perform(&self, event: &Event) -> Result<(), HandlerError> {
         self.record(What::Fire(Fire::new(event, self.watchdog.stats().heartbeats)));
         self.observe();
-        if let Some(keeper) = &self.keeper {
+        if event.attempt == 1 {
             // The action may end the VM, and then this server may be ended too.
-            keeper.save_before_action();
+            self.keep();
         }
         let action = event.action;
         if matches!(action, Action::None | Action::Debug) {
@@ -147,6 +165,7 @@ impl Endpoint {
             Ok(()) => What::Performed { action },
             Err(error) => What::ActionFailed { action, reason: error.to_string() },
         });
+        self.keep_soon();
         outcome
     }
 }

@@ -103,7 +103,7 @@ fn try_run(options: ServeOptions) -> Result<(), ServeError> {
     for options in &options.endpoints {
         endpoints.push(output.build(options, &mut vms)?);
     }
-    let threads = start(&endpoints, &mut sockets)?;
+    let mut threads = start(&endpoints, &mut sockets)?;
     if let Some(listener) = metrics {
         metrics::spawn(listener, endpoints.clone()).map_err(ServeError::host("start a thread"))?;
     }
@@ -222,30 +222,32 @@ fn open_metrics(address: SocketAddr) -> Result<TcpListener, ServeError> {
 /// The threads that serve.
 struct Threads {
     stop: Arc<OwnedFd>,
-    /// Loses its last sender when the last serving thread ends.
-    serving: Receiver<()>,
+    /// Hears of each serving thread that ends, and loses its last sender with the last one.
+    ended: Receiver<()>,
+    are_serving: bool,
     watchdogs: Vec<WatchdogThread>,
 }
 
 fn start(endpoints: &[Arc<Endpoint>], sockets: &mut Sockets) -> Result<Threads, ServeError> {
     let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
     let stop = Arc::new(stop.map_err(ServeError::host("create an eventfd"))?);
-    let (alive, serving): (Sender<()>, _) = channel();
+    let (end, ended): (Sender<()>, _) = channel();
     let mut watchdogs = Vec::new();
     for (endpoint, (socket, _)) in endpoints.iter().zip(sockets) {
         watchdogs.push(endpoint.watchdog.spawn()?);
         if let Some(socket) = socket.take() {
-            server::spawn(endpoint.clone(), socket, stop.clone(), alive.clone())
+            server::spawn(endpoint.clone(), socket, stop.clone(), end.clone())
                 .map_err(ServeError::host("start a thread"))?;
         }
     }
-    Ok(Threads { stop, serving, watchdogs })
+    Ok(Threads { stop, ended, are_serving: true, watchdogs })
 }
 
 impl Threads {
-    /// Whether all is well: a serving thread that ends says so.
-    fn are_serving(&self) -> bool {
-        self.serving.try_recv() == Err(TryRecvError::Empty)
+    /// Whether all is well. Once it is not it stays so, that the service manager may see to it.
+    fn are_serving(&mut self) -> bool {
+        self.are_serving &= self.ended.try_recv() == Err(TryRecvError::Empty);
+        self.are_serving
     }
 
     fn stop(self) {
@@ -253,7 +255,7 @@ impl Threads {
             ::log::error!("the serving threads cannot be stopped: {errno}");
         }
         let deadline = Instant::now() + LAST_WAIT;
-        while self.serving.recv_timeout(deadline.saturating_duration_since(Instant::now())).is_ok() {}
+        while self.ended.recv_timeout(deadline.saturating_duration_since(Instant::now())).is_ok() {}
         // An action that is being performed ends with the process: whoever stops the server does not wait for it.
         self.watchdogs.into_iter().for_each(std::mem::forget);
     }

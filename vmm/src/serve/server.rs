@@ -12,7 +12,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
-use vm_watchdog_vmm::vfio_user::{Session, refuse};
+use rustix::io::Errno;
+use vm_watchdog_vmm::vfio_user::{Next, Session, refuse};
 
 use super::connection::{Connection, Standing};
 use super::endpoint::Endpoint;
@@ -30,21 +31,30 @@ const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// The stack of a serving thread, which has no deep calls and no big variables.
 const STACK: usize = 256 << 10;
 
-/// Serves `socket` until `stop` is readable, and then drops `alive`.
+/// Serves `socket` until `stop` is readable, and then tells `end`.
 ///
 /// # Errors
 ///
 /// The host's error if it gives no thread.
-pub fn spawn(endpoint: Arc<Endpoint>, socket: Socket, stop: Arc<OwnedFd>, alive: Sender<()>) -> io::Result<()> {
+pub fn spawn(endpoint: Arc<Endpoint>, socket: Socket, stop: Arc<OwnedFd>, end: Sender<()>) -> io::Result<()> {
     let mut server = Server { endpoint, socket, client: None, latecomers: Vec::new(), accept_again: None };
     let name = format!("serve {}", server.endpoint.watchdog.id()).replace('\0', "?");
     thread::Builder::new().name(name).stack_size(STACK).spawn(move || {
+        let _end = End(end);
         server.run(&stop);
-        if let Err(error) = alive.send(()) {
-            log::debug!("nobody waits for the end of a serving thread: {error}");
-        }
     })?;
     Ok(())
+}
+
+/// Tells of the end of a thread when it is dropped, so that a panic is no secret.
+struct End(Sender<()>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.send(()) {
+            log::debug!("nobody waits for the end of a serving thread: {error}");
+        }
+    }
 }
 
 struct Server {
@@ -89,6 +99,8 @@ impl Server {
         if let Some(Client { connection, session }) = &mut self.client {
             connection.finish(|message, fds, reply| session.answer(message, fds, reply));
         }
+        // As the guest has left it, and not as the end of its session leaves it.
+        self.endpoint.keep();
     }
 
     /// Waits until something may have happened; true if it is time to stop.
@@ -107,7 +119,7 @@ impl Server {
         }
         match rustix::event::poll(&mut fds, timeout.as_ref()) {
             Ok(_) => Ok(!fds[0].revents().is_empty()),
-            Err(rustix::io::Errno::INTR) => Ok(false),
+            Err(Errno::INTR) => Ok(false),
             Err(errno) => Err(errno.into()),
         }
     }
@@ -153,6 +165,7 @@ impl Server {
         }
         if self.latecomers.len() == MOST_LATECOMERS {
             self.latecomers.remove(0);
+            self.endpoint.refused();
         }
         self.latecomers.push(Latecomer { connection, arrived: Instant::now() });
         Ok(())
@@ -175,7 +188,10 @@ impl Server {
             if !latecomer.is_refused(now) {
                 return true;
             }
-            let standing = latecomer.connection.serve(|message, _, reply| refuse(message, reply));
+            let standing = latecomer.connection.serve(|message, _, reply| {
+                refuse(message, Errno::BUSY, reply);
+                Next::Close
+            });
             let stays = standing == Standing::Open && now < latecomer.arrived + HANDOVER + REFUSAL_PATIENCE;
             if !stays {
                 endpoint.refused();

@@ -25,7 +25,7 @@ impl Signals {
     }
 
     /// Waits for one of them, and tells the service manager meanwhile that `all_is_well`, if it wants to know.
-    pub fn wait(mut self, all_is_well: impl Fn() -> bool) {
+    pub fn wait(mut self, mut all_is_well: impl FnMut() -> bool) {
         let interval = sd_notify::watchdog_enabled().map(|timeout| (timeout / 2).max(Duration::from_millis(1)));
         if let Err(error) = self.0.set_read_timeout(interval) {
             log::error!("the service manager is not told that all is well: {error}");
@@ -84,7 +84,10 @@ pub fn inherited_sockets() -> io::Result<Vec<(PathBuf, UnixListener)>> {
 
 /// Takes the socket at `path` out of those that were passed.
 pub fn take(sockets: &mut Vec<(PathBuf, UnixListener)>, path: &Path) -> Option<UnixListener> {
-    let is_it = |passed: &Path| passed == path || passed.canonicalize().ok() == path.canonicalize().ok();
+    let is_it = |passed: &Path| {
+        // Two paths that cannot be seen from here have that in common, and are not the same for it.
+        passed == path || path.canonicalize().is_ok_and(|path| passed.canonicalize().ok() == Some(path))
+    };
     let index = sockets.iter().position(|(passed, _)| is_it(passed))?;
     Some(sockets.swap_remove(index).1)
 }

@@ -4,14 +4,24 @@ use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use rustix::fs::Mode;
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use super::control;
 
 /// How many clients may wait to be accepted. All but one are told that they are one too many.
 const BACKLOG: i32 = 16;
+
+/// How long a start waits for another one in the same folder, which takes less than a millisecond.
+const LOCK_PATIENCE: Duration = Duration::from_millis(250);
+/// The pause between two looks whether that is over.
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
 
 /// Why there is no socket.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +59,8 @@ impl Socket {
     /// [`SocketError`] if the path is in use, or cannot be used.
     pub fn bind(path: &Path, mode: Mode) -> Result<(Self, SocketFile), SocketError> {
         let host = |source: io::Error| SocketError::Host { path: path.to_owned(), source };
+        // Held until it listens: before that it would look to another server that starts like what is left of one.
+        let _folder = lock_folder(path);
         match Self::listen(path, mode) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                 remove_stale(path)?;
@@ -94,15 +106,31 @@ impl Drop for SocketFile {
     }
 }
 
+/// Locks the folder of a socket against other servers that start, without a file of its own. Goes on without the lock if
+/// it cannot be had: nobody must be able to keep a server from starting.
+fn lock_folder(path: &Path) -> Option<OwnedFd> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = rustix::fs::open(folder, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    while rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK)
+        && Instant::now() < deadline
+    {
+        thread::sleep(LOCK_PAUSE);
+    }
+    Some(folder)
+}
+
 /// Removes a socket that nobody serves any more.
 fn remove_stale(path: &Path) -> Result<(), SocketError> {
     let host = |source: io::Error| SocketError::Host { path: path.to_owned(), source };
     if !fs::symlink_metadata(path).map_err(host)?.file_type().is_socket() {
         return Err(SocketError::NoSocket(path.to_owned()));
     }
-    match UnixStream::connect(path) {
+    match control::connect(path) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(host),
         Ok(_) => Err(SocketError::Live(path.to_owned())),
+        // Somebody listens, to more clients than are accepted.
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(SocketError::Live(path.to_owned())),
         Err(error) => Err(host(error)),
     }
 }
@@ -111,6 +139,7 @@ fn remove_stale(path: &Path) -> Result<(), SocketError> {
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::net::UnixStream;
 
     const OWNER_ONLY: Mode = Mode::RUSR.union(Mode::WUSR);
 
@@ -133,6 +162,22 @@ mod tests {
         assert!(matches!(Socket::bind(&path, OWNER_ONLY), Err(SocketError::Live(_))));
         assert!(UnixStream::connect(&path).is_ok(), "the first one still listens");
         drop(socket);
+    }
+
+    #[test]
+    fn a_server_that_is_about_to_listen_is_not_taken_for_one_that_has_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("watchdog");
+        let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+        let lock = lock_folder(&path);
+        rustix::net::bind(&socket, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        thread::scope(|scope| {
+            let second = scope.spawn(|| Socket::bind(&path, OWNER_ONLY));
+            thread::sleep(Duration::from_millis(20));
+            rustix::net::listen(&socket, BACKLOG).unwrap();
+            drop(lock);
+            assert!(matches!(second.join().unwrap(), Err(SocketError::Live(_))));
+        });
     }
 
     #[test]

@@ -8,11 +8,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::fs::OFlags;
 use vm_watchdog::i6300esb::{I6300esb, I6300esbStateV1};
 use vm_watchdog::{Policy, Watchdog, WatchdogStateV1};
 
-/// How long an action waits for the disk. After that it is performed all the same.
+/// How long an action, or the end, waits for the disk. After that it comes all the same.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// How long a write waits that nobody waits for: a handler returns meanwhile, and its outcome is written too.
+const MOMENT: Duration = Duration::from_millis(10);
 /// The least time between two writes, whatever a guest does.
 const INTERVAL: Duration = Duration::from_millis(100);
 /// The longest file that is read. What we write is shorter than a kilobyte.
@@ -58,10 +61,11 @@ struct Shared {
     changed: Condvar,
 }
 
-/// How often a save was asked for, and how far that has got.
+/// How often a save was asked for, the last time that somebody waits for, and how far that has got.
 #[derive(Debug, Default)]
 struct Progress {
     asked: u64,
+    urgent: u64,
     done: u64,
 }
 
@@ -105,24 +109,22 @@ impl Keeper {
         Ok((found, set_aside))
     }
 
-    /// Writes the state before long.
+    /// Writes the state before long, with what follows at once.
     pub fn save_soon(&self) {
-        self.ask();
+        self.shared.progress().asked += 1;
+        self.shared.changed.notify_all();
     }
 
     /// Writes the state now, as far as the disk lets it.
-    pub fn save_before_action(&self) {
-        let asked = self.ask();
-        let late = |progress: &mut Progress| progress.done < asked;
-        // A disk that hangs must not keep a watchdog from firing.
-        drop(self.shared.changed.wait_timeout_while(self.shared.progress(), PATIENCE, late));
-    }
-
-    fn ask(&self) -> u64 {
+    pub fn save_now(&self) {
         let mut progress = self.shared.progress();
         progress.asked += 1;
+        progress.urgent = progress.asked;
+        let asked = progress.asked;
         self.shared.changed.notify_all();
-        progress.asked
+        // A disk that hangs must not keep a watchdog from firing.
+        let late = |progress: &mut Progress| progress.done < asked;
+        drop(self.shared.changed.wait_timeout_while(progress, PATIENCE, late));
     }
 }
 
@@ -130,7 +132,10 @@ impl Shared {
     fn keep_writing(&self) {
         loop {
             let progress = self.changed.wait_while(self.progress(), |progress| progress.asked == progress.done);
-            let asked = progress.unwrap_or_else(PoisonError::into_inner).asked;
+            let progress = progress.unwrap_or_else(PoisonError::into_inner);
+            let can_wait = |progress: &mut Progress| progress.urgent <= progress.done;
+            let progress = self.changed.wait_timeout_while(progress, MOMENT, can_wait);
+            let asked = progress.unwrap_or_else(PoisonError::into_inner).0.asked;
             let Some(watchdog) = self.watchdog.get() else {
                 return;
             };
@@ -150,8 +155,11 @@ impl Shared {
 }
 
 fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
-    let file = match File::open(path) {
-        Ok(file) => file,
+    // Without waiting for somebody to write to a FIFO.
+    let nonblocking = OFlags::NONBLOCK.bits() as i32;
+    let file = match OpenOptions::new().read(true).custom_flags(nonblocking).open(path) {
+        Ok(file) if file.metadata()?.is_file() => file,
+        Ok(_) => return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is there and is no regular file")),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
@@ -220,7 +228,7 @@ mod tests {
         let keeper = Keeper::new(path.clone());
         assert_eq!(keeper.start(&old.0, Policy::default()).unwrap(), (None, None));
         bite(&old);
-        keeper.save_before_action();
+        keeper.save_now();
 
         let (new, _) = watchdog();
         let (found, set_aside) = Keeper::new(path).start(&new, Policy::default()).unwrap();

@@ -26,13 +26,6 @@ impl Vm {
         self.watchdogs.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(endpoint));
     }
 
-    /// A VMM has connected. If nobody follows the VM, this one must be taken to run, whatever the last one did.
-    pub fn client_connected(&self) {
-        if !self.qmp.as_ref().is_some_and(|qmp| qmp.is_connected()) {
-            self.clock.resume();
-        }
-    }
-
     fn for_each(&self, mut tell: impl FnMut(&Endpoint)) {
         let watchdogs = self.watchdogs.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for endpoint in watchdogs.iter().filter_map(Weak::upgrade) {
@@ -57,11 +50,11 @@ impl Follower for Vm {
             VmEvent::Runs(_) => {}
             // The device is reset through its own socket; here it is only learnt that the VM has been dealt with.
             VmEvent::Reset { reason } => self.for_each(|endpoint| {
-                endpoint.watchdog.acknowledge();
+                endpoint.acknowledge();
                 endpoint.record(What::Vm { name: "reset", reason: reason.clone() });
             }),
             VmEvent::Shutdown { reason } => self.for_each(|endpoint| {
-                endpoint.watchdog.acknowledge();
+                endpoint.acknowledge();
                 endpoint.record(What::Vm { name: "shutdown", reason: reason.clone() });
             }),
             VmEvent::Control { socket, connected, reason } => self.for_each(|endpoint| {

@@ -3,8 +3,9 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::OFlags;
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 
 /// The interrupt line of a watchdog as VFIO has it: level triggered and automasked.
 ///
@@ -83,12 +84,23 @@ impl State {
         let Some(eventfd) = &self.eventfd else {
             return Ok(());
         };
+        // A counter that is full has been signalled, and nobody has looked.
+        if !is_writable(eventfd.as_fd())? {
+            return Ok(());
+        }
         match rustix::io::write(eventfd, &1u64.to_ne_bytes()) {
-            // A counter that is full has been signalled, and nobody has looked.
             Ok(_) | Err(Errno::AGAIN) => Ok(()),
             Err(errno) => Err(errno),
         }
     }
+}
+
+/// Whether a write does not block. The client shares the flags of its eventfd, and may have taken O_NONBLOCK away.
+fn is_writable(eventfd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut fds = [PollFd::from_borrowed_fd(eventfd, PollFlags::OUT)];
+    retry_on_intr(|| rustix::event::poll(&mut fds, Some(&now)))?;
+    Ok(fds[0].revents().contains(PollFlags::OUT))
 }
 
 /// Refuses whatever is no eventfd, and keeps writes to one from blocking.

@@ -21,7 +21,8 @@
 //!   client waits for ever when it gets an error. Where nothing answers it reads all ones. The configuration region
 //!   answers up to 4096 bytes for the same reason: a guest reaches that far through a PCI Express host bridge.
 //! - An error with the errno that says why for whatever else is wrong, and the conversation goes on: EINVAL for a bad
-//!   argument, EMSGSIZE for a message that is too long, EOPNOTSUPP for a command that the device has no use for.
+//!   argument, EMSGSIZE for a message that is too long, EOPNOTSUPP for a command that the device has no use for. The owner of the
+//!   socket [refuses](refuse) what it cannot hand over whole.
 //! - An error and the end of the connection for what leaves no common ground: a size that is none, a message that is no
 //!   command, no VERSION message at the start, or an incompatible one.
 

@@ -181,12 +181,11 @@ impl Drop for Session {
     }
 }
 
-/// The answer to whatever a client says first that is one too many: EBUSY.
-pub fn refuse(message: Message<'_>, reply: &mut Vec<u8>) -> Next {
+/// The answer to a message that nobody looks into, as of a client that is one too many.
+pub fn refuse(message: Message<'_>, errno: Errno, reply: &mut Vec<u8>) {
     reply.clear();
     reply.resize(Header::SIZE, 0);
-    finish(message.header, Err(Errno::BUSY), reply);
-    Next::Close
+    finish(message.header, Err(errno), reply);
 }
 
 /// Puts the header in front of a reply, or drops the body where there is an error, or all where nobody listens.

@@ -91,6 +91,22 @@ fn a_command_that_qemu_refuses_is_tried_again_and_then_escalated() {
 }
 
 #[test]
+fn what_qemu_gives_as_a_reason_is_neither_a_line_of_its_own_nor_endless() {
+    let (server, qmp) = with_qmp("i6300esb,action=reset");
+    let mut qmp = qmp.accept(true);
+    let mut client = server.client();
+    let forged = format!("not now\n[    9.000000 s] another: armed\x1B[2J{}", "x".repeat(60_000));
+    qmp.say(json!({"event": "RESET", "data": {"reason": forged}}));
+    let told = server.expect("vm")["reason"].as_str().unwrap().to_owned();
+    assert!(told.starts_with("not now\u{FFFD}[    9.000000 s] another: armed\u{FFFD}[2Jxxx"), "{told}");
+    assert_eq!(told.chars().count(), 200);
+
+    client.arm(1);
+    qmp.refuse("system_reset", &forged);
+    assert_eq!(server.expect("action-failed")["reason"], format!("QEMU refuses system_reset: {told}"));
+}
+
+#[test]
 fn an_action_waits_for_a_qmp_socket_that_is_not_there_yet() {
     let builder = Builder::new().options("--socket s --qmp q");
     let path = builder.path().join("q");
@@ -123,6 +139,23 @@ fn a_qmp_connection_that_is_lost_is_made_again() {
     let mut client = server.client();
     client.arm(1);
     qmp.answer("system_reset", json!({}));
+}
+
+#[test]
+fn a_connection_that_is_lost_is_no_poweroff() {
+    let (server, qmp) = with_qmp("i6300esb,action=poweroff");
+    let mut first = qmp.accept(true);
+    let mut client = server.client();
+    client.arm(1);
+    assert_eq!(first.command()["execute"], "quit");
+    drop(first);
+    server.expect("action-failed");
+    let mut second = qmp.accept(true);
+    assert_eq!(second.command()["execute"], "quit");
+    // QEMU has no time to answer this one: it goes, and its device's connection with it.
+    drop((second, client));
+    server.expect("disconnected");
+    qmp.accept(true).no_command(Duration::from_millis(1000));
 }
 
 #[test]
@@ -177,6 +210,21 @@ fn a_pause_by_qmp_stops_the_watchdog_and_no_time_is_lost() {
     let period = fire["deadline_ns"].as_u64().unwrap() - fire["last_heartbeat_ns"].as_u64().unwrap_or(0);
     assert!(fire["lateness_ns"].as_u64().unwrap() < 500_000_000, "{fire} {period}");
     qmp.answer("system_reset", json!({}));
+}
+
+#[test]
+fn the_end_of_a_pause_is_told_whatever_was_told_during_it() {
+    let (server, qmp) = with_qmp("i6300esb,action=reset");
+    let mut qmp = qmp.accept(true);
+    qmp.event("STOP");
+    server.expect("paused");
+    // More than a burst, and then time enough for one more.
+    for _ in 0..60 {
+        drop(server.client());
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    qmp.event("RESUME");
+    server.expect("resumed");
 }
 
 #[test]
@@ -244,6 +292,36 @@ fn a_new_vm_is_not_taken_for_paused_because_the_last_one_was() {
 }
 
 #[test]
+fn a_vm_is_protected_although_qmp_was_lost_while_it_was_paused() {
+    let (server, qmp) = with_qmp("i6300esb,action=reset");
+    let mut first = qmp.accept(true);
+    let mut client = server.client();
+    client.arm(100);
+    first.event("STOP");
+    server.expect("paused");
+    drop(first);
+    server.expect_where("control", |event| event["connected"] == false);
+    server.expect("resumed");
+    // Nobody says whether it runs, so it is taken to; the action waits for somebody to tell it to.
+    server.expect_where("fire", is_timeout);
+    qmp.accept(true).answer("system_reset", json!({}));
+}
+
+#[test]
+fn a_vm_that_is_still_paused_when_qmp_is_back_is_known_to_be() {
+    let (server, qmp) = with_qmp("i6300esb,action=reset");
+    let mut first = qmp.accept(true);
+    let mut client = server.client();
+    client.arm(10_000);
+    first.event("STOP");
+    server.expect("paused");
+    drop(first);
+    server.expect("resumed");
+    let _second = qmp.accept(false);
+    server.expect("paused");
+}
+
+#[test]
 fn two_watchdogs_of_one_vm_share_its_qmp_socket() {
     let builder = Builder::new().options("--qmp q --socket s --socket t --watchdog i6300esb,action=inject-nmi");
     let qmp = FakeQmp::listen(&builder.path().join("q"));
@@ -289,10 +367,8 @@ fn each_action_is_a_call_of_cloud_hypervisor() {
         let reason = server.expect("action-failed")["reason"].as_str().unwrap().to_owned();
         assert_eq!(reason, format!("Cloud Hypervisor refuses {call}: status 500"));
         assert_eq!(next(), expected);
-        if call != "vmm.shutdown" {
-            server.expect("action-failed");
-            assert_eq!(next(), expected);
-        }
+        server.expect("action-failed");
+        assert_eq!(next(), expected);
         assert_eq!(server.expect("performed")["action"], action);
     }
 }
@@ -331,6 +407,17 @@ fn a_command_gets_the_event_and_its_status_counts() {
         ]
     );
     assert!(env.contains("WATCHDOG_ID=wd\n") && env.contains("WATCHDOG_ACTION=poweroff\n"));
+}
+
+#[test]
+fn a_command_that_leaves_a_long_event_unread_is_not_waited_for() {
+    // What it starts has the input open until the test is over.
+    let script = "exec 3<&0 >&- 2>&-; while [ -e s ]; do sleep 0.1; done <&3 &";
+    let watchdog = format!("i6300esb,action=poweroff,id={}", "x".repeat(70_000));
+    let server = Builder::new().options("--socket s").option("--watchdog", &watchdog).option("--exec", script).start();
+    let mut client = server.client();
+    client.arm(1);
+    server.expect("performed");
 }
 
 #[test]

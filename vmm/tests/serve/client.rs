@@ -33,6 +33,7 @@ pub const CONFIG: u32 = 7;
 
 pub const EINVAL: u32 = 22;
 pub const EBUSY: u32 = 16;
+pub const EMFILE: u32 = 24;
 pub const EMSGSIZE: u32 = 90;
 pub const EPROTONOSUPPORT: u32 = 93;
 pub const EOPNOTSUPP: u32 = 95;

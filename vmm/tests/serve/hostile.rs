@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::OFlags;
 
 use crate::client::*;
 use crate::server::{Builder, Server};
@@ -348,6 +349,35 @@ fn an_eventfd_that_is_full_blocks_nobody() {
     client.arm(1);
     server.expect_where("fire", |event| event["stage"] == "timeout");
     assert!(client.timed_out());
+}
+
+#[test]
+fn an_eventfd_that_is_full_and_made_blocking_again_blocks_nobody() {
+    let server = Builder::new().options("--socket s --watchdog i6300esb,action=none,interrupt=intx").start();
+    let mut client = server.client();
+    let full: OwnedFd = eventfd(0, EventfdFlags::empty()).unwrap();
+    client.ask_with_fds(SET_IRQS, &set_irqs(20, DATA_EVENTFD | TRIGGER, 0, 0, 1), &[full.as_fd()]).unwrap();
+    // The flags are those of the open file, which is the server's and ours.
+    rustix::fs::fcntl_setfl(&full, OFlags::empty()).unwrap();
+    rustix::io::write(&full, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+    client.ask(SET_IRQS, &set_irqs(20, DATA_NONE | TRIGGER, 0, 0, 1)).unwrap();
+    client.arm(1);
+    server.expect_where("fire", |event| event["stage"] == "timeout");
+    assert!(client.timed_out());
+}
+
+#[test]
+fn an_eventfd_for_which_the_server_has_no_room_is_an_error() {
+    let server = Builder::new().options("--socket s --watchdog i6300esb,action=none,interrupt=intx").start();
+    let mut client = server.client();
+    let ours: OwnedFd = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+    let mut offer = || client.ask_with_fds(SET_IRQS, &set_irqs(20, DATA_EVENTFD | TRIGGER, 0, 0, 1), &[ours.as_fd()]);
+    server.limit_files(Some(4));
+    assert_eq!(offer(), Err(EMFILE));
+    server.limit_files(None);
+    assert_eq!(offer(), Ok(vec![]));
+    client.ask(SET_IRQS, &set_irqs(20, DATA_NONE | TRIGGER, 0, 0, 1)).unwrap();
+    assert_eq!(rustix::io::read(&ours, &mut [0; 8]), Ok(8), "it is signalled");
 }
 
 #[test]

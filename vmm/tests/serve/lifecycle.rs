@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use rustix::process::Signal;
 
 use crate::client::*;
@@ -76,7 +77,7 @@ fn a_second_client_is_told_that_it_is_one_too_many_and_the_first_does_not_notice
 }
 
 #[test]
-fn second_clients_that_say_nothing_are_sent_away_and_keep_nobody_out() {
+fn second_clients_that_say_nothing_are_sent_away_and_counted_and_keep_nobody_out() {
     let server = Server::harmless();
     let mut first = server.client();
     let started = Instant::now();
@@ -84,6 +85,7 @@ fn second_clients_that_say_nothing_are_sent_away_and_keep_nobody_out() {
     assert_eq!(first.read(CONFIG, 0, 2).unwrap(), [0x86, 0x80]);
     for client in &mut silent {
         assert_eq!(client.receive(), None);
+        server.expect("refused");
     }
     assert!(started.elapsed() < PATIENCE);
     drop(first);
@@ -145,6 +147,21 @@ fn a_stale_socket_is_replaced_and_a_live_one_refused() {
     assert_eq!(status, 1);
     assert_eq!(message, format!("vm-watchdog: socket {path}: another process serves it\n"));
     assert_eq!(client.read(CONFIG, 0, 2).unwrap(), [0x86, 0x80], "the live one goes on");
+}
+
+#[test]
+fn a_live_socket_that_accepts_nobody_is_refused_like_any_other() {
+    let builder = Builder::new().options("--socket s --watchdog i6300esb,action=none");
+    let address = SocketAddrUnix::new(builder.path().join("s")).unwrap();
+    let socket = || socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::NONBLOCK, None).unwrap();
+    let listener = socket();
+    rustix::net::bind(&listener, &address).unwrap();
+    rustix::net::listen(&listener, 0).unwrap();
+    let mut waiting = vec![socket()];
+    while rustix::net::connect(&waiting[waiting.len() - 1], &address).is_ok() {
+        waiting.push(socket());
+    }
+    assert_eq!(builder.fail(), (1, "vm-watchdog: socket s: another process serves it\n".to_owned()));
 }
 
 #[test]

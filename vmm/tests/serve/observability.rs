@@ -1,10 +1,12 @@
 //! What operators see: metrics, and what a service manager is told.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -133,27 +135,72 @@ fn a_service_manager_is_told_when_the_sockets_listen_and_when_it_ends() {
 }
 
 #[test]
-fn a_socket_that_the_service_manager_listens_on_is_used_and_left_to_it() {
+fn a_service_manager_is_not_told_that_all_is_well_once_a_socket_is_no_longer_served() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("s");
-    let listener = UnixListener::bind(&path).unwrap();
-    // What systemd does: the descriptor is 3, and LISTEN_PID is the process that is started.
+    let path = folder.path().join("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    let server = Builder::new()
+        .options("--watchdog i6300esb,action=none --socket s --socket t")
+        .env("NOTIFY_SOCKET", &path)
+        .env("WATCHDOG_USEC", "200000")
+        .start();
+    // Without any files it can wait for nothing.
+    server.limit_files(Some(0));
+    let _client = server.stream();
+    server.expect_where("log", |event| event["message"].as_str().unwrap().contains("no longer served"));
+    server.limit_files(None);
+
+    // What was told before that was noticed does not count.
+    std::thread::sleep(Duration::from_millis(300));
+    manager.set_nonblocking(true).unwrap();
+    while manager.recv(&mut [0; 100]).is_ok() {}
+    manager.set_nonblocking(false).unwrap();
+    manager.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    assert!(manager.recv(&mut [0; 100]).is_err(), "the other socket is served, but that is not all");
+}
+
+/// A server for `socket` that is given `listener` as a service manager does it: the descriptor is 3, and LISTEN_PID is
+/// the process that is started.
+fn activated(listener: UnixListener, socket: &Path) -> Command {
     let script = format!(
         "export LISTEN_PID=$$ LISTEN_FDS=1; exec '{}' serve --events=json --socket '{}' --watchdog i6300esb,action=none 3<&0 0</dev/null",
         env!("CARGO_BIN_EXE_vm-watchdog"),
-        path.display()
+        socket.display()
     );
-    let mut server = Command::new("/bin/sh")
-        .args(["-c", &script])
-        .stdin(std::os::fd::OwnedFd::from(listener))
-        .stdout(std::process::Stdio::null())
-        .process_group(0)
-        .spawn()
-        .unwrap();
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", &script]).stdin(OwnedFd::from(listener)).stdout(Stdio::null()).process_group(0);
+    command
+}
+
+#[test]
+fn a_socket_that_the_service_manager_listens_on_is_used_and_left_to_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s");
+    let mut server = activated(UnixListener::bind(&path).unwrap(), &path).spawn().unwrap();
     let mut client = Client::connect(&path);
     client.negotiate();
     let pid = rustix::process::Pid::from_child(&server);
     rustix::process::kill_process(pid, Signal::TERM).unwrap();
     assert!(server.wait().unwrap().success());
     assert!(path.exists(), "it belongs to the service manager");
+}
+
+#[test]
+fn a_socket_of_the_service_manager_is_not_taken_for_another_because_neither_can_be_seen() {
+    let folder = tempfile::tempdir().unwrap();
+    let (passed, wanted) = (folder.path().join("passed"), folder.path().join("wanted"));
+    let listener = UnixListener::bind(&passed).unwrap();
+    // As for a server in a mount namespace of its own.
+    std::fs::remove_file(&passed).unwrap();
+    let mut server = activated(listener, &wanted).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // It ends without a word on standard output, or serves and says so.
+    let mut told = String::new();
+    BufReader::new(server.stdout.take().unwrap()).read_line(&mut told).unwrap();
+    // It may have ended already.
+    let _ = server.kill();
+    let output = server.wait_with_output().unwrap();
+    assert_eq!(told, "");
+    let message =
+        format!("vm-watchdog: the service manager passes the socket {}, which no --socket names\n", passed.display());
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), message);
 }

@@ -1,6 +1,6 @@
 //! The server as a process, and what it tells.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -8,6 +8,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -90,8 +91,12 @@ impl Builder {
 
     /// Starts it where it cannot work, and gives its status and what it said.
     pub fn fail(mut self) -> (i32, String) {
-        let output = self.command.stdout(Stdio::null()).stderr(Stdio::piped()).output().unwrap();
-        (output.status.code().expect("an exit status"), String::from_utf8(output.stderr).unwrap())
+        let mut child = self.command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut stderr = child.stderr.take().unwrap();
+        let status = Server { child, events: channel().1, folder: self.folder }.end();
+        let mut message = String::new();
+        stderr.read_to_string(&mut message).unwrap();
+        (status.code().expect("an exit status"), message)
     }
 }
 
@@ -155,10 +160,22 @@ impl Server {
         self.child.id()
     }
 
+    /// Lets it have so many files open, or as many as it started with.
+    pub fn limit_files(&self, limit: Option<u64>) {
+        let maximum = getrlimit(Resource::Nofile).maximum;
+        let limit = Rlimit { current: limit.or(maximum), maximum };
+        prlimit(Some(Pid::from_child(&self.child)), Resource::Nofile, limit).unwrap();
+    }
+
     /// Ends it with a signal.
     pub fn signal(&mut self, signal: rustix::process::Signal) -> ExitStatus {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, signal).unwrap();
+        self.end()
+    }
+
+    /// Waits for its end.
+    fn end(&mut self) -> ExitStatus {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {

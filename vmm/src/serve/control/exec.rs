@@ -1,12 +1,14 @@
 //! A command of the operator's as the one who acts.
 
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Seek, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::MemfdFlags;
 use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::Serialize;
 use vm_watchdog::{Action, Event, HandlerError, Stage};
@@ -49,17 +51,12 @@ pub fn run(command: &str, event: &Event, socket: &Path) -> Result<(), HandlerErr
         .env("WATCHDOG_DEADLINE_NS", input.deadline_ns.to_string())
         .env("WATCHDOG_OBSERVED_NS", input.observed_ns.to_string())
         .env("WATCHDOG_LATENESS_NS", input.lateness_ns.to_string())
-        .stdin(Stdio::piped())
+        .stdin(stdin(&input)?)
         // Standard output has the events of this process.
         .stdout(io::stderr())
         .process_group(0)
         .spawn()
         .map_err(|error| format!("the command cannot be run: {error}"))?;
-    if let Some(mut stdin) = child.stdin.take() {
-        let line = serde_json::to_string(&input)? + "\n";
-        // It fits into the pipe, so this does not wait. A command that does not read it does not want it.
-        let _ = stdin.write_all(line.as_bytes());
-    }
     let status = match wait(&mut child) {
         Ok(true) => child.wait()?,
         outcome => {
@@ -69,6 +66,15 @@ pub fn run(command: &str, event: &Event, socket: &Path) -> Result<(), HandlerErr
         }
     };
     if status.success() { Ok(()) } else { Err(format!("the command failed: {status}").into()) }
+}
+
+/// The event to read, in a file: a pipe may be too small for it, and then waits for a command that does not read.
+fn stdin(input: &Input<'_>) -> io::Result<File> {
+    let mut file = File::from(rustix::fs::memfd_create("event", MemfdFlags::CLOEXEC)?);
+    serde_json::to_writer(&file, input)?;
+    file.write_all(b"\n")?;
+    file.rewind()?;
+    Ok(file)
 }
 
 /// Waits for the command; false if it takes too long.

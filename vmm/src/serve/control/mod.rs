@@ -57,8 +57,8 @@ impl Control {
     }
 }
 
-/// Connects to a socket of a VMM, without waiting for a VMM that does not accept.
-fn connect(path: &Path) -> io::Result<UnixStream> {
+/// Connects to a socket, without waiting for somebody who does not accept.
+pub fn connect(path: &Path) -> io::Result<UnixStream> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;

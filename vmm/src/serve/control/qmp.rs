@@ -24,6 +24,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// The longest line that is read. QEMU's are much shorter.
 const LONGEST_LINE: u64 = 64 << 10;
 
+/// How many characters of a reason are kept.
+const MOST_WORDS: usize = 200;
+
 /// A QMP connection.
 pub struct Qmp {
     path: PathBuf,
@@ -121,8 +124,8 @@ impl Qmp {
                 return answer.map(|_| ()).map_err(|error| format!("QEMU refuses {command}: {error}").into());
             }
             if link.stream.is_none() {
-                // QEMU may be gone before its answer has left.
-                return if command == "quit" { Ok(()) } else { Err(link.why_not.clone().into()) };
+                // If QEMU itself has gone, as after `quit`, it leaves its device too, and nothing is tried again.
+                return Err(link.why_not.clone().into());
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -152,6 +155,9 @@ impl Qmp {
                 follower.vm_event(VmEvent::Control { socket: socket.clone(), connected: false, reason });
                 told = Some(lost);
             }
+            // Nobody would say that it goes on, and a clock that stands still protects nobody. If it does stand still,
+            // the next connection says so.
+            follower.vm_event(VmEvent::Runs(true));
             thread::sleep(pause);
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
@@ -245,7 +251,7 @@ impl Lines {
 }
 
 fn parse_event(message: &Value) -> Option<VmEvent> {
-    let reason = || message.pointer("/data/reason").and_then(Value::as_str).map(str::to_owned);
+    let reason = || words(message, "/data/reason");
     match message.get("event")?.as_str()? {
         "STOP" => Some(VmEvent::Runs(false)),
         "RESUME" => Some(VmEvent::Runs(true)),
@@ -257,8 +263,14 @@ fn parse_event(message: &Value) -> Option<VmEvent> {
 
 fn parse_answer(message: &Value) -> Option<(u64, Result<Value, String>)> {
     let id = message.get("id")?.as_u64()?;
-    let error = || message.pointer("/error/desc").and_then(Value::as_str).unwrap_or("no reason given").to_owned();
+    let error = || words(message, "/error/desc").unwrap_or_else(|| "no reason given".to_owned());
     Some((id, message.get("return").cloned().ok_or_else(error)))
+}
+
+/// Words of QEMU's, for a line of the log: no line of their own, and not without end, whoever has taken QEMU over.
+fn words(message: &Value, pointer: &str) -> Option<String> {
+    let printable = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
+    Some(message.pointer(pointer)?.as_str()?.chars().take(MOST_WORDS).map(printable).collect())
 }
 
 /// A name that no other dump of the process has.
