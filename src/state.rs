@@ -64,9 +64,13 @@ pub struct DeliveryStateV1 {
 const ACCEPTED_DUE_IN: &str = "0 before the first call, and then at most the pause after the failures so far";
 
 impl DeliveryStateV1 {
-    /// Whether it waits no longer than a failing handler makes it wait.
-    fn comes_in_time(&self) -> bool {
-        Duration::from_nanos(self.due_in_ns) <= pause_before(self.attempt)
+    /// Refuses what no slot of this name can hold: another stage, or a wait that a failing handler does not explain.
+    fn validate(&self, fields: [&'static str; 3], is_of_slot: bool, accepted: &'static str) -> Result<(), StateError> {
+        let [stage, attempt, due_in] = fields;
+        StateError::unless(is_of_slot, stage, self.stage as u8, accepted)?;
+        StateError::unless(self.attempt > 0, attempt, self.attempt, "at least 1")?;
+        let comes_in_time = Duration::from_nanos(self.due_in_ns) <= pause_before(self.attempt);
+        StateError::unless(comes_in_time, due_in, self.due_in_ns, ACCEPTED_DUE_IN)
     }
 }
 
@@ -132,18 +136,12 @@ pub(crate) struct PolicyPosition {
 impl PolicyPosition {
     fn validate(&self) -> Result<(), StateError> {
         if let Some(delivery) = &self.pretimeout {
-            let possible = delivery.stage == Stage::Pretimeout;
-            StateError::unless(possible, "pretimeout.stage", delivery.stage as u8, "pretimeout")?;
-            StateError::unless(delivery.attempt > 0, "pretimeout.attempt", delivery.attempt, "at least 1")?;
-            let due_in = delivery.due_in_ns;
-            StateError::unless(delivery.comes_in_time(), "pretimeout.due_in_ns", due_in, ACCEPTED_DUE_IN)?;
+            let fields = ["pretimeout.stage", "pretimeout.attempt", "pretimeout.due_in_ns"];
+            delivery.validate(fields, delivery.stage == Stage::Pretimeout, "pretimeout")?;
         }
         if let Some(delivery) = &self.timeout {
-            let possible = delivery.stage != Stage::Pretimeout;
-            StateError::unless(possible, "timeout.stage", delivery.stage as u8, "timeout or escalation")?;
-            StateError::unless(delivery.attempt > 0, "timeout.attempt", delivery.attempt, "at least 1")?;
-            let due_in = delivery.due_in_ns;
-            StateError::unless(delivery.comes_in_time(), "timeout.due_in_ns", due_in, ACCEPTED_DUE_IN)?;
+            let fields = ["timeout.stage", "timeout.attempt", "timeout.due_in_ns"];
+            delivery.validate(fields, delivery.stage != Stage::Pretimeout, "timeout or escalation")?;
         }
         if let Some(remaining) = self.grace_remaining_ns {
             let left = Duration::from_nanos(u64::try_from(remaining).unwrap_or(0));
