@@ -18,14 +18,7 @@ use crate::machine::{Device, Machine};
 use crate::patience::PATIENCE;
 
 /// Says where the kernel takes specification exceptions, then reads commands and tells how they ended.
-const INIT: &str = r#"#!/bin/busybox sh
-/bin/busybox mkdir -p /proc /sys /dev
-/bin/busybox mount -t proc proc /proc
-/bin/busybox mount -t sysfs sys /sys
-/bin/busybox mount -t devtmpfs dev /dev
-/bin/busybox --install -s /bin
-export PATH=/bin
-stty -echo
+const INIT: &str = r#"stty -echo
 dmesg -n 1
 echo "specification_exception is at 0x$(sed -n 's/ T specification_exception$//p; s/ t specification_exception$//p' /proc/kallsyms)."
 echo "ready"
@@ -46,11 +39,7 @@ impl Parts {
     /// Fetches them the first time.
     pub fn fetch() -> Result<Self, Unavailable> {
         let kernel = Kernel::s390x()?;
-        let mut initramfs =
-            Initramfs::new().program("init", INIT.as_bytes()).program("bin/busybox", &kernel.busybox()?);
-        for module in kernel.module("diag288_wdt")? {
-            initramfs = initramfs.file(&format!("lib/{}.ko", module.name), &module.content);
-        }
+        let initramfs = Initramfs::with_busybox(&kernel.busybox()?, INIT).modules(&kernel.module("diag288_wdt")?);
         Ok(Self { qemu: Qemu::current()?, kernel, initramfs: initramfs.build() })
     }
 }

@@ -3,9 +3,22 @@
 
 use std::collections::BTreeSet;
 
+use crate::kernel::Module;
+
 const FOLDER: u32 = 0o040_755;
 const FILE: u32 = 0o100_644;
 const PROGRAM: u32 = 0o100_755;
+
+/// What every init begins with: the kernel's file systems, and busybox under all its names.
+const PROLOGUE: &str = "\
+#!/bin/busybox sh
+/bin/busybox mkdir -p /proc /sys /dev
+/bin/busybox mount -t proc proc /proc
+/bin/busybox mount -t sysfs sys /sys
+/bin/busybox mount -t devtmpfs dev /dev
+/bin/busybox --install -s /bin
+export PATH=/bin
+";
 
 /// An initramfs image under construction. Folders appear by themselves; paths are relative to the root.
 ///
@@ -26,6 +39,18 @@ impl Initramfs {
     /// An empty image.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// An image with busybox, whose init has the kernel's file systems mounted and goes on with `script`.
+    pub fn with_busybox(busybox: &[u8], script: &str) -> Self {
+        Self::new().program("init", [PROLOGUE, script].concat().as_bytes()).program("bin/busybox", busybox)
+    }
+
+    /// Adds kernel modules, as `/lib/NAME.ko`.
+    #[must_use]
+    pub fn modules(self, modules: &[Module]) -> Self {
+        let add = |image: Self, module: &Module| image.file(&format!("lib/{}.ko", module.name), &module.content);
+        modules.iter().fold(self, add)
     }
 
     /// Adds a file that can be executed.

@@ -160,12 +160,9 @@ fn execute(outer: &mut Process, command: &str, limit: Duration) -> Result<(i32, 
 }
 
 fn guest_initramfs(kernel: &Kernel) -> Result<Vec<u8>, Unavailable> {
-    let mut initramfs =
-        Initramfs::new().program("init", include_bytes!("init.sh")).program("bin/busybox", &kernel.busybox()?);
+    let mut initramfs = Initramfs::with_busybox(&kernel.busybox()?, include_str!("init.sh"));
     for name in ["i6300esb", "evdev", "button"] {
-        for module in kernel.module(name)? {
-            initramfs = initramfs.file(&format!("lib/{}.ko", module.name), &module.content);
-        }
+        initramfs = initramfs.modules(&kernel.module(name)?);
     }
     for scenario in SCENARIOS {
         initramfs = initramfs.file(&format!("scenarios/{}", scenario.name), scenario.guest.as_bytes());
@@ -174,17 +171,13 @@ fn guest_initramfs(kernel: &Kernel) -> Result<Vec<u8>, Unavailable> {
 }
 
 fn outer_initramfs(kernel: &Kernel, elf: &Path, guest: &[u8]) -> Result<Vec<u8>, Unavailable> {
-    let mut initramfs = Initramfs::new()
-        .program("init", include_bytes!("outer_init.sh"))
-        .program("bin/busybox", &kernel.busybox()?)
+    let modules = kernel.module("kvm-amd")?;
+    let mut initramfs = Initramfs::with_busybox(&kernel.busybox()?, include_str!("outer_init.sh"))
+        .modules(&modules)
         .program("vm-watchdog", &read(Path::new(VMM))?)
         .file("vmlinux", &read(elf)?)
         .file("guest.cpio", guest);
-    let mut names = String::new();
-    for module in kernel.module("kvm-amd")? {
-        initramfs = initramfs.file(&format!("lib/{}.ko", module.name), &module.content);
-        names += &format!("{}\n", module.name);
-    }
+    let names: String = modules.iter().map(|module| format!("{}\n", module.name)).collect();
     for library in shared_libraries(Path::new(VMM))? {
         let path = library.strip_prefix("/").unwrap_or(&library).to_string_lossy().into_owned();
         initramfs = initramfs.program(&path, &read(&library)?);

@@ -1,11 +1,4 @@
-#!/bin/busybox sh
 # Init of a guest under test: the helpers of the scenarios, then the scenario that the kernel's command line names.
-/bin/busybox mkdir -p /proc /sys /dev
-/bin/busybox mount -t proc proc /proc
-/bin/busybox mount -t sysfs sys /sys
-/bin/busybox mount -t devtmpfs dev /dev
-/bin/busybox --install -s /bin
-export PATH=/bin
 
 say() {
     echo "guest: $*"

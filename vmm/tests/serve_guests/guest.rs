@@ -63,12 +63,8 @@ impl Pieces {
 }
 
 fn guest_initramfs(kernel: &Kernel) -> Result<Vec<u8>, Unavailable> {
-    let mut initramfs =
-        Initramfs::new().program("init", include_bytes!("init.sh")).program("bin/busybox", &kernel.busybox()?);
-    for module in kernel.module("i6300esb")? {
-        initramfs = initramfs.file(&format!("lib/{}.ko", module.name), &module.content);
-    }
-    Ok(initramfs.build())
+    let initramfs = Initramfs::with_busybox(&kernel.busybox()?, include_str!("init.sh"));
+    Ok(initramfs.modules(&kernel.module("i6300esb")?).build())
 }
 
 impl Guest {

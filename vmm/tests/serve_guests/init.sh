@@ -1,11 +1,4 @@
-#!/bin/busybox sh
 # Init of a guest that does what is typed on its console, with Debian's own driver loaded.
-/bin/busybox mkdir -p /proc /sys /dev
-/bin/busybox mount -t proc proc /proc
-/bin/busybox mount -t sysfs sys /sys
-/bin/busybox mount -t devtmpfs dev /dev
-/bin/busybox --install -s /bin
-export PATH=/bin
 exec </dev/console >/dev/console 2>&1
 stty -echo
 
