@@ -29,7 +29,7 @@ pub enum Action {
     Shutdown,
     /// End the VM at once, as pulling the plug would.
     Poweroff,
-    /// Stop the VM's processors and clock, for somebody to look at it.
+    /// Stop the VM's processors and clock, for an operator to examine it.
     Pause,
     /// Inject a non-maskable interrupt, which guests answer with a crash dump or a backtrace.
     InjectNmi,
@@ -95,6 +95,8 @@ impl From<Request> for Action {
             Request::Pause => Self::Pause,
             Request::Dump => Self::Dump,
             Request::Nothing => Self::None,
+            // A request of a newer model is what the action's default is for.
+            _ => Self::default(),
         }
     }
 }

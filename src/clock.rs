@@ -1,17 +1,21 @@
 //! The VM's clock: time that passes only while the VM runs.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
-use std::thread::{self, ThreadId};
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use crate::VmInstant;
+use vm_watchdog_devices::VmInstant;
+
+use crate::sync::thread::ThreadId;
+use crate::sync::{Condvar, Mutex, MutexGuard, thread};
 
 /// The clock of one VM, shared by its watchdogs; a cheap handle.
 ///
-/// Tell it when the VM stops and goes on. While it is paused no time passes and no [`ActionHandler`] is called: an
-/// expiry that races with a pause is reported before [`pause`](Self::pause) returns or after [`resume`](Self::resume).
-/// The source is CLOCK_MONOTONIC, so time that the host spends suspended does not count either.
+/// Tell it when the VM stops and goes on: [`pause`](Self::pause), [`quiesce`](Self::quiesce), [`resume`](Self::resume).
+/// While it is paused no time passes, and no call of the VMM's code begins: no [`ActionHandler`], no [`InterruptLine`],
+/// no [`RunDelay`]. An expiry that races with a pause is reported before it or after [`resume`](Self::resume). Pauses do
+/// not nest: one `resume` ends any number of them. The source is CLOCK_MONOTONIC, so time that the host spends
+/// suspended does not count either.
 ///
 /// ```
 /// use std::time::Duration;
@@ -26,12 +30,14 @@ use crate::VmInstant;
 /// ```
 ///
 /// [`ActionHandler`]: crate::ActionHandler
+/// [`InterruptLine`]: crate::InterruptLine
+/// [`RunDelay`]: crate::RunDelay
 #[derive(Clone)]
 pub struct VmClock {
     inner: Arc<Inner>,
 }
 
-/// The hand that moves a [manual clock](VmClock::manual).
+/// Handle that advances a [manual clock](VmClock::manual).
 #[derive(Clone)]
 pub struct ManualClock {
     clock: VmClock,
@@ -41,8 +47,8 @@ pub struct ManualClock {
 struct Inner {
     source: Source,
     state: Mutex<State>,
-    /// Signalled when the last handler call in progress ends.
-    quiet: Condvar,
+    /// Signalled when a call ends, and when the VM is resumed.
+    changed: Condvar,
     listeners: Mutex<Vec<Weak<dyn ClockListener>>>,
 }
 
@@ -58,16 +64,16 @@ struct State {
     paused_for: Duration,
     /// The instant at which the VM was paused.
     paused_at: Option<VmInstant>,
-    /// The threads that are in a handler call.
-    performing: Vec<ThreadId>,
+    /// The threads that are in a call of the VMM's code, once for each call.
+    calling: Vec<ThreadId>,
 }
 
-/// Whoever has a timer to arm anew when the clock does more than tick.
+/// A watchdog, which arms its timer anew when the clock does more than tick.
 pub(crate) trait ClockListener: Send + Sync {
     fn clock_changed(&self);
 }
 
-/// A handler may be called: the clock does not pause before this is dropped.
+/// Permission to call the VMM's code on this thread. The VM is not quiet before it is dropped.
 pub(crate) struct Permit<'a> {
     clock: &'a VmClock,
 }
@@ -93,14 +99,10 @@ impl VmClock {
     }
 
     fn new(source: Source) -> Self {
-        let state = State {
-            elapsed_before: Duration::ZERO,
-            paused_for: Duration::ZERO,
-            paused_at: None,
-            performing: Vec::new(),
-        };
+        let state =
+            State { elapsed_before: Duration::ZERO, paused_for: Duration::ZERO, paused_at: None, calling: Vec::new() };
         let inner =
-            Inner { source, state: Mutex::new(state), quiet: Condvar::new(), listeners: Mutex::new(Vec::new()) };
+            Inner { source, state: Mutex::new(state), changed: Condvar::new(), listeners: Mutex::new(Vec::new()) };
         Self { inner: Arc::new(inner) }
     }
 
@@ -114,23 +116,40 @@ impl VmClock {
         self.state().paused_at.is_some()
     }
 
-    /// The VM stops: time stands still, and no handler is called until [`resume`](Self::resume).
+    /// The VM stops: time stands still, and no call of the VMM's code begins until [`resume`](Self::resume).
     ///
-    /// Returns once no handler of this VM's watchdogs is running, so do not hold a lock that a handler takes. Called
-    /// from a handler it does not wait. Pausing a paused clock changes nothing.
+    /// Returns at once. Calls that have begun go on: [`quiesce`](Self::quiesce) waits for them. Pausing a paused clock
+    /// changes nothing.
     pub fn pause(&self) {
-        let mut state = self.stand_still();
-        while !state.performing.is_empty() && !state.performing.contains(&thread::current().id()) {
-            state = self.inner.quiet.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
+        let mut state = self.state();
+        let now = self.now_in(&state);
+        state.paused_at.get_or_insert(now);
     }
 
-    /// The VM has stopped already, as somebody else reports: [`pause`](Self::pause) for a VM in another process.
+    /// Waits at most `limit` until a paused VM is quiet: no handler, interrupt line or run-delay reader of its watchdogs
+    /// is being called. From then on nothing of this library touches the VM until it is resumed, which is what a
+    /// snapshot needs.
     ///
-    /// Does not wait for a handler that is running, so the thread that brings such reports may be one that a handler
-    /// waits for.
-    pub fn pause_without_waiting(&self) {
-        drop(self.stand_still());
+    /// False if the limit has passed, or if the VM runs or was resumed meanwhile. A call on this very thread is not
+    /// waited for, so that a handler may quiesce its own VM. Do not hold a lock that a handler takes.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use vm_watchdog::VmClock;
+    ///
+    /// let clock = VmClock::monotonic();
+    /// clock.pause();
+    /// assert!(clock.quiesce(Duration::from_secs(5)));
+    /// // ... save the VM ...
+    /// clock.resume();
+    /// assert!(!clock.quiesce(Duration::from_secs(5)), "a VM that runs is not quiet");
+    /// ```
+    pub fn quiesce(&self, limit: Duration) -> bool {
+        let me = thread::current().id();
+        let is_busy = |state: &mut State| state.paused_at.is_some() && state.calling.iter().any(|thread| *thread != me);
+        let waited = self.inner.changed.wait_timeout_while(self.state(), limit, is_busy);
+        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        state.paused_at.is_some() && !is_busy(&mut state)
     }
 
     /// The VM goes on: time passes from where it stood. Resuming a running clock changes nothing.
@@ -140,15 +159,9 @@ impl VmClock {
             let late = self.now_in(&state).saturating_duration_since(paused_at);
             state.paused_for = state.paused_for.saturating_add(late);
             drop(state);
+            self.inner.changed.notify_all();
             self.notify();
         }
-    }
-
-    fn stand_still(&self) -> MutexGuard<'_, State> {
-        let mut state = self.state();
-        let now = self.now_in(&state);
-        state.paused_at.get_or_insert(now);
-        state
     }
 
     pub(crate) fn subscribe(&self, listener: Weak<dyn ClockListener>) {
@@ -157,13 +170,13 @@ impl VmClock {
         listeners.push(listener);
     }
 
-    /// Leave to call a handler from this thread, None while the VM is paused.
+    /// Permission to call the VMM's code on this thread; None while the VM is paused.
     pub(crate) fn permit(&self) -> Option<Permit<'_>> {
         let mut state = self.state();
         if state.paused_at.is_some() {
             return None;
         }
-        state.performing.push(thread::current().id());
+        state.calling.push(thread::current().id());
         Some(Permit { clock: self })
     }
 
@@ -196,17 +209,16 @@ impl Drop for Permit<'_> {
     fn drop(&mut self) {
         let me = thread::current().id();
         let mut state = self.clock.state();
-        if let Some(index) = state.performing.iter().position(|&thread| thread == me) {
-            state.performing.swap_remove(index);
+        if let Some(index) = state.calling.iter().position(|&thread| thread == me) {
+            state.calling.swap_remove(index);
         }
-        if state.performing.is_empty() {
-            self.clock.inner.quiet.notify_all();
-        }
+        drop(state);
+        self.clock.inner.changed.notify_all();
     }
 }
 
 impl ManualClock {
-    /// Moves the clock on by `duration`, which a paused VM does not notice.
+    /// Advances the clock by `duration`, which has no effect on the time of a paused VM.
     pub fn advance(&self, duration: Duration) {
         let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         let add = |old: u64| Some(old.saturating_add(nanos));

@@ -4,8 +4,9 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::action::{Action, UnknownAction};
 use crate::diag288::UnknownCommands;
-use crate::{Action, Escalation, Policy, UnknownAction};
+use crate::policy::{Escalation, Policy};
 
 /// What an operator says of one watchdog: `i6300esb,action=shutdown,grace=30s,then=poweroff`.
 ///

@@ -1,11 +1,13 @@
 //! DIAGNOSE X'288', the watchdog of s390x: its model, and how a VMM's vCPU threads reach it.
 //!
 //! [`Watchdog::intercept`] does for a VMM on KVM all that the model's documentation asks for. In the flavour of z/VM
-//! ([`Diag288::zvm`]) it is `Watchdog::intercept_with_memory` (feature `vm-memory`), which can read the guest's commands.
+//! ([`Diag288::zvm`]) it is [`Watchdog::intercept_with_memory`], which can read the guest's commands.
 
 pub use vm_watchdog_devices::diag288::*;
 
-use crate::Watchdog;
+use vm_watchdog_devices::Access;
+
+use crate::watchdog::Watchdog;
 
 /// The guest's calls.
 impl Watchdog<Diag288> {
@@ -37,10 +39,11 @@ impl Watchdog<Diag288> {
         call.map_or(Intercept::NotOurs, |call| self.diagnose(&call).into())
     }
 
-    /// Handles such an exit of a guest that may believe to run on z/VM: reads its command from `memory`.
+    /// Handles such an exit of a guest that may believe to run on z/VM: reads its command from its memory.
     ///
-    /// The command's address is taken for an absolute one. Only in the 8 KiB at 0 and those at the vCPU's prefix is a
-    /// guest's real storage another, and no guest is known to keep a command there.
+    /// `read_memory` fills a slice from the guest's memory at an address, and says whether all of it lies there. It is
+    /// called with no lock held. The address is taken for an absolute one. Only in the 8 KiB at 0 and those at the
+    /// vCPU's prefix is a guest's real storage another, and no guest is known to keep a command there.
     ///
     /// ```
     /// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -53,18 +56,19 @@ impl Watchdog<Diag288> {
     /// memory.write_slice(&[0xC9, 0xD7, 0xD3], GuestAddress(0x3000))?; // "IPL" in EBCDIC
     /// let mut gprs = [0; 16];
     /// (gprs[3], gprs[4], gprs[5]) = (15, 0x3000, 3);
-    /// let outcome = watchdog.intercept_with_memory(4, 0x8324, 0x0288_0000, &gprs, &memory);
+    /// let outcome = watchdog.intercept_with_memory(4, 0x8324, 0x0288_0000, &gprs, |address, text| {
+    ///     memory.read_slice(text, GuestAddress(address)).is_ok()
+    /// });
     /// assert_eq!(outcome, Intercept::Done);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    #[cfg(feature = "vm-memory")]
     pub fn intercept_with_memory(
         &self,
         icptcode: u8,
         ipa: u16,
         ipb: u32,
         gprs: &[u64; 16],
-        memory: &impl vm_memory::Bytes<vm_memory::GuestAddress>,
+        read_memory: impl FnOnce(u64, &mut [u8]) -> bool,
     ) -> Intercept {
         let Some(call) = Diagnose::from_intercept(icptcode, ipa, ipb, gprs) else {
             return Intercept::NotOurs;
@@ -72,8 +76,7 @@ impl Watchdog<Diag288> {
         let mut text = [0; CpCommand::MAX_LENGTH];
         let command = call.command().filter(|_| self.inspect(Diag288::takes_commands)).and_then(|operand| {
             let text = &mut text[..operand.length];
-            memory.read_slice(text, vm_memory::GuestAddress(operand.address)).ok()?;
-            Some(&*text)
+            read_memory(operand.address, text).then_some(&*text)
         });
         self.diagnose_with_command(&call, command).into()
     }
@@ -84,7 +87,7 @@ impl Watchdog<Diag288> {
     ///
     /// The program interruption to inject in its place.
     pub fn diagnose(&self, call: &Diagnose) -> Result<(), ProgramInterruption> {
-        self.access(|device, now| device.diagnose(call, now)).map(drop)
+        self.access(|device, now| counted(device.diagnose(call, now)))
     }
 
     /// Performs a decoded call of a guest that may believe to run on z/VM, for VMMs without `vm-memory`: `command` has
@@ -94,7 +97,7 @@ impl Watchdog<Diag288> {
     ///
     /// The program interruption to inject in its place.
     pub fn diagnose_with_command(&self, call: &Diagnose, command: Option<&[u8]>) -> Result<(), ProgramInterruption> {
-        self.access(|device, now| device.diagnose_with_command(call, command, now)).map(drop)
+        self.access(|device, now| counted(device.diagnose_with_command(call, command, now)))
     }
 
     /// What the guest wanted executed at the last timeout, if it believes to run on z/VM.
@@ -105,9 +108,15 @@ impl Watchdog<Diag288> {
     }
 }
 
+/// What a call counts as, and its outcome. For the counters, a refused call is one that was ignored.
+fn counted(outcome: Result<Access, ProgramInterruption>) -> (Access, Result<(), ProgramInterruption>) {
+    (outcome.unwrap_or(Access::Ignored), outcome.map(drop))
+}
+
 /// What became of an intercept, and what the VMM has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "an interruption has to be injected"]
+#[non_exhaustive]
 pub enum Intercept {
     /// It is no DIAGNOSE X'288'. Handle it as if this device were not there.
     NotOurs,

@@ -4,19 +4,24 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{Action, VmInstant};
+use vm_watchdog_devices::VmInstant;
+
+use crate::action::Action;
 
 /// The error of an [`ActionHandler`].
 pub type HandlerError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The VMM's side of a watchdog: performs the actions. Implemented for closures.
 ///
-/// The library calls it from whatever thread runs [`Watchdog::on_readable`](crate::Watchdog::on_readable), one call at
+/// The library calls it from the thread that runs [`Watchdog::on_readable`](crate::Watchdog::on_readable), one call at
 /// a time for a watchdog, never while the VM is paused, and with no lock held: it may call anything of the watchdog
 /// and of its clock, [`reset`](crate::Watchdog::reset) and [`pause`](crate::VmClock::pause) included.
 ///
 /// A slow handler delays later events of its own watchdog, and of every watchdog served by the same event loop. One
-/// with a [thread of its own](crate::Watchdog::spawn) delays no other.
+/// with a [thread of its own](crate::Watchdog::spawn) delays no other. The library logs an event after the handler has
+/// been called, so that a slow logger does not delay the action.
+///
+/// Where panics abort (`panic = "abort"`), a handler that panics ends the VMM: no retry and no escalation follow.
 ///
 /// ```
 /// use vm_watchdog::{ActionHandler, Event, HandlerError};
@@ -32,8 +37,15 @@ pub trait ActionHandler: Send + Sync {
     ///
     /// An error, or a panic, means that the action was not performed. It is counted and logged, and the same event
     /// comes again after 100 ms, with [`attempt`](Event::attempt) one higher and the pause doubled each time up to
-    /// 10 s. After [`MAX_ATTEMPTS`] the policy's escalation takes its place; without one the retries go on.
+    /// 10 s. After [`MAX_ATTEMPTS`] the policy's escalation takes its place; without one the retries go on. A heartbeat
+    /// of the guest ends the retries: it has recovered without the action. The event is then over, a new timeout is a
+    /// new event, and a VMM that wants the guest reset all the same has to do it itself.
     fn perform(&self, event: &Event) -> Result<(), HandlerError>;
+
+    /// Takes note of a timeout or an escalation whose action is `none`: there is nothing to perform.
+    ///
+    /// Does nothing by default. Called as [`perform`](Self::perform) is.
+    fn note(&self, _event: &Event) {}
 }
 
 /// How often an action is tried before the policy's escalation takes its place.
@@ -88,7 +100,8 @@ impl Event {
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum Stage {
-    /// The first stage of a two-stage watchdog ended without a heartbeat.
+    /// The first stage of a two-stage watchdog is over, and the timeout is
+    /// [near](crate::Policy::with_pretimeout_before).
     Pretimeout,
     /// The watchdog timed out.
     Timeout,

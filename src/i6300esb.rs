@@ -2,28 +2,28 @@
 
 pub use vm_watchdog_devices::i6300esb::*;
 
-use crate::Watchdog;
+use crate::watchdog::Watchdog;
 
 /// The guest's accesses. Every length and offset is fine; data is in guest byte order (little-endian).
 impl Watchdog<I6300esb> {
     /// Reads configuration space at `offset` (0 to 255; all ones beyond).
     pub fn read_config(&self, offset: u16, data: &mut [u8]) {
-        self.access(|device, now| device.read_config(offset, data, now));
+        self.access(|device, now| (device.read_config(offset, data, now), ()));
     }
 
     /// Writes configuration space at `offset`.
     pub fn write_config(&self, offset: u16, data: &[u8]) {
-        self.access(|device, now| device.write_config(offset, data, now));
+        self.access(|device, now| (device.write_config(offset, data, now), ()));
     }
 
     /// Reads BAR0 at `offset` (0 to 15; all ones beyond).
     pub fn read_bar(&self, offset: u64, data: &mut [u8]) {
-        self.access(|device, now| device.read_bar(offset, data, now));
+        self.access(|device, now| (device.read_bar(offset, data, now), ()));
     }
 
     /// Writes BAR0 at `offset`.
     pub fn write_bar(&self, offset: u64, data: &[u8]) {
-        self.access(|device, now| device.write_bar(offset, data, now));
+        self.access(|device, now| (device.write_bar(offset, data, now), ()));
     }
 
     /// The guest-physical address at which BAR0 decodes, None while memory decoding is off.

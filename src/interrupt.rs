@@ -2,11 +2,14 @@
 
 use std::io;
 
-use vmm_sys_util::eventfd::EventFd;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::io::{Errno, write};
 
 /// A level-triggered interrupt line of the VM, set by a watchdog. Implemented for closures.
 ///
-/// The library calls it when the level changes, one call at a time for a watchdog, with no lock held.
+/// The library calls it when the level changes, one call at a time for a watchdog, never while the VM is paused, and
+/// with no lock held. A VMM on KVM gives it a closure over its VM's `KVM_IRQ_LINE`, or an [`EventFdLine`].
 ///
 /// ```
 /// use std::io;
@@ -36,10 +39,48 @@ where
 /// An eventfd that is signalled when the line rises, for an irqfd or any other edge.
 ///
 /// For a KVM irqfd with a resample eventfd, which lowers the line at the guest's end of interrupt, call
-/// [`Watchdog::resample_interrupt`](crate::Watchdog::resample_interrupt) when the latter fires: it signals again while
-/// the device still asserts the line.
-impl InterruptLine for EventFd {
+/// [`Watchdog::resample_interrupt`](crate::Watchdog::resample_interrupt) when the latter is signalled: this one is then
+/// signalled again if the device still asserts the line.
+///
+/// ```
+/// use vm_watchdog::{Event, EventFdLine, Watchdog};
+/// use vm_watchdog::i6300esb::{I6300esb, I6300esbConfig, InterruptPin};
+///
+/// # fn example(irqfd: std::os::fd::OwnedFd) -> Result<(), Box<dyn std::error::Error>> {
+/// let device = I6300esb::new(I6300esbConfig::default().with_interrupt_pin(InterruptPin::IntA));
+/// let line = EventFdLine::new(&irqfd)?; // the same eventfd goes to KVM_IRQFD
+/// let watchdog = Watchdog::builder("wd", device).interrupt_line(line).build(|_: &Event| Ok(()))?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct EventFdLine(OwnedFd);
+
+impl EventFdLine {
+    /// A line that signals a duplicate of `eventfd`.
+    ///
+    /// # Errors
+    ///
+    /// The host's error if the process has no descriptor left.
+    pub fn new(eventfd: impl AsFd) -> io::Result<Self> {
+        Ok(Self(eventfd.as_fd().try_clone_to_owned()?))
+    }
+}
+
+impl From<OwnedFd> for EventFdLine {
+    fn from(eventfd: OwnedFd) -> Self {
+        Self(eventfd)
+    }
+}
+
+impl InterruptLine for EventFdLine {
     fn set_level(&self, high: bool) -> io::Result<()> {
-        if high { self.write(1) } else { Ok(()) }
+        if !high {
+            return Ok(());
+        }
+        match write(&self.0, &1_u64.to_ne_bytes()) {
+            // A non-blocking eventfd whose counter is full is signalled already.
+            Ok(_) | Err(Errno::AGAIN) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 }

@@ -37,29 +37,31 @@
 //!
 //! # Features
 //!
-//! None is on by default. `event-manager`: a subscriber for such a loop. `vm-device`: the bus traits. `vm-memory`: the watchdog of z/VM
-//! reads its commands. `kvm`: an interrupt
-//! line on a GSI. `serde`: configuration, statistics and saved state can be serialized.
+//! None is on by default. `event-manager`: a subscriber for a loop of `event-manager` 0.4. `vm-device`: the bus trait of
+//! `vm-device` 0.1. `serde`: configuration, statistics and saved state can be serialized. No other crate of rust-vmm
+//! appears in a signature, so that it does not matter which versions of them a VMM uses.
 #![forbid(unsafe_code)]
 
 mod action;
+mod any;
 mod clock;
 mod config;
-mod delivery;
+mod core;
 pub mod diag288;
 mod error;
 mod event;
 #[cfg(feature = "event-manager")]
 mod event_manager;
+mod foreign;
 pub mod i6300esb;
 mod interrupt;
-#[cfg(feature = "kvm")]
-mod kvm;
 mod log_limit;
 mod policy;
-mod starvation;
+mod run_delay;
+mod runtime;
 mod state;
 mod stats;
+mod sync;
 mod thread;
 mod timer;
 #[cfg(feature = "vm-device")]
@@ -67,19 +69,19 @@ mod vm_device;
 mod watchdog;
 
 pub use action::{Action, UnknownAction};
+pub use any::{AnyWatchdog, AnyWatchdogState, OtherState};
 pub use clock::{ManualClock, VmClock};
 pub use config::{ConfigError, DeviceModel, WatchdogConfig};
+pub use core::MIN_WAKE_INTERVAL;
 pub use error::Error;
 pub use event::{ActionHandler, Event, HandlerError, MAX_ATTEMPTS, Stage};
 #[cfg(feature = "event-manager")]
 pub use event_manager::WatchdogSubscriber;
-pub use interrupt::InterruptLine;
-#[cfg(feature = "kvm")]
-pub use kvm::KvmInterruptLine;
+pub use interrupt::{EventFdLine, InterruptLine};
 pub use policy::{Escalation, Policy};
-pub use starvation::{DEFAULT_PATIENCE, RunDelay, ThreadRunDelay};
-pub use state::{DeliveryStateV1, WatchdogStateV1};
+pub use run_delay::{DEFAULT_PATIENCE, RunDelay, ThreadRunDelay, VcpuDelay};
+pub use state::{ActionV1, DeliveryStateV1, EscalationV1, PolicyV1, StageV1, WatchdogState, WatchdogStateV1};
 pub use stats::Stats;
 pub use thread::WatchdogThread;
-pub use vm_watchdog_devices::{AfterTimeout, Model, Request, StateError, VmInstant};
-pub use watchdog::{MIN_WAKE_INTERVAL, Watchdog, WatchdogBuilder};
+pub use vm_watchdog_devices::{Access, AfterTimeout, Expired, Model, Request, StateError, VmInstant};
+pub use watchdog::{Watchdog, WatchdogBuilder, WeakWatchdog};

@@ -1,18 +1,33 @@
-//! Log lines, and no more of them than somebody will read.
+//! Log lines, at most one of each kind a second.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::delivery::Delivery;
-use crate::{Event, HandlerError, VmInstant};
+use vm_watchdog_devices::VmInstant;
+
+use crate::event::Event;
+use crate::foreign;
 
 /// The least time between two lines of one kind.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Lets one line of each kind through a second of the VM's time, and says how many it held back.
+/// What there is to log.
 ///
-/// The logger is the VMM's code, so no lock is held when it is called.
+/// The logger is the VMM's code and may be slow. What happens is therefore collected, and logged when the actions have
+/// been performed, the timer is armed and no lock is held.
+#[derive(Debug)]
+pub(crate) enum Record {
+    /// A stage has ended.
+    Event(Event),
+    /// The handler failed.
+    ActionFailed(Event, String),
+    /// The interrupt line could not be set to this level.
+    LineFailed(VmInstant, bool, String),
+    /// The run delay could not be read.
+    RunDelayFailed(VmInstant, String),
+}
+
+/// Lets one line of each kind through in a second of the VM's time, and says how many it held back.
 #[derive(Debug, Default)]
 pub(crate) struct LogLimit {
     events: Mutex<Gate>,
@@ -22,40 +37,49 @@ pub(crate) struct LogLimit {
 }
 
 impl LogLimit {
-    pub fn event(&self, now: VmInstant, id: &str, delivery: &Delivery) {
-        let Delivery { stage, action, deadline, attempt, .. } = delivery;
-        let late = now.saturating_duration_since(*deadline);
-        write(&self.events, now, |held| {
-            log::warn!("watchdog {id}: {stage} at {deadline} ({late:?} ago), action {action}, attempt {attempt}{held}");
-        });
+    /// Logs what the limit lets through, for the watchdog `id`.
+    pub fn write(&self, id: &str, records: &[Record]) {
+        for record in records {
+            self.write_one(id, record);
+        }
     }
 
-    pub fn failure(&self, event: &Event, error: &HandlerError) {
-        let Event { id, stage, action, attempt, observed, .. } = event;
-        write(&self.failures, *observed, |held| {
-            log::error!("watchdog {id}: action {action} of {stage} failed at attempt {attempt}: {error}{held}");
-        });
-    }
-
-    pub fn line_failure(&self, now: VmInstant, id: &str, high: bool, error: &HandlerError) {
-        let level = if high { "raised" } else { "lowered" };
-        write(&self.lines, now, |held| {
-            log::error!("watchdog {id}: the interrupt line cannot be {level}: {error}{held}");
-        });
-    }
-
-    pub fn run_delay_failure(&self, now: VmInstant, id: &str, error: &HandlerError) {
-        write(&self.readings, now, |held| {
-            log::error!("watchdog {id}: the run delay of the guest is not known: {error}{held}");
-        });
+    fn write_one(&self, id: &str, record: &Record) {
+        match record {
+            Record::Event(event) => {
+                let Event { stage, action, deadline, attempt, observed, .. } = event;
+                let late = event.lateness();
+                write(&self.events, *observed, |held| {
+                    log::warn!(
+                        "watchdog {id}: {stage} at {deadline}, {late:?} late, action {action}, attempt {attempt}{held}"
+                    );
+                });
+            }
+            Record::ActionFailed(Event { stage, action, attempt, observed, .. }, error) => {
+                write(&self.failures, *observed, |held| {
+                    log::error!("watchdog {id}: action {action} of {stage} failed at attempt {attempt}: {error}{held}");
+                });
+            }
+            Record::LineFailed(now, high, error) => {
+                let level = if *high { "raise" } else { "lower" };
+                write(&self.lines, *now, |held| {
+                    log::error!("watchdog {id}: cannot {level} the interrupt line: {error}{held}");
+                });
+            }
+            Record::RunDelayFailed(now, error) => {
+                write(&self.readings, *now, |held| {
+                    log::error!("watchdog {id}: cannot read the run delay of the guest: {error}{held}");
+                });
+            }
+        }
     }
 }
 
-/// Writes a line, unless one was written just now. A logger or an error that panics loses its line and nothing else.
+/// Writes a line, unless one was written just now. A logger that panics loses its line and nothing else.
 fn write(gate: &Mutex<Gate>, now: VmInstant, line: impl FnOnce(HeldBack)) {
     let passed = gate.lock().unwrap_or_else(PoisonError::into_inner).pass(now);
     if let Some(held) = passed {
-        let _ = catch_unwind(AssertUnwindSafe(|| line(held)));
+        let _ = foreign::contain(|| line(held));
     }
 }
 

@@ -1,162 +1,284 @@
-//! Saving a watchdog with its policy's position, and restoring it, here or in another process.
+//! The saved state of a watchdog: versioned, plain data.
 
 use std::time::Duration;
 
-use vm_watchdog_devices::{Model, StateError};
+use vm_watchdog_devices::{Model, StateError, VmInstant};
 
-use crate::delivery::pause_before;
-use crate::{Action, Policy, Stage, Watchdog};
+use crate::action::Action;
+use crate::event::Stage;
+use crate::policy::{Escalation, Policy};
+use crate::watchdog::Watchdog;
 
-/// Version 1 of the saved state of a [`Watchdog`]: its device, its policy, and how far the latter has come.
+/// The saved state of a [`Watchdog`]: its device, its policy, and how far the latter has come.
 ///
 /// It holds times that remain or have passed, never instants of a clock. The policy is part of it, so that a VM
-/// that moves keeps the action it was started with; change it here to give it another one. With the feature
-/// `serde` it can be written in any format; a file of another version is refused by its first field.
+/// that moves keeps the action it was started with; [`set_policy`](Watchdog::set_policy) gives it another one. With the
+/// feature `serde` it can be written in any format; a file of an unknown version is refused by its first field.
 ///
 /// ```
-/// # use vm_watchdog::{Event, VmClock, Watchdog, VmInstant, i6300esb::I6300esb};
+/// # use vm_watchdog::{Event, VmClock, Watchdog, i6300esb::I6300esb};
 /// # let old = Watchdog::builder("wd", I6300esb::new(Default::default())).build(|_: &Event| Ok(()))?;
 /// old.clock().pause();
 /// let state = old.save();
 ///
 /// // In another process, perhaps on another host:
-/// let clock = VmClock::monotonic_from(VmInstant::from_nanos(state.vm_time_ns));
+/// let clock = VmClock::monotonic_from(state.vm_time());
 /// let new = Watchdog::builder("wd", I6300esb::new(Default::default())).clock(clock).build(|_: &Event| Ok(()))?;
 /// new.restore(&state)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
-pub struct WatchdogStateV1<D> {
-    /// 1.
-    #[cfg_attr(feature = "serde", serde(deserialize_with = "version_1"))]
-    pub version: u32,
+#[non_exhaustive]
+pub enum WatchdogState<D> {
+    /// Version 1.
+    V1(WatchdogStateV1<D>),
+}
+
+impl<D> WatchdogState<D> {
     /// The VM's time when it was saved, for [`VmClock::monotonic_from`](crate::VmClock::monotonic_from).
+    pub fn vm_time(&self) -> VmInstant {
+        let Self::V1(state) = self;
+        VmInstant::from_nanos(state.vm_time_ns)
+    }
+
+    /// The policy of the watchdog that was saved.
+    pub fn policy(&self) -> Policy {
+        let Self::V1(state) = self;
+        state.policy.into()
+    }
+
+    /// Whether a timeout or an escalation is still to be delivered.
+    pub fn is_pending(&self) -> bool {
+        let Self::V1(WatchdogStateV1 { timeout, escalation, grace_remaining_ns, .. }) = self;
+        timeout.is_some() || escalation.is_some() || grace_remaining_ns.is_some()
+    }
+
+    /// The same device, with nothing to deliver: for a process that takes over a device whose actions are not its own.
+    pub fn without_pending(self) -> Self {
+        let Self::V1(state) = self;
+        Self::V1(WatchdogStateV1 {
+            pretimeout: None,
+            timeout: None,
+            grace_remaining_ns: None,
+            escalation: None,
+            failures: 0,
+            pretimeout_in_ns: None,
+            ..state
+        })
+    }
+}
+
+/// Version 1 of [`WatchdogState`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
+#[non_exhaustive]
+pub struct WatchdogStateV1<D> {
+    pub(crate) version: Version1,
+    /// The VM's time when it was saved.
     pub vm_time_ns: u64,
     /// Which action follows which expiry.
-    pub policy: Policy,
+    pub policy: PolicyV1,
     /// A pretimeout that the handler has not performed yet.
     pub pretimeout: Option<DeliveryStateV1>,
-    /// A timeout or its escalation that the handler has not performed yet.
+    /// A timeout that the handler has not performed yet.
+    ///
+    /// Files written before the field `escalation` existed hold an escalation here too.
     pub timeout: Option<DeliveryStateV1>,
-    /// Nanoseconds until the escalation, if one is to come; negative if it is overdue.
+    /// In files written before the field `escalation` existed: nanoseconds until the escalation, negative if it is
+    /// overdue. No longer written.
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
     pub grace_remaining_ns: Option<i64>,
+    /// An escalation that is to come, or that the handler has not performed yet.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub escalation: Option<DeliveryStateV1>,
+    /// Calls for timeouts since the last heartbeat that failed in a row.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub failures: u32,
+    /// Nanoseconds until the pretimeout action, if the first stage is over.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub pretimeout_in_ns: Option<u64>,
+    /// Nanoseconds since the guest last started or fed the watchdog, or the watchdog timed out. None: not known.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub period_age_ns: Option<u64>,
+    /// Nanoseconds of steal time that the guest was compensated for in that period.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub compensated_in_period_ns: u64,
+    /// The level that the interrupt line was set to. None: the one that the device asserts.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub line_level: Option<bool>,
     /// The device.
     pub device: D,
 }
 
+/// The version of a [`WatchdogStateV1`]: 1 in every format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Version1;
+
 /// An event on its way to the handler, in a [`WatchdogStateV1`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
+#[non_exhaustive]
 pub struct DeliveryStateV1 {
     /// What happened.
-    pub stage: Stage,
-    /// What the policy asks for.
-    pub action: Action,
-    /// Nanoseconds since it happened.
+    pub stage: StageV1,
+    /// What the policy, or the guest, asks for.
+    pub action: ActionV1,
+    /// Nanoseconds since it happened; 0 if it is to come.
     pub age_ns: u64,
-    /// Nanoseconds until the handler is called, again if it has failed before.
+    /// Nanoseconds until the handler is called.
     pub due_in_ns: u64,
     /// 1 before the first call, one more each time the handler failed.
     pub attempt: u32,
+    /// Whether the guest chose the action.
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "std::ops::Not::not"))]
+    pub is_requested: bool,
+    /// Whether the guest has fed the watchdog since.
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "std::ops::Not::not"))]
+    pub has_recovered: bool,
+    /// For an escalation: whether a heartbeat ends it.
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "std::ops::Not::not"))]
+    pub ends_with_heartbeat: bool,
 }
 
-const ACCEPTED_DUE_IN: &str = "0 before the first call, and then at most the pause after the failures so far";
+/// A [`Policy`] in a [`WatchdogStateV1`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
+#[non_exhaustive]
+pub struct PolicyV1 {
+    /// The pretimeout action.
+    pub pretimeout: ActionV1,
+    /// How long before the timeout it is due.
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    pub pretimeout_before: Option<Duration>,
+    /// The action at the timeout.
+    pub timeout: ActionV1,
+    /// What follows.
+    pub escalation: Option<EscalationV1>,
+}
 
-impl DeliveryStateV1 {
-    /// Refuses what no slot of this name can hold: another stage, or a wait that a failing handler does not explain.
-    fn validate(&self, fields: [&'static str; 3], is_of_slot: bool, accepted: &'static str) -> Result<(), StateError> {
-        let [stage, attempt, due_in] = fields;
-        StateError::unless(is_of_slot, stage, self.stage as u8, accepted)?;
-        StateError::unless(self.attempt > 0, attempt, self.attempt, "at least 1")?;
-        let comes_in_time = Duration::from_nanos(self.due_in_ns) <= pause_before(self.attempt);
-        StateError::unless(comes_in_time, due_in, self.due_in_ns, ACCEPTED_DUE_IN)
+/// An [`Escalation`] in a [`WatchdogStateV1`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
+#[non_exhaustive]
+pub struct EscalationV1 {
+    /// How long after the timeout's action, in the VM's time.
+    pub grace: Duration,
+    /// The action.
+    pub action: ActionV1,
+}
+
+/// Gives a V1 enum the variants of one that may grow, and both conversions.
+macro_rules! v1_of {
+    ($(#[$documentation:meta])* $name:ident of $current:ident { $($variant:ident),* $(,)? }) => {
+        $(#[$documentation])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "kebab-case"))]
+        #[allow(missing_docs, reason = "each variant is documented where it is defined")]
+        pub enum $name {
+            $($variant),*
+        }
+
+        impl From<$current> for $name {
+            fn from(current: $current) -> Self {
+                match current {
+                    $($current::$variant => Self::$variant),*
+                }
+            }
+        }
+
+        impl From<$name> for $current {
+            fn from(saved: $name) -> Self {
+                match saved {
+                    $($name::$variant => Self::$variant),*
+                }
+            }
+        }
+    };
+}
+
+v1_of! {
+    /// An [`Action`] in a [`WatchdogStateV1`].
+    ActionV1 of Action { Reset, Shutdown, Poweroff, Pause, InjectNmi, Dump, None, Debug }
+}
+
+v1_of! {
+    /// A [`Stage`] in a [`WatchdogStateV1`].
+    StageV1 of Stage { Pretimeout, Timeout, Escalation }
+}
+
+impl From<Policy> for PolicyV1 {
+    fn from(policy: Policy) -> Self {
+        let Policy { pretimeout, pretimeout_before, timeout, escalation } = policy;
+        let escalation = escalation.map(|Escalation { grace, action }| EscalationV1 { grace, action: action.into() });
+        Self { pretimeout: pretimeout.into(), pretimeout_before, timeout: timeout.into(), escalation }
+    }
+}
+
+impl From<PolicyV1> for Policy {
+    fn from(saved: PolicyV1) -> Self {
+        let PolicyV1 { pretimeout, pretimeout_before, timeout, escalation } = saved;
+        let escalation = escalation.map(|EscalationV1 { grace, action }| Escalation { grace, action: action.into() });
+        Self { pretimeout: pretimeout.into(), pretimeout_before, timeout: timeout.into(), escalation }
     }
 }
 
 impl<M: Model + Send + 'static> Watchdog<M> {
-    /// The whole state. [Pause](crate::VmClock::pause) the VM first, or it is out of date when you get it.
+    /// The whole state. [Pause](crate::VmClock::pause) the VM first and [wait](crate::VmClock::quiesce) until it is
+    /// quiet, or the state is out of date when you get it.
     ///
     /// An action whose handler is being called counts as performed.
-    pub fn save(&self) -> WatchdogStateV1<M::State> {
-        self.with_core(|core, now| {
-            let position = core.deliveries.save(now.vm);
-            WatchdogStateV1 {
-                version: 1,
-                vm_time_ns: now.vm.as_nanos(),
-                policy: position.policy,
-                pretimeout: position.pretimeout,
-                timeout: position.timeout,
-                grace_remaining_ns: position.grace_remaining_ns,
-                device: core.model.save(now.watchdog),
-            }
-        })
+    pub fn save(&self) -> WatchdogState<M::State> {
+        WatchdogState::V1(self.runtime().with_core(|core, now| core.save(now)))
     }
 
     /// Puts the watchdog into a saved state; its id, clock, handler and line stay.
     ///
-    /// The interrupt line is not called: the VM's interrupt controller has the level in its own saved state.
+    /// The interrupt line is not called: the VM's interrupt controller has the level in its own saved state. If the VM
+    /// was saved before the line could be set, it is set once the VM runs.
     ///
     /// # Errors
     ///
     /// [`StateError`] names the first field that holds what no watchdog can be in. Then nothing has changed.
-    pub fn restore(&self, state: &WatchdogStateV1<M::State>) -> Result<(), StateError> {
-        let WatchdogStateV1 { version, vm_time_ns, policy, pretimeout, timeout, grace_remaining_ns, device } = state;
-        StateError::unless(*version == 1, "version", *version, "1")?;
-        let is_within_reach = i64::try_from(*vm_time_ns).is_ok();
-        StateError::unless(is_within_reach, "vm_time_ns", *vm_time_ns, "at most 2^63 - 1, which is 292 years")?;
-        let position = PolicyPosition {
-            policy: *policy,
-            pretimeout: *pretimeout,
-            timeout: *timeout,
-            grace_remaining_ns: *grace_remaining_ns,
-        };
-        position.validate()?;
-        self.with_core(|core, now| {
-            core.model = core.model.restored(device, now.watchdog)?;
-            core.model.set_after_timeout(policy.timeout.after_timeout());
-            core.deliveries.restore(&position, now.vm);
-            core.line_level = Some(core.model.interrupt_level());
-            core.allowance.restart(now.watchdog);
-            Ok(())
-        })?;
-        self.rearm();
-        Ok(())
+    pub fn restore(&self, state: &WatchdogState<M::State>) -> Result<(), StateError> {
+        let WatchdogState::V1(state) = state;
+        self.runtime().with_core(|core, now| core.restore(state, now))
     }
 }
 
-/// Where the policy stands: the part of the state that is not the device's.
-pub(crate) struct PolicyPosition {
-    pub policy: Policy,
-    pub pretimeout: Option<DeliveryStateV1>,
-    pub timeout: Option<DeliveryStateV1>,
-    pub grace_remaining_ns: Option<i64>,
-}
-
-impl PolicyPosition {
-    fn validate(&self) -> Result<(), StateError> {
-        if let Some(delivery) = &self.pretimeout {
-            let fields = ["pretimeout.stage", "pretimeout.attempt", "pretimeout.due_in_ns"];
-            delivery.validate(fields, delivery.stage == Stage::Pretimeout, "pretimeout")?;
-        }
-        if let Some(delivery) = &self.timeout {
-            let fields = ["timeout.stage", "timeout.attempt", "timeout.due_in_ns"];
-            delivery.validate(fields, delivery.stage != Stage::Pretimeout, "timeout or escalation")?;
-        }
-        if let Some(remaining) = self.grace_remaining_ns {
-            let left = Duration::from_nanos(u64::try_from(remaining).unwrap_or(0));
-            let possible = self.policy.escalation.is_some_and(|escalation| left <= escalation.grace);
-            let accepted = "at most the grace of policy.escalation";
-            StateError::unless(possible, "grace_remaining_ns", remaining.unsigned_abs(), accepted)?;
-        }
-        Ok(())
-    }
-}
-
-/// Refuses another version before the fields that it does not know.
+/// The state of the latest version, without a field that names the variant: each version has its number in its first
+/// field.
 #[cfg(feature = "serde")]
-fn version_1<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
-    let version = <u32 as serde::Deserialize>::deserialize(deserializer)?;
-    let check = StateError::unless(version == 1, "version", version, "1");
-    check.map(|()| version).map_err(serde::de::Error::custom)
+mod serialized {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+    use vm_watchdog_devices::StateError;
+
+    use super::{Version1, WatchdogState, WatchdogStateV1};
+
+    impl<D: Serialize> Serialize for WatchdogState<D> {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            let Self::V1(state) = self;
+            state.serialize(serializer)
+        }
+    }
+
+    impl<'de, D: Deserialize<'de>> Deserialize<'de> for WatchdogState<D> {
+        fn deserialize<R: Deserializer<'de>>(deserializer: R) -> Result<Self, R::Error> {
+            WatchdogStateV1::deserialize(deserializer).map(Self::V1)
+        }
+    }
+
+    impl Serialize for Version1 {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            serializer.serialize_u32(1)
+        }
+    }
+
+    /// Refuses another version before the fields that it does not know.
+    impl<'de> Deserialize<'de> for Version1 {
+        fn deserialize<R: Deserializer<'de>>(deserializer: R) -> Result<Self, R::Error> {
+            let version = u32::deserialize(deserializer)?;
+            let check = StateError::unless(version == 1, "version", version, "1");
+            check.map(|()| Self).map_err(de::Error::custom)
+        }
+    }
 }

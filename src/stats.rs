@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::VmInstant;
+use vm_watchdog_devices::VmInstant;
 
 /// Counters of one watchdog since it was built, as of one instant. They never wrap.
 ///

@@ -1,19 +1,18 @@
 //! A thread that serves one watchdog, for VMMs without an event loop.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use vm_watchdog_devices::Model;
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::io::Errno;
 
-use crate::{Error, Watchdog};
+use crate::any::AnyWatchdog;
+use crate::error::Error;
 
-const TIMER: u64 = 0;
-const STOP: u64 = 1;
-
-/// The thread that [`Watchdog::spawn`] starts. Dropping it ends the thread, after the handler call in progress.
+/// The thread that [`Watchdog::spawn`](crate::Watchdog::spawn) starts. Dropping it ends the thread, after the handler
+/// call in progress.
 ///
 /// ```
 /// # use vm_watchdog::{Event, Watchdog, i6300esb::I6300esb};
@@ -26,36 +25,22 @@ const STOP: u64 = 1;
 #[derive(Debug)]
 #[must_use = "the watchdog is served until this is dropped"]
 pub struct WatchdogThread {
-    stop: EventFd,
+    stop: Arc<OwnedFd>,
     handle: Option<JoinHandle<()>>,
 }
 
-impl<M: Model + Send + 'static> Watchdog<M> {
-    /// Serves the watchdog from a thread of its own, so that no other watchdog's handler delays it.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Thread`] if the host gives no thread or descriptor.
-    pub fn spawn(&self) -> Result<WatchdogThread, Error> {
-        let start = || {
-            let stop = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-            let epoll = Epoll::new()?;
-            for (token, fd) in [(TIMER, self.as_raw_fd()), (STOP, stop.as_raw_fd())] {
-                epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token))?;
-            }
-            let watchdog = self.clone();
-            // An epoll forgets a descriptor that is closed, as `stop` is by a handler that drops its own thread.
-            let kept_open = stop.try_clone()?;
-            let serve = move || {
-                serve(&watchdog, &epoll);
-                drop(kept_open);
-            };
-            let name = thread_name(format!("watchdog {}", self.id()));
-            let handle = thread::Builder::new().name(name).spawn(serve)?;
-            Ok(WatchdogThread { stop, handle: Some(handle) })
-        };
-        start().map_err(|source| Error::Thread { id: self.id().to_owned(), source })
-    }
+/// Serves `watchdog` from a new thread.
+pub(crate) fn spawn(watchdog: AnyWatchdog) -> Result<WatchdogThread, Error> {
+    let id = watchdog.id().to_owned();
+    let start = || {
+        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        // The thread keeps the descriptor open that it polls: a handler may drop the `WatchdogThread`.
+        let stopped = stop.clone();
+        let name = thread_name(format!("watchdog {}", watchdog.id()));
+        let handle = thread::Builder::new().name(name).spawn(move || serve(&watchdog, &stopped))?;
+        Ok(WatchdogThread { stop, handle: Some(handle) })
+    };
+    start().map_err(|source: io::Error| Error::Thread { id, source })
 }
 
 /// A NUL in a thread's name is an error, and an id may hold one.
@@ -63,27 +48,31 @@ fn thread_name(name: String) -> String {
     name.replace('\0', "?")
 }
 
-fn serve<M: Model + Send + 'static>(watchdog: &Watchdog<M>, epoll: &Epoll) {
-    let mut events = [EpollEvent::default(); 2];
+fn serve(watchdog: &AnyWatchdog, stopped: &OwnedFd) {
     loop {
-        let ready = match epoll.wait(-1, &mut events) {
-            Ok(count) => &events[..count],
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+        let mut ready =
+            [PollFd::new(stopped, PollFlags::IN), PollFd::from_borrowed_fd(watchdog.as_fd(), PollFlags::IN)];
+        match poll(&mut ready, None) {
+            Ok(_) => {}
+            Err(Errno::INTR) => continue,
             Err(error) => {
                 log::error!("watchdog {} is no longer served: {error}", watchdog.id());
                 return;
             }
-        };
-        if ready.iter().any(|event| event.data() == STOP) {
+        }
+        let [stopped, timer] = ready.map(|descriptor| !descriptor.revents().is_empty());
+        if stopped {
             return;
         }
-        watchdog.on_readable();
+        if timer {
+            watchdog.on_readable();
+        }
     }
 }
 
 impl Drop for WatchdogThread {
     fn drop(&mut self) {
-        if let Err(error) = self.stop.write(1) {
+        if let Err(error) = rustix::io::write(&*self.stop, &1_u64.to_ne_bytes()) {
             log::error!("cannot stop a watchdog's thread: {error}");
             return;
         }

@@ -3,8 +3,8 @@
 use vm_device::DeviceMmio;
 use vm_device::bus::{MmioAddress, MmioAddressOffset};
 
-use crate::Watchdog;
 use crate::i6300esb::I6300esb;
+use crate::watchdog::Watchdog;
 
 /// BAR0. Configuration space belongs to the VMM's PCI root, for which `vm-device` has no trait.
 impl DeviceMmio for Watchdog<I6300esb> {

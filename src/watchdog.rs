@@ -1,23 +1,24 @@
-//! The handle that a VMM holds: a model, a clock, a timer and a handler, put together behind one lock.
+//! The handle that a VMM holds, and its builder.
 
-use std::os::fd::{AsRawFd, RawFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::{Arc, Weak};
 
-use vm_watchdog_devices::{Access, Expired, Model};
+use vm_watchdog_devices::{Access, Model, VmInstant};
 
+use crate::any::AnyWatchdog;
 use crate::clock::{ClockListener, VmClock};
-use crate::delivery::{Deliveries, Delivery};
+use crate::core::{Connections, Core};
+use crate::error::Error;
+use crate::event::ActionHandler;
+use crate::interrupt::InterruptLine;
 use crate::log_limit::LogLimit;
-use crate::starvation::{Allowance, RunDelay};
-use crate::stats::{Stats, count};
+use crate::policy::Policy;
+use crate::run_delay::RunDelay;
+use crate::runtime::{Guarded, Runtime};
+use crate::stats::Stats;
+use crate::sync::Mutex;
+use crate::thread::WatchdogThread;
 use crate::timer::Timer;
-use crate::{Action, ActionHandler, Error, Event, HandlerError, InterruptLine, Policy, VmInstant};
-
-/// The least time between two wakes of the host for one watchdog, whatever its guest programs: 1 ms, so that there are
-/// at most 1,000 wakes a second. Expiries that come faster are reported together.
-pub const MIN_WAKE_INTERVAL: Duration = Duration::from_millis(1);
 
 /// A watchdog of a VM: a shared handle, cheap to clone, to be called from any thread.
 ///
@@ -28,7 +29,11 @@ pub const MIN_WAKE_INTERVAL: Duration = Duration::from_millis(1);
 ///
 /// - [`spawn`](Self::spawn) gives the watchdog a thread of its own;
 /// - `WatchdogSubscriber` puts it into an `event-manager` loop (feature `event-manager`);
-/// - any other loop polls the [descriptor](AsRawFd) and calls [`on_readable`](Self::on_readable).
+/// - any other loop polls the [descriptor](AsFd) and calls [`on_readable`](Self::on_readable). The descriptor is never
+///   read; edge-triggered loops (`EPOLLET`, tokio's `AsyncFd`) see an edge each time the timer goes off.
+///
+/// Other handles: [`downgrade`](Self::downgrade) for a handler that calls back into its watchdog, and [`AnyWatchdog`] for
+/// a list of watchdogs of several models.
 ///
 /// ```
 /// use vm_watchdog::i6300esb::{I6300esb, I6300esbConfig};
@@ -50,7 +55,30 @@ pub const MIN_WAKE_INTERVAL: Duration = Duration::from_millis(1);
 /// # Ok::<(), vm_watchdog::Error>(())
 /// ```
 pub struct Watchdog<M> {
-    shared: Arc<Shared<M>>,
+    runtime: Arc<Runtime<M>>,
+}
+
+/// A handle that does not keep its [`Watchdog`] alive, for a handler that calls back into it.
+///
+/// ```
+/// use vm_watchdog::i6300esb::I6300esb;
+/// use vm_watchdog::{Event, Watchdog, WeakWatchdog};
+///
+/// let builder = Watchdog::builder("watchdog0", I6300esb::new(Default::default()));
+/// let watchdog = builder.build_cyclic(|itself: &WeakWatchdog<I6300esb>| {
+///     let itself = itself.clone();
+///     move |_: &Event| {
+///         if let Some(watchdog) = itself.upgrade() {
+///             watchdog.reset(); // as the VMM does with all devices when it resets the platform
+///         }
+///         Ok(())
+///     }
+/// })?;
+/// # drop(watchdog);
+/// # Ok::<(), vm_watchdog::Error>(())
+/// ```
+pub struct WeakWatchdog<M> {
+    runtime: Weak<Runtime<M>>,
 }
 
 /// Puts a [`Watchdog`] together.
@@ -60,7 +88,7 @@ pub struct Watchdog<M> {
 /// use vm_watchdog::i6300esb::{I6300esb, I6300esbConfig, InterruptPin};
 /// use vm_watchdog::{Action, Event, Policy, VmClock, Watchdog};
 ///
-/// let device = I6300esb::new(I6300esbConfig { interrupt_pin: InterruptPin::IntA, ..Default::default() });
+/// let device = I6300esb::new(I6300esbConfig::default().with_interrupt_pin(InterruptPin::IntA));
 /// let watchdog = Watchdog::builder("watchdog0", device)
 ///     .clock(VmClock::monotonic())
 ///     .policy(Policy::new(Action::Shutdown).with_escalation(Duration::from_secs(30), Action::Poweroff))
@@ -72,60 +100,17 @@ pub struct Watchdog<M> {
 pub struct WatchdogBuilder<M> {
     id: Arc<str>,
     model: M,
-    clock: Option<VmClock>,
-    policy: Policy,
-    interrupt_line: Option<Box<dyn InterruptLine>>,
-    starvation: Option<Starvation>,
-}
-
-struct Starvation {
-    run_delay: Box<dyn RunDelay>,
-    patience: u32,
-}
-
-struct Shared<M> {
-    id: Arc<str>,
     clock: VmClock,
-    handler: Box<dyn ActionHandler>,
-    interrupt_line: Option<Box<dyn InterruptLine>>,
-    starvation: Option<Starvation>,
-    timer_fd: RawFd,
-    core: Mutex<Core<M>>,
-    log_limit: LogLimit,
-}
-
-/// One instant on two clocks.
-#[derive(Clone, Copy)]
-pub(crate) struct Now {
-    /// The VM's time: of everything but the model.
-    pub vm: VmInstant,
-    /// The watchdog's: the VM's, less what the guest was starved.
-    pub watchdog: VmInstant,
-}
-
-/// What the lock guards. The lock is never held while the handler or the interrupt line is called.
-pub(crate) struct Core<M> {
-    pub model: M,
-    pub deliveries: Deliveries,
-    timer: Timer,
-    /// When the timer goes off; never later than there is something to do.
-    armed_at: Option<VmInstant>,
-    /// The next wake is not before this.
-    next_wake: VmInstant,
-    /// A thread is delivering events, and arms the timer when it is done.
-    delivering: bool,
-    /// The level last set, None if that is not known.
-    pub line_level: Option<bool>,
-    /// A thread is setting the level: it sees to further changes.
-    setting_line: bool,
-    pub allowance: Allowance,
-    stats: Stats,
+    policy: Policy,
+    line: Option<Box<dyn InterruptLine>>,
+    run_delay: Option<Box<dyn RunDelay>>,
+    patience: Option<u32>,
 }
 
 impl<M: Model + Send + 'static> WatchdogBuilder<M> {
     /// The clock of the VM, shared by its watchdogs. Default: a monotonic clock of its own.
     pub fn clock(self, clock: VmClock) -> Self {
-        Self { clock: Some(clock), ..self }
+        Self { clock, ..self }
     }
 
     /// Which action follows which expiry. Default: reset on timeout.
@@ -135,17 +120,20 @@ impl<M: Model + Send + 'static> WatchdogBuilder<M> {
 
     /// Where the device's interrupt goes. Default: nowhere.
     pub fn interrupt_line(self, line: impl InterruptLine + 'static) -> Self {
-        Self { interrupt_line: Some(Box::new(line)), ..self }
+        Self { line: Some(Box::new(line)), ..self }
     }
 
-    /// Does not charge the guest for time in which its vCPUs wanted to run and could not. Default: it is charged.
+    /// Steal-time compensation: time in which a vCPU was runnable and did not run does not count towards the timeout.
+    /// Default: it counts.
     ///
-    /// `patience` is how many times the timeout the guest may take in all, [`DEFAULT_PATIENCE`](crate::DEFAULT_PATIENCE)
-    /// if you have no opinion. The price: on a busy host a guest that is really dead may be detected that much later,
-    /// for as long as its vCPUs wait for the processor. The delay is [read](RunDelay) seldom: a deadline may be acted on
-    /// up to 100 ms late, and what the guest was starved of before its last heartbeat may count after it.
+    /// `patience` is how many times the timeout a period may last in all,
+    /// [`DEFAULT_PATIENCE`](crate::DEFAULT_PATIENCE) if you have no opinion. The price: on a busy host the failure of a
+    /// guest may be detected that much later, for as long as its vCPUs wait for a processor. Of several vCPUs the most
+    /// delayed one counts, since the process that feeds the watchdog may have been on it. The delay is [read](RunDelay)
+    /// seldom: a deadline may be acted on up to 100 ms late, or when a wait is over that goes on at the deadline, and
+    /// steal time before the last heartbeat may count after it.
     pub fn starvation(self, run_delay: impl RunDelay + 'static, patience: u32) -> Self {
-        Self { starvation: Some(Starvation { run_delay: Box::new(run_delay), patience }), ..self }
+        Self { run_delay: Some(Box::new(run_delay)), patience: Some(patience), ..self }
     }
 
     /// The watchdog, with `handler` to perform its actions.
@@ -153,34 +141,37 @@ impl<M: Model + Send + 'static> WatchdogBuilder<M> {
     /// # Errors
     ///
     /// [`Error::Timer`] if the host gives no timer, as when the process has no descriptor left.
-    pub fn build(mut self, handler: impl ActionHandler + 'static) -> Result<Watchdog<M>, Error> {
-        self.model.set_after_timeout(self.policy.timeout.after_timeout());
-        let timer = Timer::new().map_err(|source| Error::Timer { id: self.id.to_string(), source })?;
-        let shared = Arc::new(Shared {
-            id: self.id,
-            clock: self.clock.unwrap_or_default(),
-            handler: Box::new(handler),
-            interrupt_line: self.interrupt_line,
-            starvation: self.starvation,
-            timer_fd: timer.as_raw_fd(),
-            core: Mutex::new(Core {
-                line_level: Some(self.model.interrupt_level()),
-                model: self.model,
-                deliveries: Deliveries::new(self.policy),
-                timer,
-                armed_at: None,
-                next_wake: VmInstant::ZERO,
-                delivering: false,
-                setting_line: false,
-                allowance: Allowance::default(),
-                stats: Stats::default(),
-            }),
-            log_limit: LogLimit::default(),
+    pub fn build(self, handler: impl ActionHandler + 'static) -> Result<Watchdog<M>, Error> {
+        self.build_cyclic(|_| handler)
+    }
+
+    /// The watchdog, with a handler that is made of a [handle](WeakWatchdog) to it.
+    ///
+    /// # Errors
+    ///
+    /// As [`build`](Self::build).
+    pub fn build_cyclic<H: ActionHandler + 'static>(
+        self,
+        handler: impl FnOnce(&WeakWatchdog<M>) -> H,
+    ) -> Result<Watchdog<M>, Error> {
+        let Self { id, model, clock, policy, line, run_delay, patience } = self;
+        let timer = Timer::new().map_err(|source| Error::Timer { id: id.to_string(), source })?;
+        let connections = Connections { has_line: line.is_some(), patience };
+        let core = Core::new(model, policy, connections);
+        let runtime = Arc::new_cyclic(|itself| Runtime {
+            id,
+            clock,
+            timer,
+            handler: Box::new(handler(&WeakWatchdog { runtime: itself.clone() })),
+            line,
+            run_delay,
+            guarded: Mutex::new(Guarded::new(core)),
+            log: LogLimit::default(),
         });
-        let listener: Weak<Shared<M>> = Arc::downgrade(&shared);
-        shared.clock.subscribe(listener);
-        shared.clock_changed();
-        Ok(Watchdog { shared })
+        let listener: Weak<Runtime<M>> = Arc::downgrade(&runtime);
+        runtime.clock.subscribe(listener);
+        runtime.clock_changed();
+        Ok(Watchdog { runtime })
     }
 }
 
@@ -190,327 +181,157 @@ impl<M: Model + Send + 'static> Watchdog<M> {
         WatchdogBuilder {
             id: id.into(),
             model,
-            clock: None,
+            clock: VmClock::default(),
             policy: Policy::default(),
-            interrupt_line: None,
-            starvation: None,
+            line: None,
+            run_delay: None,
+            patience: None,
         }
     }
 
     /// The name that the VMM gave it.
     pub fn id(&self) -> &str {
-        &self.shared.id
+        &self.runtime.id
     }
 
     /// The clock of its VM.
     pub fn clock(&self) -> &VmClock {
-        &self.shared.clock
+        &self.runtime.clock
     }
 
     /// The counters.
     pub fn stats(&self) -> Stats {
-        let core = self.shared.lock();
-        let now = self.shared.clock.now();
-        let left = |timeout_at: VmInstant| timeout_at.saturating_duration_since(core.allowance.time(now));
-        let time_left = core.model.timeout_at().map(left);
-        Stats { now, armed: core.model.is_armed(), time_left, starved: core.allowance.total, ..core.stats }
+        self.runtime.inspect(|core, now| core.stats(now))
     }
 
-    /// The platform resets: what hardware forgets is forgotten, and everything pending is cancelled.
+    /// Which action follows which expiry.
+    pub fn policy(&self) -> Policy {
+        self.runtime.inspect(|core, _| core.policy())
+    }
+
+    /// Replaces the policy while the VM runs, as QEMU's `watchdog-set-action` does.
+    ///
+    /// It counts for what is pending too: a retry is made with the new action, a grace period lasts no longer than the
+    /// new one and ends if there is no escalation any more.
+    pub fn set_policy(&self, policy: Policy) {
+        self.runtime.with_core(|core, now| core.set_policy(policy, now));
+    }
+
+    /// Resets the device: volatile registers and pending events are cleared. To be called when the platform resets.
     ///
     /// A call of the handler that is in progress is not interrupted, but neither retried nor escalated.
     pub fn reset(&self) {
-        let mut core = self.shared.lock();
-        core.model.reset();
-        core.deliveries.cancel();
-        drop(core);
-        self.shared.settle_interrupt_line();
+        self.runtime.reset();
     }
 
     /// The VMM has dealt with the last timeout in its own way: no retry and no escalation will follow.
     pub fn acknowledge(&self) {
-        self.shared.lock().deliveries.acknowledge();
+        self.runtime.with_core(|core, _| core.acknowledge());
     }
 
-    /// To be called when the [descriptor](AsRawFd) is readable: reports what has expired, and arms the timer anew.
+    /// To be called when the [descriptor](AsFd) is readable: reports what has expired, and arms the timer anew.
     ///
     /// This is where the handler is called. Calling it at any other time does no harm.
     pub fn on_readable(&self) {
-        self.shared.on_readable();
+        self.runtime.on_readable();
     }
 
     /// Sets the interrupt line again if the device asserts it, as after the end of interrupt of a resampling irqfd.
     pub fn resample_interrupt(&self) {
-        let mut core = self.shared.lock();
-        if core.model.interrupt_level() {
-            core.line_level = None;
-        }
-        drop(core);
-        self.shared.settle_interrupt_line();
+        self.runtime.resample_interrupt();
     }
 
-    /// Gives a guest's access to the model, and sees to what follows from it.
-    pub(crate) fn access<R: Copy + Into<Access>>(&self, access: impl FnOnce(&mut M, VmInstant) -> R) -> R {
-        let shared = &*self.shared;
-        let mut core = shared.lock();
-        if shared.starvation.is_some() && core.has_deadline_passed(&shared.clock) {
-            core = shared.allow_for_starvation(core);
-        }
-        let now = core.settle_time(&shared.clock);
-        let was_running = core.model.poll_at().is_some();
-        let outcome = access(&mut core.model, now.watchdog);
-        let starts = !was_running && core.model.poll_at().is_some();
-        core.note_access(outcome.into(), starts, now);
-        if starts {
-            // What the guest is starved of from here on is told by what comes after this reading.
-            core = shared.allow_for_starvation(core);
-        }
-        core.arm_if_sooner(&shared.clock);
-        let line_moved = core.line_level != Some(core.model.interrupt_level());
-        drop(core);
-        if line_moved {
-            shared.settle_interrupt_line();
-        }
-        outcome
+    /// Serves the watchdog from a thread of its own, so that no other watchdog's handler delays it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Thread`] if the host gives no thread or descriptor.
+    pub fn spawn(&self) -> Result<WatchdogThread, Error> {
+        AnyWatchdog::from(self.clone()).spawn()
     }
 
-    /// Asks the model what depends on no time.
-    pub(crate) fn inspect<R>(&self, question: impl FnOnce(&M) -> R) -> R {
-        question(&self.shared.lock().model)
+    /// A handle that does not keep the watchdog alive.
+    pub fn downgrade(&self) -> WeakWatchdog<M> {
+        WeakWatchdog { runtime: Arc::downgrade(&self.runtime) }
     }
 
-    /// Saves or replaces what the lock guards.
-    pub(crate) fn with_core<R>(&self, work: impl FnOnce(&mut Core<M>, Now) -> R) -> R {
-        let mut core = self.shared.allow_for_starvation(self.shared.lock());
-        let now = core.settle_time(&self.shared.clock);
-        work(&mut core, now)
+    /// Gives a guest's access to the model: what a front end for a model of your own is built on.
+    ///
+    /// `access` is told the time to tell the model. It says what the access was, for the counters and because a
+    /// [heartbeat](Access::Heartbeat) ends retries, and what to return. It runs under the watchdog's lock and must not
+    /// call anything of the watchdog or its clock.
+    ///
+    /// ```
+    /// use vm_watchdog::i6300esb::I6300esb;
+    /// use vm_watchdog::{Event, Watchdog};
+    ///
+    /// let watchdog = Watchdog::builder("wd", I6300esb::new(Default::default())).build(|_: &Event| Ok(()))?;
+    /// let vendor = watchdog.access(|device, now| {
+    ///     let mut vendor = [0; 2];
+    ///     (device.read_config(0x00, &mut vendor, now), u16::from_le_bytes(vendor))
+    /// });
+    /// assert_eq!(vendor, 0x8086);
+    /// # Ok::<(), vm_watchdog::Error>(())
+    /// ```
+    pub fn access<R>(&self, access: impl FnOnce(&mut M, VmInstant) -> (Access, R)) -> R {
+        self.runtime.access(access)
     }
 
-    /// Arms the timer for a state that was replaced.
-    pub(crate) fn rearm(&self) {
-        drop(self.shared.allow_for_starvation(self.shared.lock()));
-        self.shared.clock_changed();
-    }
-}
-
-impl<M: Model + Send + 'static> Shared<M> {
-    /// Reports what has expired up to now. What expires meanwhile waits for the next wake, so this always ends.
-    fn on_readable(&self) {
-        let mut core = self.allow_for_starvation(self.lock());
-        let now = self.clock.now();
-        core.silence_timer();
-        // A thread that is delivering arms the timer when it is done, and resuming a paused clock arms it too.
-        if !core.delivering && !self.clock.is_paused() {
-            count(&mut core.stats.wakes);
-            core.next_wake = now + MIN_WAKE_INTERVAL;
-            core.note_expired(now);
-            while !self.clock.is_paused() {
-                let Some(delivery) = core.deliveries.take_due(now) else {
-                    core.arm_if_sooner(&self.clock);
-                    break;
-                };
-                core = self.deliver(core, delivery);
-            }
-        }
-        drop(core);
-        self.settle_interrupt_line();
+    /// Asks the model what does not depend on time. `question` must not call anything of the watchdog or its clock.
+    pub fn inspect<R>(&self, question: impl FnOnce(&M) -> R) -> R {
+        self.runtime.inspect(|core, _| question(core.model()))
     }
 
-    /// Calls the handler without the lock, unless the VM is paused.
-    fn deliver<'a>(&'a self, mut core: MutexGuard<'a, Core<M>>, delivery: Delivery) -> MutexGuard<'a, Core<M>> {
-        let observed = self.clock.now();
-        let Some(permit) = self.clock.permit() else {
-            core.deliveries.put_back(delivery);
-            return core;
-        };
-        core.delivering = true;
-        let last_heartbeat = core.stats.last_heartbeat;
-        drop(core);
-        self.log_limit.event(observed, &self.id, &delivery);
-        self.settle_interrupt_line();
-        let Delivery { stage, action, deadline, attempt, .. } = delivery;
-        let event = Event { id: self.id.clone(), stage, action, deadline, observed, last_heartbeat, attempt };
-        let outcome = contain_panic(|| self.handler.perform(&event));
-        if let Err(error) = &outcome {
-            self.log_limit.failure(&event, error);
-        }
-
-        let mut core = self.lock();
-        drop(permit);
-        core.delivering = false;
-        let Stats { actions, action_failures, .. } = &mut core.stats;
-        count(if outcome.is_ok() { actions } else { action_failures });
-        core.deliveries.finished(delivery, outcome.is_ok(), self.clock.now());
-        core
+    pub(crate) fn runtime(&self) -> &Arc<Runtime<M>> {
+        &self.runtime
     }
 
-    /// Sets the watchdog's time back by what the guest was starved, if that is the policy. Asks without the lock.
-    fn allow_for_starvation<'a>(&'a self, mut core: MutexGuard<'a, Core<M>>) -> MutexGuard<'a, Core<M>> {
-        let Some(Starvation { run_delay, patience }) = &self.starvation else {
-            return core;
-        };
-        // What happens while the host is asked is left to the next reading.
-        let begun = self.clock.now();
-        if core.model.timeout_at().is_none() || !core.allowance.begin_reading(begun) {
-            return core;
-        }
-        drop(core);
-        let reading = contain_panic(|| Ok(run_delay.run_delays()?));
-        let mut core = self.lock();
-        match reading {
-            Ok(delays) => {
-                let timeout_at = core.model.timeout_at();
-                core.allowance.grant(delays, begun, timeout_at, *patience);
-            }
-            Err(error) => {
-                count(&mut core.stats.run_delay_failures);
-                core.allowance.grant_nothing(begun);
-                drop(core);
-                self.log_limit.run_delay_failure(begun, &self.id, &error);
-                core = self.lock();
-            }
-        }
-        core
-    }
-
-    /// Brings the interrupt line to the level of the model, unless another thread is about it.
-    fn settle_interrupt_line(&self) {
-        let Some(line) = &self.interrupt_line else {
-            return;
-        };
-        let mut core = self.lock();
-        loop {
-            let level = core.model.interrupt_level();
-            if core.setting_line || core.line_level == Some(level) {
-                return;
-            }
-            core.setting_line = true;
-            core.line_level = Some(level);
-            drop(core);
-            let outcome = contain_panic(|| Ok(line.set_level(level)?));
-            core = self.lock();
-            core.setting_line = false;
-            if let Err(error) = outcome {
-                core.line_level = None;
-                count(&mut core.stats.interrupt_failures);
-                drop(core);
-                self.log_limit.line_failure(self.clock.now(), &self.id, level, &error);
-                return;
-            }
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Core<M>> {
-        // No foreign code runs under the lock, so a poisoned one guards a sound state.
-        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn from_runtime(runtime: Arc<Runtime<M>>) -> Self {
+        Self { runtime }
     }
 }
 
-impl<M: Model> Core<M> {
-    /// The time to tell the model, which is the watchdog's from then on.
-    fn settle_time(&mut self, clock: &VmClock) -> Now {
-        let vm = clock.now();
-        let watchdog = self.model_time(vm);
-        self.allowance.settle(vm, watchdog);
-        Now { vm, watchdog }
+impl<M> WeakWatchdog<M> {
+    /// The watchdog, None once its last handle is gone.
+    pub fn upgrade(&self) -> Option<Watchdog<M>> {
+        self.runtime.upgrade().map(|runtime| Watchdog { runtime })
     }
-
-    fn model_time(&self, vm_now: VmInstant) -> VmInstant {
-        self.allowance.model_time(vm_now, self.model.poll_at(), self.model.timeout_at())
-    }
-
-    fn has_deadline_passed(&self, clock: &VmClock) -> bool {
-        self.model.poll_at().is_some_and(|deadline| deadline <= self.allowance.time(clock.now()))
-    }
-
-    fn silence_timer(&mut self) {
-        self.timer.disarm();
-        self.armed_at = None;
-    }
-
-    fn note_access(&mut self, access: Access, starts: bool, now: Now) {
-        if access == Access::Heartbeat || starts {
-            self.allowance.restart(now.watchdog);
-        }
-        match access {
-            Access::Ignored => count(&mut self.stats.ignored_accesses),
-            Access::Accepted => {}
-            Access::Heartbeat => {
-                count(&mut self.stats.heartbeats);
-                self.stats.last_heartbeat = Some(now.vm);
-                self.deliveries.heartbeat(self.model.timeout_request().map(Action::from));
-            }
-        }
-    }
-
-    fn note_expired(&mut self, vm_now: VmInstant) {
-        let now = self.model_time(vm_now);
-        if self.model.poll_at().is_none_or(|deadline| deadline > now) {
-            return;
-        }
-        self.allowance.see(now);
-        let expired = self.model.poll(now);
-        if expired.pretimeout.is_some() {
-            count(&mut self.stats.pretimeouts);
-        }
-        if expired.timeout.is_some() {
-            count(&mut self.stats.expiries);
-            self.allowance.restart(now);
-        }
-        let vm_time = |deadline: Option<VmInstant>| deadline.map(|deadline| self.allowance.vm_time(deadline));
-        let expired = Expired { pretimeout: vm_time(expired.pretimeout), timeout: vm_time(expired.timeout) };
-        self.deliveries.expired(expired, self.model.timeout_request().map(Action::from));
-    }
-
-    /// Arms the timer for the next thing to do, if it is not armed for that or earlier.
-    fn arm_if_sooner(&mut self, clock: &VmClock) {
-        if self.delivering {
-            return;
-        }
-        let deadline = self.model.poll_at().map(|deadline| self.allowance.wake_for(deadline));
-        let todo = [deadline, self.deliveries.next_due()];
-        let Some(wanted) = todo.into_iter().flatten().min().map(|due| due.max(self.next_wake)) else {
-            return;
-        };
-        if self.armed_at.is_none_or(|armed_at| wanted < armed_at) {
-            self.timer.arm(wanted.saturating_duration_since(clock.now()));
-            self.armed_at = Some(wanted);
-        }
-    }
-}
-
-impl<M: Model + Send + 'static> ClockListener for Shared<M> {
-    fn clock_changed(&self) {
-        let mut core = self.lock();
-        core.silence_timer();
-        core.arm_if_sooner(&self.clock);
-    }
-}
-
-/// Calls foreign code; a panic of it is a failure like any other, and does not end the thread that serves the timer.
-fn contain_panic<R>(foreign: impl FnOnce() -> Result<R, HandlerError>) -> Result<R, HandlerError> {
-    catch_unwind(AssertUnwindSafe(foreign)).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<&str>().copied().map(str::to_owned);
-        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-        Err(format!("panic: {}", text.as_deref().unwrap_or("no message")).into())
-    })
 }
 
 impl<M> Clone for Watchdog<M> {
     fn clone(&self) -> Self {
-        Self { shared: self.shared.clone() }
+        Self { runtime: self.runtime.clone() }
+    }
+}
+
+impl<M> Clone for WeakWatchdog<M> {
+    fn clone(&self) -> Self {
+        Self { runtime: self.runtime.clone() }
     }
 }
 
 /// The timer's descriptor, readable when [`Watchdog::on_readable`] has something to do. Poll it, do not read it.
+impl<M> AsFd for Watchdog<M> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.runtime.timer.as_fd()
+    }
+}
+
+/// The timer's descriptor, as of [`AsFd`].
 impl<M> AsRawFd for Watchdog<M> {
     fn as_raw_fd(&self) -> RawFd {
-        self.shared.timer_fd
+        self.as_fd().as_raw_fd()
     }
 }
 
 impl<M: Model + Send + 'static> std::fmt::Debug for Watchdog<M> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Watchdog").field("id", &self.id()).field("stats", &self.stats()).finish()
+    }
+}
+
+impl<M> std::fmt::Debug for WeakWatchdog<M> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("WeakWatchdog")
     }
 }

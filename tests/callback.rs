@@ -1,4 +1,4 @@
-//! The callback contract: no lock held, re-entrant, a failure retried, a slow one nobody else's trouble.
+//! The callback contract: no lock held, re-entrant, a failure is retried, a slow handler delays its own watchdog only.
 
 mod common;
 
@@ -10,36 +10,38 @@ use std::time::Duration;
 use common::{Driver, UNIT, arrived, device, recorder, sending};
 use vm_watchdog::i6300esb::{I6300esb, InterruptPin};
 use vm_watchdog::{
-    Action, ActionHandler, DeliveryStateV1, Event, HandlerError, ManualClock, Policy, Stage, VmClock, VmInstant,
-    Watchdog, WatchdogStateV1, WatchdogThread,
+    Action, ActionHandler, Event, HandlerError, ManualClock, Policy, Stage, VmClock, VmInstant, Watchdog,
+    WatchdogThread, WeakWatchdog,
 };
 
-const BITE: (Stage, Action) = (Stage::Timeout, Action::Reset);
-const WARNING: (Stage, Action) = (Stage::Pretimeout, Action::None);
+const RESET: (Stage, Action) = (Stage::Timeout, Action::Reset);
+const DUMP: (Stage, Action) = (Stage::Pretimeout, Action::Dump);
 /// Long enough for any thread to run, on any machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(30);
 const SECOND: Duration = Duration::from_secs(1);
 
 #[test]
 fn the_handler_learns_of_both_stages_with_their_exact_deadlines() {
     let (clock, time) = VmClock::manual();
     let (handler, events) = recorder();
-    let watchdog = Watchdog::builder("wd0", device(InterruptPin::None)).clock(clock).build(handler).unwrap();
+    let policy = Policy::new(Action::Reset).with_pretimeout(Action::Dump);
+    let builder = Watchdog::builder("wd0", device(InterruptPin::None)).clock(clock).policy(policy);
+    let watchdog = builder.build(handler).unwrap();
     watchdog.start(512);
 
     time.advance(UNIT * 1024 - Duration::from_nanos(1));
     watchdog.on_readable();
-    let warning = events.try_recv().expect("a pretimeout");
-    assert_eq!((warning.stage, warning.action), WARNING);
-    assert_eq!(warning.deadline, VmInstant::ZERO + UNIT * 512);
+    let pretimeout = events.try_recv().expect("a pretimeout");
+    assert_eq!((pretimeout.stage, pretimeout.action), DUMP);
+    assert_eq!(pretimeout.deadline, VmInstant::ZERO + UNIT * 768, "a quarter of the period before the timeout");
     assert_eq!(arrived(&events), [], "not one nanosecond early");
 
     time.advance(Duration::from_nanos(1));
     watchdog.on_readable();
-    let bite = events.try_recv().expect("a timeout");
-    assert_eq!((bite.stage, bite.action, bite.attempt), (Stage::Timeout, Action::Reset, 1));
-    assert_eq!(bite.deadline.as_nanos(), 1_006_632_960);
-    assert_eq!((&*bite.id, bite.lateness()), ("wd0", Duration::ZERO));
+    let timeout = events.try_recv().expect("a timeout");
+    assert_eq!((timeout.stage, timeout.action, timeout.attempt), (Stage::Timeout, Action::Reset, 1));
+    assert_eq!(timeout.deadline.as_nanos(), 1_006_632_960);
+    assert_eq!((&*timeout.id, timeout.lateness()), ("wd0", Duration::ZERO));
 }
 
 #[test]
@@ -52,12 +54,12 @@ fn one_expiry_fires_once_however_often_and_late_the_timer_is_served() {
     for _ in 0..10 {
         watchdog.on_readable();
     }
-    assert_eq!(arrived(&events), [WARNING, BITE]);
+    assert_eq!(arrived(&events), [RESET]);
     assert_eq!((watchdog.stats().pretimeouts, watchdog.stats().expiries), (1, 1));
 }
 
 #[test]
-fn a_ping_that_overtakes_a_late_timer_does_not_lose_the_bite() {
+fn a_ping_that_overtakes_a_late_timer_does_not_lose_the_timeout() {
     let (clock, time) = VmClock::manual();
     let (handler, events) = recorder();
     let watchdog = Watchdog::builder("wd", device(InterruptPin::None)).clock(clock).build(handler).unwrap();
@@ -66,7 +68,7 @@ fn a_ping_that_overtakes_a_late_timer_does_not_lose_the_bite() {
     watchdog.ping();
     watchdog.disable();
     watchdog.on_readable();
-    assert_eq!(arrived(&events), [WARNING, BITE]);
+    assert_eq!(arrived(&events), [RESET]);
 }
 
 #[test]
@@ -82,7 +84,7 @@ fn a_guest_that_recovers_is_protected_again() {
         time.advance(Duration::from_secs(60));
         watchdog.on_readable();
         let fired: Vec<_> = events.try_iter().map(|event| (event.action, event.last_heartbeat)).collect();
-        assert_eq!(fired, [(Action::None, last_heartbeat), (Action::InjectNmi, last_heartbeat)]);
+        assert_eq!(fired, [(Action::InjectNmi, last_heartbeat)]);
         watchdog.ping();
         last_heartbeat = Some(watchdog.clock().now());
     }
@@ -92,31 +94,29 @@ fn a_guest_that_recovers_is_protected_again() {
 /// A watchdog whose handler calls back into it and resets it, when `stage` ends.
 fn resetting_itself_at(stage: Stage, clock: VmClock) -> (Watchdog<I6300esb>, Receiver<Event>) {
     let (sender, events) = channel();
-    let itself: Arc<OnceLock<Watchdog<I6300esb>>> = Arc::default();
-    let handler = {
-        let (itself, sender) = (itself.clone(), Mutex::new(sender));
+    let policy = Policy::new(Action::Reset).with_pretimeout(Action::Dump).with_escalation(SECOND, Action::Poweroff);
+    let builder = Watchdog::builder("wd", device(InterruptPin::None)).clock(clock).policy(policy);
+    let watchdog = builder.build_cyclic(|itself: &WeakWatchdog<I6300esb>| {
+        let (itself, record) = (itself.clone(), sending(sender));
         move |event: &Event| -> Result<(), HandlerError> {
-            let watchdog = itself.get().ok_or("not built yet")?;
+            let watchdog = itself.upgrade().ok_or("the watchdog is gone")?;
             if event.stage == stage {
                 watchdog.clock().pause();
+                assert!(watchdog.clock().quiesce(LIMIT), "a handler does not wait for itself");
                 watchdog.reset();
                 watchdog.on_readable();
                 watchdog.clock().resume();
                 watchdog.on_readable();
             }
-            Ok(sender.lock().unwrap().send(event.clone())?)
+            record.perform(event)
         }
-    };
-    let policy = Policy::new(Action::Reset).with_escalation(SECOND, Action::Poweroff);
-    let watchdog =
-        Watchdog::builder("wd", device(InterruptPin::None)).clock(clock).policy(policy).build(handler).unwrap();
-    assert!(itself.set(watchdog.clone()).is_ok());
-    (watchdog, events)
+    });
+    (watchdog.unwrap(), events)
 }
 
 #[test]
 fn the_handler_may_reset_the_device_from_inside_itself() {
-    for (stage, heard) in [(Stage::Pretimeout, &[WARNING] as &[_]), (Stage::Timeout, &[WARNING, BITE])] {
+    for (stage, told) in [(Stage::Pretimeout, &[DUMP] as &[_]), (Stage::Timeout, &[DUMP, RESET])] {
         let (clock, time) = VmClock::manual();
         let (watchdog, events) = resetting_itself_at(stage, clock);
         watchdog.start(512);
@@ -124,14 +124,14 @@ fn the_handler_may_reset_the_device_from_inside_itself() {
         watchdog.on_readable();
         time.advance(Duration::from_secs(3600));
         watchdog.on_readable();
-        assert_eq!(arrived(&events), heard, "a reset cancels what is pending, the escalation too");
+        assert_eq!(arrived(&events), told, "a reset cancels what is pending, the escalation too");
         assert!(!watchdog.stats().armed);
         assert!(watchdog.timed_out(), "the guest that boots next learns the cause");
 
         watchdog.start(512);
-        time.advance(UNIT * 512);
+        time.advance(UNIT * 768);
         watchdog.on_readable();
-        assert_eq!(arrived(&events), [WARNING], "the guest that boots next is protected");
+        assert_eq!(arrived(&events), [DUMP], "the guest that boots next is protected");
     }
 }
 
@@ -168,13 +168,15 @@ fn a_handler_that_panics_has_failed() {
     let handler = |event: &Event| -> Result<(), HandlerError> {
         if event.attempt == 1 { panic!("the first call of each stage panics") } else { Ok(()) }
     };
-    let watchdog = Watchdog::builder("wd", device(InterruptPin::None)).clock(clock).build(handler).unwrap();
+    let policy = Policy::default().with_pretimeout(Action::Dump);
+    let builder = Watchdog::builder("wd", device(InterruptPin::None)).clock(clock).policy(policy);
+    let watchdog = builder.build(handler).unwrap();
     watchdog.start(512);
     for step in [512, 512, 1000] {
         time.advance(UNIT * step);
         watchdog.on_readable();
     }
-    // The warning fails and is overtaken by the timeout, which succeeds at its second attempt.
+    // The pretimeout fails and is overtaken by the timeout, which succeeds at its second attempt.
     assert_eq!((watchdog.stats().action_failures, watchdog.stats().actions), (2, 1));
 }
 
@@ -197,14 +199,13 @@ fn a_handler_that_blocks_holds_up_neither_vcpus_nor_the_watchdog_beside_it() {
     let threads = (slow.spawn().unwrap(), quick.spawn().unwrap());
 
     slow.start(0);
-    has_entered.recv_timeout(PATIENCE).expect("the slow handler is called");
+    has_entered.recv_timeout(LIMIT).expect("the slow handler is called");
     slow.ping();
     slow.reset();
     assert_eq!(slow.stats().heartbeats, 1, "a vCPU gets its answer while the handler blocks");
 
     quick.start(1);
-    let stages: Vec<_> = (0..2).map(|_| events.recv_timeout(PATIENCE).expect("an event").stage).collect();
-    assert_eq!(stages, [Stage::Pretimeout, Stage::Timeout]);
+    assert_eq!(events.recv_timeout(LIMIT).expect("an event").stage, Stage::Timeout);
     drop(release);
     drop(threads);
 }
@@ -219,7 +220,7 @@ fn an_escalation_follows_unless_the_vmm_acknowledges_or_resets() {
             Watchdog::builder("wd", device(InterruptPin::None)).clock(clock).policy(policy).build(handler).unwrap();
         watchdog.start(0);
         watchdog.on_readable();
-        assert_eq!(arrived(&events), [WARNING, (Stage::Timeout, Action::Shutdown)]);
+        assert_eq!(arrived(&events), [(Stage::Timeout, Action::Shutdown)]);
         match case {
             "acknowledged" => watchdog.acknowledge(),
             "reset" => watchdog.reset(),
@@ -253,7 +254,7 @@ fn interrupting(failing: Stage) -> (Watchdog<I6300esb>, ManualClock, Receiver<Ev
 }
 
 #[test]
-fn a_warning_that_failed_is_not_tried_again_after_the_timeout_it_warned_of() {
+fn a_pretimeout_that_failed_is_not_tried_again_after_the_timeout() {
     let (watchdog, time, events) = interrupting(Stage::Pretimeout);
     time.advance(UNIT * 4096);
     watchdog.on_readable();
@@ -302,17 +303,20 @@ fn a_heartbeat_while_the_action_is_performed_shows_recovery_too() {
     watchdog.on_readable();
     time.advance(SECOND);
     watchdog.on_readable();
-    assert_eq!(arrived(&events), [(Stage::Pretimeout, Action::None), (Stage::Timeout, Action::InjectNmi)]);
+    assert_eq!(arrived(&events), [(Stage::Timeout, Action::InjectNmi)]);
 }
 
 #[test]
-fn an_escalation_that_was_not_told_yet_is_acknowledged_too() {
+fn an_escalation_that_was_not_delivered_yet_is_acknowledged_too() {
+    let (clock, time) = VmClock::manual();
     let (handler, events) = recorder();
     let policy = Policy::new(Action::Shutdown).with_escalation(SECOND, Action::Poweroff);
-    let watchdog = Watchdog::builder("wd", device(InterruptPin::None)).policy(policy).build(handler).unwrap();
-    let escalation =
-        DeliveryStateV1 { stage: Stage::Escalation, action: Action::Poweroff, age_ns: 0, due_in_ns: 0, attempt: 1 };
-    watchdog.restore(&WatchdogStateV1 { timeout: Some(escalation), ..watchdog.save() }).unwrap();
+    let builder = Watchdog::builder("wd", device(InterruptPin::None)).clock(clock).policy(policy);
+    let watchdog = builder.build(handler).unwrap();
+    watchdog.start(0);
+    watchdog.on_readable();
+    assert_eq!(arrived(&events), [(Stage::Timeout, Action::Shutdown)]);
+    time.advance(SECOND);
     watchdog.acknowledge();
     watchdog.on_readable();
     assert_eq!(arrived(&events), []);
@@ -334,32 +338,35 @@ fn a_handler_may_drop_the_thread_that_calls_it() {
     *thread.lock().unwrap() = Some(watchdog.spawn().unwrap());
     watchdog.start(0);
     drop(watchdog);
-    assert_eq!(is_dropped.recv_timeout(PATIENCE), Err(RecvTimeoutError::Disconnected), "the thread has ended");
+    assert_eq!(is_dropped.recv_timeout(LIMIT), Err(RecvTimeoutError::Disconnected), "the thread has ended");
 }
 
 #[test]
-fn the_report_that_a_vm_has_stopped_may_come_from_a_thread_that_the_handler_waits_for() {
+fn a_handler_may_wait_for_the_thread_that_pauses_the_vm() {
     let clock = VmClock::monotonic();
     let (entered, has_entered) = channel();
-    let (reported, has_reported) = channel::<()>();
+    let (paused, has_paused) = channel::<()>();
     let waiting = {
-        let (entered, has_reported) = (Mutex::new(entered), Mutex::new(has_reported));
+        let (entered, has_paused) = (Mutex::new(entered), Mutex::new(has_paused));
         move |_: &Event| -> Result<(), HandlerError> {
             entered.lock().unwrap().send(())?;
-            Ok(has_reported.lock().unwrap().recv_timeout(PATIENCE)?)
+            Ok(has_paused.lock().unwrap().recv_timeout(LIMIT)?)
         }
     };
-    let watchdog = Watchdog::builder("wd", device(InterruptPin::None)).clock(clock.clone()).build(waiting).unwrap();
+    let policy = Policy::default().with_pretimeout(Action::InjectNmi);
+    let builder = Watchdog::builder("wd", device(InterruptPin::None)).clock(clock.clone()).policy(policy);
+    let watchdog = builder.build(waiting).unwrap();
     let thread = watchdog.spawn().unwrap();
     watchdog.start(0);
-    has_entered.recv_timeout(PATIENCE).expect("the handler is called");
+    has_entered.recv_timeout(LIMIT).expect("the handler is called");
 
-    clock.pause_without_waiting();
-    assert!(clock.is_paused());
-    reported.send(()).expect("the handler still waits");
+    clock.pause();
+    assert!(!clock.quiesce(Duration::from_millis(1)), "the handler is still being called");
+    paused.send(()).expect("the handler still waits");
+    assert!(clock.quiesce(LIMIT));
     clock.resume();
-    has_entered.recv_timeout(PATIENCE).expect("the next event comes once the VM goes on");
-    reported.send(()).unwrap();
+    has_entered.recv_timeout(LIMIT).expect("the next event comes once the VM goes on");
+    paused.send(()).unwrap();
     drop(thread);
     assert_eq!(watchdog.stats().action_failures, 0);
 }

@@ -3,6 +3,7 @@
 mod common;
 
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use common::{Driver, UNIT, device, recorder};
 use vm_watchdog::i6300esb::{I6300esb, InterruptPin};
-use vm_watchdog::{InterruptLine, ManualClock, VmClock, Watchdog};
+use vm_watchdog::{EventFdLine, InterruptLine, ManualClock, VmClock, Watchdog};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 fn wire() -> (impl InterruptLine, Receiver<bool>) {
@@ -95,9 +96,10 @@ fn a_line_that_fails_is_counted_and_set_again_at_the_next_access() {
 
 #[test]
 fn an_eventfd_is_signalled_by_the_rising_edge_and_again_on_resample() {
-    let eventfd = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
-    let line = eventfd.clone();
-    let (watchdog, time) = watchdog(InterruptPin::IntA, move |high| line.set_level(high));
+    let eventfd = EventFd::new(EFD_NONBLOCK).unwrap();
+    // SAFETY: the eventfd is open until the end of the test.
+    let line = EventFdLine::new(unsafe { BorrowedFd::borrow_raw(eventfd.as_raw_fd()) }).unwrap();
+    let (watchdog, time) = watchdog(InterruptPin::IntA, line);
     watchdog.resample_interrupt();
     assert!(eventfd.read().is_err(), "nothing to signal while the line is low");
     watchdog.start(512);

@@ -8,9 +8,11 @@ use crate::{StateError, VmInstant};
 /// *what expired?* ([`poll`](Self::poll)). An expiry that has happened stays latched in the model until it is polled
 /// or the platform resets, whatever the guest does in between, so none is lost between a late timer and an early
 /// guest. Instants given to a model must not run backwards; one that does is taken for the latest one seen.
+///
+/// A runtime calls a model under its lock, so a model must not block, and must not call the runtime.
 pub trait Model: Sized {
     /// The saved state: plain data, times that remain instead of instants.
-    type State;
+    type State: Send + Sync + 'static;
 
     /// The next instant at which [`poll`](Self::poll) has something to do, or None while the watchdog is stopped.
     ///
@@ -39,7 +41,8 @@ pub trait Model: Sized {
     /// Whether the guest has the watchdog running, or expired and not yet disabled.
     fn is_armed(&self) -> bool;
 
-    /// Says what the timeout leads to, once, before a guest sees the device. Ignored by models to which it means nothing.
+    /// Says what the timeout leads to, before a guest sees the device and whenever that changes. Ignored by models to
+    /// which it means nothing.
     fn set_after_timeout(&mut self, _after: AfterTimeout) {}
 
     /// The platform resets: everything pending is cancelled, only what hardware keeps across a reset stays.
@@ -60,8 +63,9 @@ pub trait Model: Sized {
 ///
 /// Some watchdogs disarm themselves when they are about to end the guest, and stay armed when the host only takes note.
 /// The model cannot know which of the two its host will do, and must know at the very instant of the timeout, because
-/// the guest's next access may come before the host's action. So it is told beforehand, by whoever knows the policy.
+/// the guest's next access may come before the host's action. So the host, which knows its policy, tells it beforehand.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum AfterTimeout {
     /// Armed still: the guest goes on as if nothing had happened, and a heartbeat restarts the watchdog.
     #[default]
@@ -72,6 +76,7 @@ pub enum AfterTimeout {
 
 /// What a guest wants to happen at the timeout of its watchdog, where the device lets it say so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Request {
     /// Interrupt the operating system, for it to restart, or to dump itself.
     Restart,
@@ -94,10 +99,11 @@ pub enum Request {
 ///
 /// let nothing = Expired::default();
 /// assert!(nothing.is_empty());
-/// let bite = Expired { timeout: Some(VmInstant::from_nanos(7)), ..nothing };
-/// assert!(!bite.is_empty());
+/// let timeout = Expired::new(None, Some(VmInstant::from_nanos(7)));
+/// assert!(!timeout.is_empty());
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Expired {
     /// The first stage of a two-stage watchdog ended at this instant.
     pub pretimeout: Option<VmInstant>,
@@ -106,6 +112,11 @@ pub struct Expired {
 }
 
 impl Expired {
+    /// What expired, and when.
+    pub const fn new(pretimeout: Option<VmInstant>, timeout: Option<VmInstant>) -> Self {
+        Self { pretimeout, timeout }
+    }
+
     /// Whether nothing expired.
     pub const fn is_empty(&self) -> bool {
         self.pretimeout.is_none() && self.timeout.is_none()
@@ -114,6 +125,7 @@ impl Expired {
 
 /// What a guest's access did, for statistics. An access never fails: what hardware ignores is ignored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum Access {
     /// Nothing: outside the registers, read-only, locked, or not unlocked.
     Ignored,

@@ -14,6 +14,7 @@
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field} is {value:#x} in the saved state: accepted is {accepted}")]
+#[non_exhaustive]
 pub struct StateError {
     /// The field.
     pub field: &'static str,
@@ -24,6 +25,11 @@ pub struct StateError {
 }
 
 impl StateError {
+    /// An error about `field`, which holds `value`.
+    pub const fn new(field: &'static str, value: u64, accepted: &'static str) -> Self {
+        Self { field, value, accepted }
+    }
+
     /// An error about `field` unless `holds`.
     pub fn unless(holds: bool, field: &'static str, value: impl Into<u64>, accepted: &'static str) -> Result<(), Self> {
         if holds { Ok(()) } else { Err(Self { field, value: value.into(), accepted }) }

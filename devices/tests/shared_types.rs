@@ -35,9 +35,9 @@ fn an_instant_is_printed_in_seconds() {
 fn an_expiry_of_either_kind_is_not_empty() {
     let nothing = Expired::default();
     assert!(nothing.is_empty());
-    assert!(!Expired { pretimeout: Some(SEVEN), ..nothing }.is_empty());
-    assert!(!Expired { timeout: Some(SEVEN), ..nothing }.is_empty());
-    assert!(!Expired { pretimeout: Some(SEVEN), timeout: Some(SEVEN) }.is_empty());
+    assert!(!Expired::new(Some(SEVEN), None).is_empty());
+    assert!(!Expired::new(None, Some(SEVEN)).is_empty());
+    assert!(!Expired::new(Some(SEVEN), Some(SEVEN)).is_empty());
 }
 
 #[test]

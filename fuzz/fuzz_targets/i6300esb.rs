@@ -54,7 +54,7 @@ struct Machine {
 
 fuzz_target!(|run: Run| {
     let interrupt_pin = if run.has_pin { InterruptPin::IntA } else { InterruptPin::None };
-    let config = I6300esbConfig { interrupt_pin, ..Default::default() };
+    let config = I6300esbConfig::default().with_interrupt_pin(interrupt_pin);
     let mut machine = Machine { config, device: I6300esb::new(config), now: run.start };
     for step in run.steps {
         machine.take(step);

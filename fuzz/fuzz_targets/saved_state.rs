@@ -13,10 +13,10 @@ use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use vm_watchdog::i6300esb::{I6300esb, I6300esbStateV1};
-use vm_watchdog::{Event, HandlerError, VmClock, Watchdog, WatchdogStateV1};
+use vm_watchdog::{Event, HandlerError, VmClock, Watchdog, WatchdogState};
 
 fuzz_target!(|bytes: &[u8]| {
-    let Ok(state) = serde_json::from_slice::<WatchdogStateV1<I6300esbStateV1>>(bytes) else {
+    let Ok(state) = serde_json::from_slice::<WatchdogState<I6300esbStateV1>>(bytes) else {
         return;
     };
     let (clock, time) = VmClock::manual();

@@ -32,7 +32,7 @@ fuzz_target!(|input: &[u8]| {
     let (has_pin, is_greeted) = (choices & 1 != 0, choices & 2 != 0);
     let intx = has_pin.then(Arc::<Intx>::default);
     let interrupt_pin = if has_pin { InterruptPin::IntA } else { InterruptPin::None };
-    let device = I6300esb::new(I6300esbConfig { interrupt_pin, ..Default::default() });
+    let device = I6300esb::new(I6300esbConfig::default().with_interrupt_pin(interrupt_pin));
     let (clock, _time) = VmClock::manual();
     let watchdog = Watchdog::builder("fuzz", device).clock(clock).build(|_: &Event| Ok(())).expect("a timer");
 

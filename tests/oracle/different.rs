@@ -124,7 +124,7 @@ fn preloads_and_gintsr_read_back_here_and_zero_there() {
 #[test]
 fn stage_one_interrupts_here_and_not_there() {
     let Some(mut pair) = Pair::start("stage_one_interrupts_here_and_not_there") else { return };
-    pair.model = I6300esb::new(I6300esbConfig { interrupt_pin: InterruptPin::IntA, ..Default::default() });
+    pair.model = I6300esb::new(I6300esbConfig::default().with_interrupt_pin(InterruptPin::IntA));
     assert_eq!(pair.read(Config, 0x3D, 1), (0, 1), "QEMU's device has no pin");
     pair.write(Config, 0x60, 2, 0x0000);
     pair.preload(512, 1000);

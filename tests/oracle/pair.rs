@@ -29,7 +29,7 @@ impl Pair {
         match Qemu::start() {
             Ok(qemu) => {
                 // QEMU's default subsystem.
-                let config = I6300esbConfig { subsystem_vendor_id: 0x1AF4, subsystem_id: 0x1100, ..Default::default() };
+                let config = I6300esbConfig::default().with_subsystem(0x1AF4, 0x1100);
                 let mut pair = Self { qemu, model: I6300esb::new(config), now: 0 };
                 pair.map_model();
                 Some(pair)

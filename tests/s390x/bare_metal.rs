@@ -370,7 +370,6 @@ fn a_machine_without_a_watchdog_gives_other_answers() {
 }
 
 /// Believes to run on z/VM: the command is in register 4 and 5, the text in the guest's own memory.
-#[cfg(feature = "vm-memory")]
 mod zvm {
     use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
     use vm_watchdog::diag288::{Intercept, UnknownCommands};

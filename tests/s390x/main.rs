@@ -13,5 +13,4 @@ mod machine;
 mod patience;
 mod qmp;
 mod rig;
-#[cfg(feature = "vm-memory")]
 mod zvm;

@@ -83,7 +83,9 @@ fn commands_of_linux(parts: &Parts) -> Result<(), Box<dyn Error>> {
         // As KVM reports the instruction.
         let [opcode, registers, address @ ..] = guest.instruction;
         let ipb = u32::from(u16::from_be_bytes(address)) << 16;
-        match device.intercept_with_memory(4, u16::from_be_bytes([opcode, registers]), ipb, &guest.gprs, &memory) {
+        let ipa = u16::from_be_bytes([opcode, registers]);
+        let read = |address, bytes: &mut [u8]| memory.read_slice(bytes, GuestAddress(address)).is_ok();
+        match device.intercept_with_memory(4, ipa, ipb, &guest.gprs, read) {
             Intercept::NotOurs => None,
             Intercept::Done => Some(Ok(())),
             Intercept::Inject(interruption) => Some(Err(interruption)),

@@ -33,11 +33,12 @@ use registers::Unlock;
 /// ```
 /// use vm_watchdog_devices::i6300esb::{I6300esb, I6300esbConfig, InterruptPin};
 ///
-/// let config = I6300esbConfig { interrupt_pin: InterruptPin::IntA, ..Default::default() };
+/// let config = I6300esbConfig::default().with_interrupt_pin(InterruptPin::IntA);
 /// let watchdog = I6300esb::new(config);
 /// # let _ = watchdog;
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct I6300esbConfig {
     /// Whether the function has an interrupt pin. Connect the line if you say that it has one.
     pub interrupt_pin: InterruptPin,
@@ -47,8 +48,21 @@ pub struct I6300esbConfig {
     pub subsystem_id: u16,
 }
 
+impl I6300esbConfig {
+    /// The same configuration with this interrupt pin.
+    pub const fn with_interrupt_pin(self, interrupt_pin: InterruptPin) -> Self {
+        Self { interrupt_pin, ..self }
+    }
+
+    /// The same configuration with these ids at 2Ch and 2Eh.
+    pub const fn with_subsystem(self, subsystem_vendor_id: u16, subsystem_id: u16) -> Self {
+        Self { subsystem_vendor_id, subsystem_id, ..self }
+    }
+}
+
 /// The PCI interrupt pin of the function (configuration register 3Dh).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum InterruptPin {
     /// No interrupt: the guest polls WDT_INT_ACT if it cares.
     #[default]

@@ -36,7 +36,7 @@ impl Guest {
     }
 
     pub fn with_interrupt_line() -> Self {
-        Self::with_config(I6300esbConfig { interrupt_pin: InterruptPin::IntA, ..Default::default() })
+        Self::with_config(I6300esbConfig::default().with_interrupt_pin(InterruptPin::IntA))
     }
 
     pub fn with_config(config: I6300esbConfig) -> Self {
@@ -184,7 +184,7 @@ impl Guest {
 
     /// The VMM polls now.
     pub fn poll(&mut self) -> Vec<Event> {
-        let Expired { pretimeout, timeout } = self.device.poll(self.at());
+        let Expired { pretimeout, timeout, .. } = self.device.poll(self.at());
         let pretimeout = pretimeout.map(|at| Event::Pretimeout(at.as_nanos()));
         let timeout = timeout.map(|at| Event::Timeout(at.as_nanos()));
         pretimeout.into_iter().chain(timeout).collect()

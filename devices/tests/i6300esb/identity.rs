@@ -25,8 +25,7 @@ fn the_function_is_an_intel_6300esb_watchdog() {
 
 #[test]
 fn subsystem_ids_and_interrupt_pin_are_the_vmms_choice() {
-    let config =
-        I6300esbConfig { interrupt_pin: InterruptPin::IntA, subsystem_vendor_id: 0x1AF4, subsystem_id: 0x1100 };
+    let config = I6300esbConfig::default().with_interrupt_pin(InterruptPin::IntA).with_subsystem(0x1AF4, 0x1100);
     let mut guest = Guest::with_config(config);
     assert_eq!(guest.config32(0x2C), 0x1100_1AF4);
     assert_eq!(guest.config8(0x3D), 0x01);
@@ -117,11 +116,9 @@ fn writes_to_read_only_registers_are_reported_as_ignored() {
 
 /// A device with something to see in every register, in the middle of its second stage.
 fn lively() -> Guest {
-    let mut guest = Guest::with_config(I6300esbConfig {
-        interrupt_pin: InterruptPin::IntA,
-        subsystem_vendor_id: 0x1234,
-        subsystem_id: 0x5678,
-    });
+    let mut guest = Guest::with_config(
+        I6300esbConfig::default().with_interrupt_pin(InterruptPin::IntA).with_subsystem(0x1234, 0x5678),
+    );
     guest.enumerate();
     guest.set_config32(0x0C, 0x0000_4010);
     guest.set_config8(0x3C, 0x0B);

@@ -71,7 +71,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 fn new_model(has_pin: bool) -> I6300esb {
     let interrupt_pin = if has_pin { InterruptPin::IntA } else { InterruptPin::None };
-    I6300esb::new(I6300esbConfig { interrupt_pin, ..Default::default() })
+    I6300esb::new(I6300esbConfig::default().with_interrupt_pin(interrupt_pin))
 }
 
 /// Everything that a guest and a VMM can see of a device.

@@ -25,6 +25,8 @@ use crate::exit::ExitStatus;
 
 /// A guest that resets itself all the time does so at most once in this time.
 const RESET_INTERVAL: Duration = Duration::from_millis(100);
+/// How long a handler or an interrupt line may take before a snapshot is refused.
+const QUIESCE_LIMIT: Duration = Duration::from_secs(5);
 
 /// What is in memory when the guest begins.
 pub enum Guest {
@@ -188,6 +190,12 @@ impl Machine {
         Ok(())
     }
 
+    /// Waits until no watchdog touches the VM any more, which is paused.
+    fn quiesce(&self) -> io::Result<()> {
+        let is_quiet = self.clock.quiesce(QUIESCE_LIMIT);
+        is_quiet.then_some(()).ok_or_else(|| io::Error::other("a watchdog is still in a call"))
+    }
+
     fn go_on(&self) -> Result<(), BootError> {
         self.clock.resume();
         self.vcpu.call(|vcpu| vcpu.paused = false)
@@ -199,7 +207,8 @@ impl Machine {
             return Ok(());
         };
         let (processor, pci_address) = self.vcpu.call(|vcpu| (vcpu.processor.save(), vcpu.devices.pci.address()))?;
-        let saved = processor.map_err(io::Error::other).and_then(|processor| {
+        let quiet = self.quiesce();
+        let saved = quiet.and(processor.map_err(io::Error::other)).and_then(|processor| {
             let memory = if matches!(self.guest, Guest::Played) { None } else { Some(&self.memory) };
             writer.write(memory, processor, pci_address, &self.watchdogs)
         });

@@ -27,7 +27,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
-use vm_watchdog::{KvmInterruptLine, ThreadRunDelay, VmClock, WatchdogSubscriber};
+use vm_watchdog::{ThreadRunDelay, VmClock, WatchdogSubscriber};
 
 pub use self::options::BootOptions;
 
@@ -218,7 +218,7 @@ fn open_power(kvm: Option<&KvmMachine>) -> Result<PowerManagement, BootError> {
         return Ok(PowerManagement::default());
     };
     kvm.set_level_triggered(power::INTERRUPT)?;
-    let line = KvmInterruptLine::new(kvm.vm().clone(), power::INTERRUPT.into());
+    let line = kvm.interrupt_line(power::INTERRUPT.into());
     Ok(PowerManagement::new(Some(Box::new(line))))
 }
 

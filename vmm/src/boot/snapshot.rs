@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Deserializer, Serialize};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vm_watchdog::i6300esb::{I6300esb, I6300esbStateV1};
-use vm_watchdog::{DeviceModel, Event, StateError, VmClock, VmInstant, Watchdog, WatchdogConfig, WatchdogStateV1};
+use vm_watchdog::{DeviceModel, Event, StateError, VmClock, VmInstant, Watchdog, WatchdogConfig, WatchdogState};
 
 use super::builtin::BuiltInGuest;
 use super::error::BootError;
@@ -53,7 +53,7 @@ struct SavedWatchdog {
     model: DeviceModel,
     interrupt: bool,
     patience: Option<u32>,
-    state: WatchdogStateV1<I6300esbStateV1>,
+    state: WatchdogState<I6300esbStateV1>,
 }
 
 /// What is needed to save a VM.
@@ -190,7 +190,7 @@ impl Snapshot {
     pub fn restore_watchdog(
         &self,
         index: usize,
-        restore: impl FnOnce(&WatchdogStateV1<I6300esbStateV1>) -> Result<(), StateError>,
+        restore: impl FnOnce(&WatchdogState<I6300esbStateV1>) -> Result<(), StateError>,
     ) -> Result<(), BootError> {
         let restored = restore(&self.content.watchdogs[index].state);
         restored.map_err(|error| self.invalid(&format!("watchdogs[{index}].state"), &error))
@@ -205,7 +205,7 @@ impl Snapshot {
         let config = |saved: &SavedWatchdog| {
             let mut config = WatchdogConfig::new(saved.model);
             config.id = Some(saved.id.clone());
-            config.policy = saved.state.policy;
+            config.policy = saved.state.policy();
             config.patience = saved.patience;
             config.interrupt = saved.interrupt;
             config

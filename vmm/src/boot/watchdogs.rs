@@ -1,7 +1,7 @@
 //! From the `--watchdog` options to watchdogs on the bus.
 
 use vm_watchdog::i6300esb::{I6300esb, I6300esbConfig, InterruptPin};
-use vm_watchdog::{DeviceModel, KvmInterruptLine, ThreadRunDelay, VmClock, Watchdog, WatchdogConfig};
+use vm_watchdog::{DeviceModel, ThreadRunDelay, VmClock, Watchdog, WatchdogConfig};
 
 use std::sync::Arc;
 
@@ -103,7 +103,7 @@ impl Watchdogs<'_> {
         let builder = match (self.kvm, interrupt) {
             (Some(kvm), Some(gsi)) => {
                 kvm.set_level_triggered(gsi)?;
-                builder.interrupt_line(KvmInterruptLine::new(kvm.vm().clone(), gsi.into()))
+                builder.interrupt_line(kvm.interrupt_line(gsi.into()))
             }
             _ => builder,
         };
@@ -118,7 +118,7 @@ impl Watchdogs<'_> {
 /// The device as the guest sees it after power-on.
 pub fn model(config: &WatchdogConfig) -> I6300esb {
     let interrupt_pin = if config.interrupt { InterruptPin::IntA } else { InterruptPin::None };
-    I6300esb::new(I6300esbConfig { interrupt_pin, ..Default::default() })
+    I6300esb::new(I6300esbConfig::default().with_interrupt_pin(interrupt_pin))
 }
 
 #[cfg(test)]

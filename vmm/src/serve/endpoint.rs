@@ -54,7 +54,7 @@ impl Endpoint {
         let config = &options.watchdog;
         let intx = config.interrupt.then(Arc::<Intx>::default);
         let interrupt_pin = if config.interrupt { InterruptPin::IntA } else { InterruptPin::None };
-        let device = I6300esb::new(I6300esbConfig { interrupt_pin, ..Default::default() });
+        let device = I6300esb::new(I6300esbConfig::default().with_interrupt_pin(interrupt_pin));
         let builder = Watchdog::builder(&*options.id, device).clock(vm.clock.clone()).policy(config.policy);
         let builder = match intx.clone() {
             Some(intx) => builder.interrupt_line(move |high| Ok(intx.set_level(high)?)),

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 use vm_watchdog::i6300esb::{I6300esb, I6300esbStateV1};
-use vm_watchdog::{Policy, Watchdog, WatchdogStateV1};
+use vm_watchdog::{Policy, Watchdog, WatchdogState};
 
 /// How long an action, or the end, waits for the disk. After that it comes all the same.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -170,16 +170,13 @@ fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
 
 /// Puts the watchdog into the state in a file, with the policy that it has now.
 fn load(bytes: &[u8], watchdog: &Watchdog<I6300esb>, policy: Policy) -> Result<Found, String> {
-    let state: WatchdogStateV1<I6300esbStateV1> = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    let state: WatchdogState<I6300esbStateV1> = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     // This sees that every field holds what is possible; nothing fires, since nobody serves the timer yet.
     watchdog.restore(&state).map_err(|error| error.to_string())?;
-    let found = Found {
-        wdt_timeout: watchdog.timed_out(),
-        was_armed: watchdog.stats().armed,
-        was_pending: state.timeout.is_some() || state.grace_remaining_ns.is_some(),
-    };
-    let idle = WatchdogStateV1 { policy, pretimeout: None, timeout: None, grace_remaining_ns: None, ..state };
-    watchdog.restore(&idle).map_err(|error| error.to_string())?;
+    let found =
+        Found { wdt_timeout: watchdog.timed_out(), was_armed: watchdog.stats().armed, was_pending: state.is_pending() };
+    watchdog.restore(&state.without_pending()).map_err(|error| error.to_string())?;
+    watchdog.set_policy(policy);
     Ok(found)
 }
 

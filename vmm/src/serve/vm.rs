@@ -39,8 +39,7 @@ impl Follower for Vm {
     fn vm_event(&self, event: VmEvent) {
         match event {
             VmEvent::Runs(false) if !self.clock.is_paused() => {
-                // A handler may be waiting for the very answer that the thread that tells us this is about to read.
-                self.clock.pause_without_waiting();
+                self.clock.pause();
                 self.for_each(|endpoint| endpoint.record(What::Paused));
             }
             VmEvent::Runs(true) if self.clock.is_paused() => {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use vm_watchdog::i6300esb::{BAR0_SIZE, I6300esb, I6300esbStateV1};
-use vm_watchdog::{StateError, Stats, Watchdog, WatchdogStateV1};
+use vm_watchdog::{StateError, Stats, Watchdog, WatchdogState};
 
 use super::pci::PciFunction;
 use crate::boot::timeline::{Entry, Timeline};
@@ -38,7 +38,7 @@ impl WatchdogFunction {
     }
 
     /// Puts the function into a saved state, its resources included.
-    pub fn restore(&mut self, state: &WatchdogStateV1<I6300esbStateV1>) -> Result<(), StateError> {
+    pub fn restore(&mut self, state: &WatchdogState<I6300esbStateV1>) -> Result<(), StateError> {
         self.watchdog.restore(state)?;
         self.seen = self.watchdog.stats();
         Ok(())

@@ -16,6 +16,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+use vm_watchdog::InterruptLine;
 use vmm_sys_util::eventfd::EventFd;
 
 use self::kick::Kickable;
@@ -76,9 +77,10 @@ impl KvmMachine {
         Ok(Self { kvm, vm: Arc::new(vm), memory })
     }
 
-    /// The VM, for interrupt lines.
-    pub fn vm(&self) -> &Arc<VmFd> {
-        &self.vm
+    /// A level-triggered interrupt line to the in-kernel interrupt controller.
+    pub fn interrupt_line(&self, gsi: u32) -> impl InterruptLine + use<> {
+        let vm = self.vm.clone();
+        move |high: bool| vm.set_irq_line(gsi, high).map_err(io::Error::from)
     }
 
     /// Raises this interrupt whenever the eventfd is written.

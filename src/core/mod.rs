@@ -1,0 +1,383 @@
+//! What a watchdog decides: what has expired, which call is due, which level the interrupt line is to have, and when to
+//! look again.
+//!
+//! A state machine without clock, timer, lock or calls. It is told the VM's time, a guest's access, that the timer went
+//! off, and the outcome of each call; it answers with the next [`Call`] to make and with [`next_wake`](Core::next_wake).
+//! `runtime.rs` makes the calls, and makes none while the VM is paused.
+
+mod delivery;
+mod line;
+mod position;
+mod steal_time;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use vm_watchdog_devices::{Access, Expired, Model, VmInstant};
+
+use crate::action::Action;
+use crate::policy::Policy;
+use crate::run_delay::VcpuDelay;
+use crate::stats::{Stats, count};
+use delivery::Deliveries;
+pub(crate) use delivery::Delivery;
+use line::Line;
+use steal_time::StealTime;
+
+/// The least time between two wakes of the host for one watchdog, whatever its guest programs: 1 ms, so that there are
+/// at most 1,000 wakes a second. Expiries that come faster are reported together.
+pub const MIN_WAKE_INTERVAL: Duration = Duration::from_millis(1);
+
+/// A call of the host's code that is due. Its outcome has to be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Call {
+    /// Read the run delay. [`Core::run_delay`] takes it.
+    ReadRunDelay,
+    /// Set the interrupt line. [`Core::line_set`] takes the outcome.
+    SetLine(bool),
+    /// Call the handler. [`Core::performed`] takes the outcome.
+    Perform(Delivery),
+}
+
+/// A model with what is pending for it.
+#[derive(Clone, Debug)]
+pub(crate) struct Core<M> {
+    model: M,
+    deliveries: Deliveries,
+    /// When the pretimeout action is due, on the watchdog's time.
+    pretimeout_at: Option<VmInstant>,
+    /// When the guest last started or fed the watchdog, or the watchdog timed out, on the watchdog's time.
+    period_began: VmInstant,
+    /// None if the watchdog's time is the VM's.
+    steal_time: Option<StealTime>,
+    /// The guest has started the watchdog, and a reading of the run delay has to say what came before.
+    has_started: bool,
+    /// The timer went off: a good moment for a reading of the run delay.
+    was_woken: bool,
+    /// None if the interrupt is not connected.
+    line: Option<Line>,
+    /// The timer does not wake the host before this.
+    not_before: VmInstant,
+    last_heartbeat: Option<VmInstant>,
+    stats: Stats,
+}
+
+/// What the host connects to a watchdog.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Connections {
+    pub has_line: bool,
+    /// How many times the timeout steal time may make a period last.
+    pub patience: Option<u32>,
+}
+
+impl<M: Model> Core<M> {
+    pub fn new(mut model: M, policy: Policy, connections: Connections) -> Self {
+        model.set_after_timeout(policy.timeout.after_timeout());
+        Self {
+            deliveries: Deliveries::new(policy),
+            pretimeout_at: None,
+            period_began: VmInstant::ZERO,
+            steal_time: connections.patience.map(StealTime::new),
+            has_started: false,
+            was_woken: false,
+            line: connections.has_line.then(|| Line::at(model.interrupt_level())),
+            not_before: VmInstant::ZERO,
+            last_heartbeat: None,
+            stats: Stats::default(),
+            model,
+        }
+    }
+
+    pub fn model(&self) -> &M {
+        &self.model
+    }
+
+    pub fn policy(&self) -> Policy {
+        self.deliveries.policy
+    }
+
+    pub fn last_heartbeat(&self) -> Option<VmInstant> {
+        self.last_heartbeat
+    }
+
+    /// Gives a guest's access to the model. What has expired before is noted first.
+    pub fn access<R>(&mut self, vm_now: VmInstant, access: impl FnOnce(&mut M, VmInstant) -> (Access, R)) -> R {
+        self.note_expired(vm_now);
+        let now = self.model_time(vm_now);
+        let was_running = self.model.poll_at().is_some();
+        let (kind, outcome) = access(&mut self.model, now);
+        let starts = !was_running && self.model.poll_at().is_some();
+        if let Some(line) = &mut self.line {
+            line.try_again();
+        }
+        if kind == Access::Heartbeat || starts {
+            self.begin_episode(vm_now, now);
+            // What is stolen from the guest from here on is told by what comes after this reading.
+            self.has_started |= starts;
+        } else if let Some(steal_time) = &mut self.steal_time {
+            steal_time.see(now);
+        }
+        match kind {
+            Access::Ignored => count(&mut self.stats.ignored_accesses),
+            Access::Heartbeat => {
+                count(&mut self.stats.heartbeats);
+                self.last_heartbeat = Some(vm_now);
+            }
+            _ => {}
+        }
+        self.keep_pretimeout_before_timeout();
+        outcome
+    }
+
+    /// The guest has started or fed the watchdog: it runs, and has a whole period.
+    fn begin_episode(&mut self, vm_now: VmInstant, now: VmInstant) {
+        self.pretimeout_at = None;
+        self.period_began = now;
+        if let Some(steal_time) = &mut self.steal_time {
+            steal_time.restart(vm_now, now);
+        }
+        self.deliveries.heartbeat();
+    }
+
+    /// The timer went off.
+    pub fn wake(&mut self, vm_now: VmInstant) {
+        count(&mut self.stats.wakes);
+        self.not_before = vm_now + MIN_WAKE_INTERVAL;
+        self.was_woken = true;
+    }
+
+    /// The next call to make, by whichever thread serves the timer. Its outcome has to be told.
+    pub fn next_call(&mut self, vm_now: VmInstant) -> Option<Call> {
+        self.has_started |= std::mem::take(&mut self.was_woken);
+        if let Some(reading) = self.reading(vm_now) {
+            return Some(reading);
+        }
+        self.note_expired(vm_now);
+        self.line_change().or_else(|| self.deliveries.take_due(vm_now).map(Call::Perform))
+    }
+
+    /// The reading to take before or after an access, if one is due.
+    pub fn reading(&mut self, vm_now: VmInstant) -> Option<Call> {
+        self.steal_time.as_ref()?;
+        self.begins_reading(vm_now).then_some(Call::ReadRunDelay)
+    }
+
+    /// The change of the interrupt line to make after an access or a reset.
+    pub fn line_change(&mut self) -> Option<Call> {
+        let wanted = self.model.interrupt_level();
+        let line = self.line.as_mut().filter(|line| line.needs(wanted))?;
+        line.begin(wanted);
+        Some(Call::SetLine(wanted))
+    }
+
+    /// The VM was paused before the call could be made.
+    pub fn put_back(&mut self, call: Call) {
+        match call {
+            Call::ReadRunDelay => self.has_started = true,
+            Call::SetLine(_) => self.line.iter_mut().for_each(Line::put_back),
+            Call::Perform(_) => self.deliveries.put_back(),
+        }
+    }
+
+    /// Notes the outcome of [`Call::ReadRunDelay`], which was begun at `begun`; None if it failed.
+    pub fn run_delay(&mut self, reading: Option<Vec<VcpuDelay>>, begun: VmInstant) {
+        let timeout_at = self.model.timeout_at();
+        let Some(steal_time) = &mut self.steal_time else {
+            return;
+        };
+        match reading {
+            Some(delays) => steal_time.grant(delays, begun, timeout_at),
+            None => {
+                count(&mut self.stats.run_delay_failures);
+                steal_time.grant_nothing(begun);
+            }
+        }
+    }
+
+    /// Notes the outcome of [`Call::SetLine`].
+    pub fn line_set(&mut self, is_set: bool) {
+        if let Some(line) = &mut self.line {
+            line.finished(is_set);
+        }
+        if !is_set {
+            count(&mut self.stats.interrupt_failures);
+        }
+    }
+
+    /// Notes the outcome of [`Call::Perform`].
+    pub fn performed(&mut self, is_performed: bool, vm_now: VmInstant) {
+        let Stats { actions, action_failures, .. } = &mut self.stats;
+        count(if is_performed { actions } else { action_failures });
+        self.deliveries.finished(is_performed, vm_now);
+    }
+
+    /// When there is something to do, on the VM's time. What another thread is about does not count.
+    pub fn next_wake(&self) -> Option<VmInstant> {
+        let deadline = self.deadline().map(|deadline| match &self.steal_time {
+            None => deadline,
+            Some(steal_time) => steal_time.wake_for(deadline, self.model.timeout_at()),
+        });
+        let line = self.is_line_stale().then_some(VmInstant::ZERO);
+        let first = [deadline, self.deliveries.next_due(), line].into_iter().flatten().min();
+        first.map(|due| due.max(self.not_before))
+    }
+
+    /// The platform resets: everything pending is cancelled. The outcome of a call in progress changes nothing.
+    pub fn reset(&mut self) {
+        self.model.reset();
+        self.deliveries.cancel();
+        self.pretimeout_at = None;
+    }
+
+    /// The VMM has dealt with what it was told: no retry, no escalation.
+    pub fn acknowledge(&mut self) {
+        self.deliveries.acknowledge();
+    }
+
+    /// Replaces the policy, for what is pending too.
+    pub fn set_policy(&mut self, policy: Policy, vm_now: VmInstant) {
+        self.model.set_after_timeout(policy.timeout.after_timeout());
+        self.deliveries.set_policy(policy, vm_now);
+        if policy.pretimeout == Action::None {
+            self.pretimeout_at = None;
+        }
+    }
+
+    /// The end of an interrupt has lowered the line, which the device may still assert.
+    pub fn resample_interrupt(&mut self) {
+        if self.model.interrupt_level() {
+            self.line.iter_mut().for_each(Line::forget_level);
+        }
+    }
+
+    pub fn stats(&self, vm_now: VmInstant) -> Stats {
+        let now = self.steal_time.as_ref().map_or(vm_now, |steal_time| steal_time.time(vm_now));
+        Stats {
+            now: vm_now,
+            armed: self.model.is_armed(),
+            time_left: self.model.timeout_at().map(|timeout_at| timeout_at.saturating_duration_since(now)),
+            last_heartbeat: self.last_heartbeat,
+            starved: self.steal_time.as_ref().map_or(Duration::ZERO, |steal_time| steal_time.compensated),
+            ..self.stats
+        }
+    }
+
+    fn is_line_stale(&self) -> bool {
+        self.line.is_some_and(|line| line.needs(self.model.interrupt_level()))
+    }
+
+    /// The next instant at which something expires, on the watchdog's time.
+    fn deadline(&self) -> Option<VmInstant> {
+        match (self.model.poll_at(), self.pretimeout_at) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        }
+    }
+
+    /// The time to tell the model.
+    fn model_time(&self, vm_now: VmInstant) -> VmInstant {
+        match &self.steal_time {
+            None => vm_now,
+            Some(steal_time) => steal_time.model_time(vm_now, self.deadline(), self.model.timeout_at()),
+        }
+    }
+
+    fn vm_time(&self, now: VmInstant) -> VmInstant {
+        self.steal_time.as_ref().map_or(now, |steal_time| steal_time.vm_time(now))
+    }
+
+    fn begins_reading(&mut self, vm_now: VmInstant) -> bool {
+        let deadline = self.deadline();
+        let timeout_at = self.model.timeout_at();
+        let Some(steal_time) = &mut self.steal_time else {
+            return false;
+        };
+        let has_started = std::mem::take(&mut self.has_started);
+        let is_wanted = has_started || steal_time.has_unread(vm_now, deadline, timeout_at);
+        is_wanted && timeout_at.is_some() && steal_time.begin_reading(vm_now)
+    }
+
+    /// Notes what has expired.
+    fn note_expired(&mut self, vm_now: VmInstant) {
+        if self.deadline().is_none_or(|deadline| deadline > vm_now) {
+            return;
+        }
+        let now = self.model_time(vm_now);
+        if self.model.poll_at().is_some_and(|poll_at| poll_at <= now) {
+            if let Some(steal_time) = &mut self.steal_time {
+                steal_time.see(now);
+            }
+            let expired = self.model.poll(now);
+            self.note(expired);
+        }
+        self.keep_pretimeout_before_timeout();
+        if let Some(pretimeout_at) = self.pretimeout_at.take_if(|pretimeout_at| *pretimeout_at <= now) {
+            self.deliveries.pretimeout(self.vm_time(pretimeout_at));
+        }
+    }
+
+    /// The guest may have moved the timeout, or stopped the watchdog so that there is none to announce.
+    fn keep_pretimeout_before_timeout(&mut self) {
+        if let Some(pretimeout_at) = self.pretimeout_at {
+            self.pretimeout_at = match self.model.timeout_at() {
+                Some(timeout_at) => Some(pretimeout_at.min(timeout_at)),
+                None => Some(pretimeout_at).filter(|_| self.model.poll_at().is_some()),
+            };
+        }
+    }
+
+    fn note(&mut self, expired: Expired) {
+        if let Some(line) = &mut self.line {
+            line.try_again();
+        }
+        // A free running watchdog may have timed out before the first stage of its next cycle ended.
+        let is_of_next_cycle =
+            |first_stage_ended: &VmInstant| expired.timeout.is_some_and(|at| at < *first_stage_ended);
+        let (of_next, of_this) = match expired.pretimeout {
+            Some(at) if is_of_next_cycle(&at) => (Some(at), None),
+            at => (None, at),
+        };
+        if let Some(first_stage_ended) = of_this {
+            self.note_first_stage(first_stage_ended, expired.timeout);
+        }
+        if let Some(timeout) = expired.timeout {
+            self.note_timeout(timeout);
+        }
+        if let Some(first_stage_ended) = of_next {
+            self.note_first_stage(first_stage_ended, None);
+        }
+    }
+
+    fn note_first_stage(&mut self, ended: VmInstant, timeout: Option<VmInstant>) {
+        count(&mut self.stats.pretimeouts);
+        self.pretimeout_at = self.pretimeout_action_at(ended, timeout);
+    }
+
+    fn note_timeout(&mut self, timeout: VmInstant) {
+        count(&mut self.stats.expiries);
+        if let Some(pretimeout_at) = self.pretimeout_at.take_if(|pretimeout_at| *pretimeout_at <= timeout) {
+            self.deliveries.pretimeout(self.vm_time(pretimeout_at));
+        }
+        let requested = self.model.timeout_request().map(Action::from);
+        self.deliveries.timeout(self.vm_time(timeout), requested);
+        self.period_began = timeout;
+        if let Some(steal_time) = &mut self.steal_time {
+            steal_time.begin_period(timeout);
+        }
+    }
+
+    /// When the policy's pretimeout action is due: a margin before the timeout, and not before the end of stage 1.
+    fn pretimeout_action_at(&self, first_stage_ended: VmInstant, timeout: Option<VmInstant>) -> Option<VmInstant> {
+        let policy = self.deliveries.policy;
+        if policy.pretimeout == Action::None {
+            return None;
+        }
+        let timeout = timeout.or(self.model.timeout_at());
+        let margin_begins = timeout.map(|timeout| {
+            let period = timeout.saturating_duration_since(self.period_began);
+            timeout - policy.pretimeout_margin(period)
+        });
+        Some(first_stage_ended.max(margin_begins.unwrap_or_default()))
+    }
+}

@@ -1,0 +1,248 @@
+//! The shell around the [core](crate::core): owns the lock and the timer, and calls the handler, the interrupt line and the
+//! run-delay reader.
+//!
+//! Every call is made with no lock held, and none while the VM is paused.
+
+use std::sync::{Arc, PoisonError};
+
+use vm_watchdog_devices::{Access, Model, VmInstant};
+
+use crate::action::Action;
+use crate::clock::{ClockListener, VmClock};
+use crate::core::{Call, Core, Delivery};
+use crate::event::{ActionHandler, Event};
+use crate::foreign;
+use crate::interrupt::InterruptLine;
+use crate::log_limit::{LogLimit, Record};
+use crate::run_delay::RunDelay;
+use crate::sync::{Mutex, MutexGuard};
+use crate::timer::Timer;
+
+/// The most calls that one wake of the host or one access of a guest leads to. What is left is done at the next wake, so
+/// that a guest that keeps changing its interrupt does not occupy a thread.
+const MOST_CALLS: usize = 8;
+
+/// What the handles of one watchdog share.
+pub(crate) struct Runtime<M> {
+    pub id: Arc<str>,
+    pub clock: VmClock,
+    pub timer: Timer,
+    pub handler: Box<dyn ActionHandler>,
+    pub line: Option<Box<dyn InterruptLine>>,
+    pub run_delay: Option<Box<dyn RunDelay>>,
+    pub guarded: Mutex<Guarded<M>>,
+    pub log: LogLimit,
+}
+
+/// What the lock guards.
+pub(crate) struct Guarded<M> {
+    core: Core<M>,
+    /// When the timer goes off; never later than there is something to do.
+    armed_at: Option<VmInstant>,
+}
+
+impl<M> Guarded<M> {
+    pub fn new(core: Core<M>) -> Self {
+        Self { core, armed_at: None }
+    }
+}
+
+impl<M: Model + Send + 'static> Runtime<M> {
+    /// Gives a guest's access to the model, and makes the calls that follow from it, except for those of the handler.
+    pub fn access<R>(&self, access: impl FnOnce(&mut M, VmInstant) -> (Access, R)) -> R {
+        let mut log = Vec::new();
+        let mut guarded = self.lock();
+        let mut now = self.clock.now();
+        if let Some(reading) = guarded.core.reading(now) {
+            guarded = self.make(reading, guarded, &mut log).0;
+            now = self.clock.now();
+        }
+        let outcome = guarded.core.access(now, access);
+        // Before a call that may take long.
+        self.arm_if_sooner(&mut guarded);
+        drop(self.make_all(guarded, &mut log, |core| core.reading(now).or_else(|| core.line_change())));
+        self.log.write(&self.id, &log);
+        outcome
+    }
+
+    /// Reports what has expired up to now. What expires meanwhile waits for the next wake.
+    pub fn on_readable(&self) {
+        let mut log = Vec::new();
+        let mut guarded = self.lock();
+        self.disarm(&mut guarded);
+        // Resuming a paused clock arms the timer.
+        if self.clock.is_paused() {
+            return;
+        }
+        let now = self.clock.now();
+        guarded.core.wake(now);
+        guarded = self.make_all(guarded, &mut log, |core| core.next_call(now));
+        self.arm_if_sooner(&mut guarded);
+        drop(guarded);
+        self.log.write(&self.id, &log);
+    }
+
+    /// The platform resets.
+    pub fn reset(&self) {
+        let mut log = Vec::new();
+        let mut guarded = self.lock();
+        guarded.core.reset();
+        drop(self.make_all(guarded, &mut log, Core::line_change));
+        self.log.write(&self.id, &log);
+    }
+
+    /// The end of an interrupt has lowered the line.
+    pub fn resample_interrupt(&self) {
+        let mut log = Vec::new();
+        let mut guarded = self.lock();
+        guarded.core.resample_interrupt();
+        drop(self.make_all(guarded, &mut log, Core::line_change));
+        self.log.write(&self.id, &log);
+    }
+
+    /// Looks at, saves or replaces the core, and arms the timer for what it has then.
+    pub fn with_core<R>(&self, work: impl FnOnce(&mut Core<M>, VmInstant) -> R) -> R {
+        let mut guarded = self.lock();
+        let result = work(&mut guarded.core, self.clock.now());
+        self.disarm(&mut guarded);
+        self.arm_if_sooner(&mut guarded);
+        result
+    }
+
+    /// Looks at the core.
+    pub fn inspect<R>(&self, question: impl FnOnce(&Core<M>, VmInstant) -> R) -> R {
+        let guarded = self.lock();
+        question(&guarded.core, self.clock.now())
+    }
+
+    /// Makes the calls that `next` names, and arms the timer for what they have changed.
+    fn make_all<'a>(
+        &'a self,
+        mut guarded: MutexGuard<'a, Guarded<M>>,
+        log: &mut Vec<Record>,
+        mut next: impl FnMut(&mut Core<M>) -> Option<Call>,
+    ) -> MutexGuard<'a, Guarded<M>> {
+        for _ in 0..MOST_CALLS {
+            let Some(call) = next(&mut guarded.core) else {
+                break;
+            };
+            let is_made;
+            (guarded, is_made) = self.make(call, guarded, log);
+            self.arm_if_sooner(&mut guarded);
+            if !is_made {
+                break;
+            }
+        }
+        guarded
+    }
+
+    /// Makes a call without the lock, unless the VM is paused. Also gives whether it was made.
+    fn make<'a>(
+        &'a self,
+        call: Call,
+        mut guarded: MutexGuard<'a, Guarded<M>>,
+        log: &mut Vec<Record>,
+    ) -> (MutexGuard<'a, Guarded<M>>, bool) {
+        let Some(permit) = self.clock.permit() else {
+            guarded.core.put_back(call);
+            return (guarded, false);
+        };
+        let began = self.clock.now();
+        let last_heartbeat = guarded.core.last_heartbeat();
+        drop(guarded);
+        let guarded = match call {
+            Call::ReadRunDelay => {
+                let reading = self.read_run_delay(began, log);
+                let mut guarded = self.lock();
+                guarded.core.run_delay(reading, began);
+                guarded
+            }
+            Call::SetLine(level) => {
+                let is_set = self.set_line(level, began, log);
+                let mut guarded = self.lock();
+                guarded.core.line_set(is_set);
+                guarded
+            }
+            Call::Perform(delivery) => {
+                let mut outcome = Outcome { runtime: self, is_performed: false };
+                outcome.is_performed = self.perform(&delivery, began, last_heartbeat, log);
+                drop(outcome);
+                self.lock()
+            }
+        };
+        // The VM is quiet when the outcome is noted.
+        drop(permit);
+        (guarded, true)
+    }
+
+    fn read_run_delay(&self, began: VmInstant, log: &mut Vec<Record>) -> Option<Vec<crate::run_delay::VcpuDelay>> {
+        let reader = self.run_delay.as_ref()?;
+        let reading = foreign::call(|| reader.run_delays());
+        reading.map_err(|error| log.push(Record::RunDelayFailed(began, error))).ok()
+    }
+
+    fn set_line(&self, level: bool, began: VmInstant, log: &mut Vec<Record>) -> bool {
+        let Some(line) = &self.line else {
+            return true;
+        };
+        let outcome = foreign::call(|| line.set_level(level));
+        outcome.map_err(|error| log.push(Record::LineFailed(began, level, error))).is_ok()
+    }
+
+    fn perform(
+        &self,
+        delivery: &Delivery,
+        observed: VmInstant,
+        last_heartbeat: Option<VmInstant>,
+        log: &mut Vec<Record>,
+    ) -> bool {
+        let Delivery { stage, action, deadline, attempt, .. } = *delivery;
+        let event = Event { id: self.id.clone(), stage, action, deadline, observed, last_heartbeat, attempt };
+        let outcome = match action {
+            Action::None => foreign::contain(|| self.handler.note(&event)),
+            _ => foreign::call(|| self.handler.perform(&event)),
+        };
+        log.push(Record::Event(event.clone()));
+        outcome.map_err(|error| log.push(Record::ActionFailed(event, error))).is_ok()
+    }
+
+    /// Arms the timer for the next thing to do, if it is not armed for that or earlier.
+    fn arm_if_sooner(&self, guarded: &mut Guarded<M>) {
+        let Some(wanted) = guarded.core.next_wake() else {
+            return;
+        };
+        if guarded.armed_at.is_none_or(|armed_at| wanted < armed_at) {
+            self.timer.arm(wanted.saturating_duration_since(self.clock.now()));
+            guarded.armed_at = Some(wanted);
+        }
+    }
+
+    fn disarm(&self, guarded: &mut Guarded<M>) {
+        self.timer.disarm();
+        guarded.armed_at = None;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Guarded<M>> {
+        // No foreign code runs under the lock, so a poisoned one guards a sound state.
+        self.guarded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Notes the outcome of a call of the handler when it is dropped, however the call ended.
+struct Outcome<'a, M: Model + Send + 'static> {
+    runtime: &'a Runtime<M>,
+    is_performed: bool,
+}
+
+impl<M: Model + Send + 'static> Drop for Outcome<'_, M> {
+    fn drop(&mut self) {
+        let mut guarded = self.runtime.lock();
+        guarded.core.performed(self.is_performed, self.runtime.clock.now());
+    }
+}
+
+impl<M: Model + Send + 'static> ClockListener for Runtime<M> {
+    fn clock_changed(&self) {
+        self.with_core(|_, _| ());
+    }
+}
