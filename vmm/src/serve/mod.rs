@@ -37,7 +37,7 @@ use self::control::cloud_hypervisor::CloudHypervisor;
 use self::control::exec::Commands;
 use self::control::qmp::Qmp;
 use self::endpoint::Endpoint;
-use self::events::{Lines, Timeline, What};
+use self::events::{Entry, Lines, Timeline, What};
 use self::options::{ControlOptions, EndpointOptions};
 use self::service::Signals;
 use self::socket::{Socket, SocketError, SocketFile};
@@ -109,12 +109,15 @@ fn try_run(options: ServeOptions, commands: &Arc<Commands>) -> Result<(), ServeE
         endpoints.push(output.build(options, &mut vms, commands)?);
     }
     let mut threads = start(&endpoints, &mut sockets)?;
-    if let Some(listener) = metrics {
-        metrics::spawn(listener, endpoints.clone()).map_err(ServeError::host("start a thread"))?;
-    }
+    let metrics = metrics.map(|listener| metrics::spawn(listener, endpoints.clone())).transpose();
+    let metrics = metrics.map_err(ServeError::host("start a thread"))?;
 
     for endpoint in &endpoints {
         endpoint.listening();
+    }
+    if let Some(address) = metrics {
+        let what = What::Metrics { address: address.to_string() };
+        output.timeline(VmClock::monotonic()).record(Entry { id: "server".to_owned(), what });
     }
     for vm in vms.into_values() {
         if let Some(qmp) = &vm.qmp {
