@@ -163,6 +163,31 @@ fn a_handler_that_fails_twice_is_called_a_third_time() {
 }
 
 #[test]
+fn a_handler_that_keeps_failing_is_called_after_pauses_that_double_up_to_ten_seconds() {
+    let (clock, time) = VmClock::manual();
+    let (sender, events) = channel();
+    let record = sending(sender);
+    let handler = move |event: &Event| -> Result<(), HandlerError> {
+        record.perform(event)?;
+        if event.stage == Stage::Timeout { Err("the management socket is down".into()) } else { Ok(()) }
+    };
+    let watchdog = Watchdog::builder("wd", device(InterruptPin::None)).clock(clock).build(handler).unwrap();
+    watchdog.start(512);
+    time.advance(UNIT * 1024);
+    watchdog.on_readable();
+    assert_eq!(arrived(&events), [WARNING, BITE]);
+    for (pause, attempt) in [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000, 10_000].into_iter().zip(2..) {
+        time.advance(Duration::from_millis(pause) - Duration::from_nanos(1));
+        watchdog.on_readable();
+        assert_eq!(arrived(&events), [], "{pause} ms are not over");
+        time.advance(Duration::from_nanos(1));
+        watchdog.on_readable();
+        let attempts: Vec<_> = events.try_iter().map(|event| event.attempt).collect();
+        assert_eq!(attempts, [attempt], "after {pause} ms");
+    }
+}
+
+#[test]
 fn a_handler_that_panics_has_failed() {
     let (clock, time) = VmClock::manual();
     let handler = |event: &Event| -> Result<(), HandlerError> {

@@ -143,6 +143,56 @@ fn no_handler_starts_or_runs_between_pause_and_resume() {
     assert_eq!(wrong.load(Ordering::SeqCst), 0);
 }
 
+/// The timer is served without a rest, so that many of the pauses come between the look at the clock that finds it
+/// running and the call of the handler. What decides there is the permit.
+#[test]
+fn a_pause_that_overtakes_an_expiry_on_its_way_to_the_handler_holds_it_back() {
+    const PAUSES: u32 = 20_000;
+    /// Not longer than this, for a busy machine.
+    const LONGEST: Duration = Duration::from_secs(10);
+    let clock = VmClock::monotonic();
+    let calls = Arc::new(AtomicU64::new(0));
+    let handler = {
+        let calls = calls.clone();
+        move |_: &Event| -> Result<(), HandlerError> {
+            calls.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        }
+    };
+    let watchdog = Watchdog::builder("wd", device(InterruptPin::None)).clock(clock.clone()).build(handler).unwrap();
+    watchdog.write_config(0x60, &[0x07, 0x00]);
+    watchdog.set_preloads(1);
+    watchdog.write_config(0x68, &[0x06]);
+    let is_over = AtomicBool::new(false);
+    let mut called_while_paused = 0;
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::SeqCst) {
+                watchdog.on_readable();
+            }
+        });
+        let started = Instant::now();
+        for _ in 0..PAUSES {
+            clock.pause();
+            let before = calls.load(Ordering::SeqCst);
+            // As long as a call that is under way needs to arrive.
+            (0..50).for_each(|_| std::hint::spin_loop());
+            thread::yield_now();
+            let seen = calls.load(Ordering::SeqCst);
+            called_while_paused += seen - before;
+            clock.resume();
+            while calls.load(Ordering::SeqCst) == seen {
+                thread::yield_now();
+            }
+            if started.elapsed() > LONGEST {
+                break;
+            }
+        }
+        is_over.store(true, Ordering::SeqCst);
+    });
+    assert_eq!(called_while_paused, 0, "calls while the VM was paused");
+}
+
 #[test]
 fn handlers_that_pause_their_vm_at_the_same_time_do_not_wait_for_each_other() {
     let (clock, time) = VmClock::manual();

@@ -2,14 +2,14 @@
 
 mod common;
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::mpsc::RecvTimeoutError;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{Driver, UNIT, arrived, device, recorder};
 use vm_watchdog::i6300esb::InterruptPin;
-use vm_watchdog::{Action, MIN_WAKE_INTERVAL, Policy, Stage, VmClock, Watchdog};
+use vm_watchdog::{Action, Event, HandlerError, MIN_WAKE_INTERVAL, Policy, Stage, VmClock, Watchdog};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 /// Not later than this, however busy the machine.
@@ -30,6 +30,46 @@ fn a_timeout_is_never_early_and_comes_from_the_thread() {
     assert_eq!((pretimeout.stage, timeout.stage), (Stage::Pretimeout, Stage::Timeout));
     assert!(timeout.observed >= timeout.deadline);
     assert_eq!(timeout.deadline.saturating_duration_since(pretimeout.deadline), UNIT * 25);
+}
+
+/// What the timer of a watchdog goes off at, by Linux' own account of it: never before the deadline, and after it by no
+/// more than the call took that armed the timer.
+#[test]
+fn the_timer_is_armed_for_the_deadline_itself() {
+    let clock = VmClock::monotonic();
+    let failing = |_: &Event| -> Result<(), HandlerError> { Err("not now".into()) };
+    let watchdog = Watchdog::builder("wd", device(InterruptPin::None)).clock(clock.clone()).build(failing).unwrap();
+    let armed_after = |what: &str, delay: Duration, call: &dyn Fn()| {
+        let called = clock.now();
+        call();
+        let returned = clock.now();
+        let left = time_left_on(watchdog.as_raw_fd());
+        let (at_least, at_most) = (returned + left, clock.now() + left);
+        assert!(at_most >= called + delay, "{what}: armed for {at_most} or before, called at {called}");
+        assert!(at_least <= returned + delay, "{what}: armed for {at_least} or later, returned at {returned}");
+    };
+
+    watchdog.set_preloads(0xF_FFFF);
+    armed_after("the start", UNIT * 0xF_FFFF, &|| watchdog.enable());
+    watchdog.set_preloads(60_000);
+    armed_after("a shorter deadline", UNIT * 60_000, &|| watchdog.ping());
+    clock.pause();
+    let left = watchdog.stats().time_left.expect("the watchdog runs") - UNIT * 60_000;
+    thread::sleep(Duration::from_millis(5));
+    armed_after("the end of a pause", left, &|| clock.resume());
+
+    watchdog.disable();
+    watchdog.start(1);
+    thread::sleep(UNIT * 2);
+    armed_after("the first retry", Duration::from_millis(100), &|| watchdog.on_readable());
+}
+
+/// How long until this timerfd goes off.
+fn time_left_on(timer: RawFd) -> Duration {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{timer}")).unwrap();
+    let value = info.lines().find_map(|line| line.strip_prefix("it_value: (")).unwrap_or_else(|| panic!("{info}"));
+    let (seconds, nanos) = value.trim_end_matches(')').split_once(", ").unwrap_or_else(|| panic!("{info}"));
+    Duration::new(seconds.parse().unwrap(), nanos.parse().unwrap())
 }
 
 #[test]

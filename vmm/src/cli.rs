@@ -23,6 +23,7 @@ pub enum Command {
     #[command(after_help = exit::HELP)]
     Boot(BootOptions),
     /// Serve watchdogs to VMs of QEMU and Cloud Hypervisor, over vfio-user
+    #[command(after_help = exit::SERVE_HELP)]
     Serve(ServeOptions),
 }
 

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::process::ExitCode;
 
-/// How a run ended.
+/// How a run of `vm-watchdog boot` ended. [`Failed`](Self::Failed) and [`Usage`](Self::Usage) are those of
+/// `vm-watchdog serve`, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum ExitStatus {
@@ -26,6 +27,13 @@ pub enum ExitStatus {
     /// A snapshot that cannot be read or used.
     BadSnapshot = 8,
 }
+
+/// What the statuses mean after `vm-watchdog serve`, for its `--help`.
+pub const SERVE_HELP: &str = "\
+Exit status:
+  0  SIGTERM or SIGINT ended the server
+  1  a socket, a state file or the address for the metrics cannot be used, or the host refuses something else
+  2  the command line cannot be used";
 
 /// The table above, for `--help`.
 pub const HELP: &str = "\

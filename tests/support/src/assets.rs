@@ -42,14 +42,18 @@ pub fn asset(
     Ok(finished)
 }
 
-/// Waits until no other test holds the machine, and holds it until dropped.
+/// Lanes of tests that run side by side on purpose (`.ci/run`) each have a name here.
+pub const LANE_VARIABLE: &str = "VM_WATCHDOG_LANE";
+
+/// Waits until no other test of this lane holds the machine, and holds it until dropped.
 ///
 /// For tests whose subject is real time, and for those that load both cores. The lock is a file, so that it also works
 /// between processes.
 pub fn machine_to_ourselves() -> Result<Held, Unavailable> {
     let folder = folder();
     fs::create_dir_all(&folder).map_err(Unavailable::while_doing(folder.display()))?;
-    lock("machine.lock")
+    let lane = env::var(LANE_VARIABLE).map(|lane| format!("-{lane}")).unwrap_or_default();
+    lock(&format!("machine{lane}.lock"))
 }
 
 /// A lock that is held until this is dropped.
@@ -73,7 +77,7 @@ fn folder() -> PathBuf {
 }
 
 /// Cargo's target folder: the one above the running test that cargo has marked as a cache.
-fn target_folder() -> PathBuf {
+pub(crate) fn target_folder() -> PathBuf {
     let marked = |folder: &&Path| folder.join("CACHEDIR.TAG").exists();
     match env::current_exe().ok().as_deref().and_then(|test| test.ancestors().find(marked)) {
         Some(target) => target.to_owned(),

@@ -1,25 +1,126 @@
-//! What becomes of a test whose pieces cannot be had on this machine.
+//! Skipped tests: reported at once, recorded for the end of the run, and a failure where nothing may be skipped.
+//!
+//! Every test that is not run for want of something on this machine calls [`loudly`]. The line is written to standard
+//! error itself: the standard harness captures `eprintln!` in a test that passes, and nothing else of what a program
+//! writes. The same line goes to the [record](record_file) of the run, which the test target `summary` prints.
 
-use std::env;
-use std::io::{self, Write};
+use std::fs::{self, File};
+use std::io::{self, Seek, Write};
+use std::os::unix::process::parent_id;
+use std::path::{Path, PathBuf};
+use std::{env, thread};
 
-use crate::Unavailable;
+use rustix::fs::{FlockOperation, flock};
 
-/// Set to 1 (CI does), a test that would be skipped fails instead.
+use crate::{Unavailable, assets};
+
+/// Set to 1 (CI does), a test that would be skipped fails instead, unless it is [`exempt`].
 pub const REQUIRE_VARIABLE: &str = "VM_WATCHDOG_REQUIRE_GUESTS";
+
+/// Names the run that the record is of. Without it a run is what one cargo command starts.
+pub const RUN_VARIABLE: &str = "VM_WATCHDOG_TEST_RUN";
 
 /// Whether a skip is a failure here.
 pub fn is_failure() -> bool {
     env::var_os(REQUIRE_VARIABLE).is_some_and(|value| value == "1")
 }
 
-/// Skips a test of the standard harness: the caller returns afterwards. The line reaches the terminal although the
-/// harness hides what passing tests print.
+/// Skips a test: the caller returns afterwards.
 ///
 /// # Panics
 ///
 /// If a skip [is a failure](is_failure) here.
 pub fn loudly(test: &str, why: &Unavailable) {
     assert!(!is_failure(), "{test} must not be skipped ({REQUIRE_VARIABLE}=1), but: {why}");
-    let _ = writeln!(io::stderr(), "SKIPPED {test}: {why}");
+    report(&format!("{}: {test}: {why}", program()));
+}
+
+/// Skips a test that is not required anywhere, because what it needs cannot be fetched. README names each of them.
+pub fn exempt(test: &str, why: &Unavailable) {
+    report(&format!("{}: {test}: {why} (exempt from {REQUIRE_VARIABLE})", program()));
+}
+
+/// The name of the test that runs in this thread. With `--test-threads=1` the harness gives threads no such names.
+pub fn this_test() -> String {
+    match thread::current().name() {
+        Some(name) if name != "main" => name.to_owned(),
+        _ => "a test".to_owned(),
+    }
+}
+
+/// One line for each test that this run has skipped so far, in the words in which it was reported.
+pub fn recorded() -> Vec<String> {
+    let record = fs::read_to_string(record_file()).unwrap_or_default();
+    let mut lines = record.lines();
+    let is_ours = lines.next().is_some_and(|run| run == this_run());
+    lines.filter(|_| is_ours).map(str::to_owned).collect()
+}
+
+/// Where the lines are kept until the next run: `target/skipped-tests`. Its first line names the run.
+pub fn record_file() -> PathBuf {
+    assets::target_folder().join("skipped-tests")
+}
+
+fn report(line: &str) {
+    // In one piece, since other tests write at the same time.
+    let _ = io::stderr().write_all(format!("SKIPPED {line}\n").as_bytes());
+    let path = record_file();
+    let appended = append(&path, &this_run(), line);
+    appended.unwrap_or_else(|error| panic!("{}: {error}, so the skip of a test goes unrecorded", path.display()));
+}
+
+/// Adds a line to the record of this run. A record of another run is replaced.
+fn append(path: &Path, run: &str, line: &str) -> io::Result<()> {
+    let mut file = File::options().create(true).truncate(false).read(true).write(true).open(path)?;
+    flock(&file, FlockOperation::LockExclusive)?;
+    let record = io::read_to_string(&file)?;
+    if record.lines().next() != Some(run) {
+        file.set_len(0)?;
+        file.rewind()?;
+        writeln!(file, "{run}")?;
+    }
+    writeln!(file, "{line}")
+}
+
+/// All test programs of a `cargo test` are its children. The start time tells cargo from an earlier process of its id.
+fn this_run() -> String {
+    env::var(RUN_VARIABLE).unwrap_or_else(|_| {
+        let parent = parent_id();
+        let stat = fs::read_to_string(format!("/proc/{parent}/stat")).unwrap_or_default();
+        // The name in parentheses may hold spaces; the start time is the twentieth field after it.
+        let started = stat.rsplit(')').next().and_then(|fields| fields.split_whitespace().nth(19)).unwrap_or("?");
+        format!("process {parent}, started at {started}")
+    })
+}
+
+/// The test target: the name of this program without the hash that cargo adds.
+fn program() -> String {
+    let path = env::current_exe().unwrap_or_default();
+    let name = path.file_stem().unwrap_or_default().to_string_lossy();
+    name.rsplit_once('-').map_or(&*name, |(target, _hash)| target).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_of_one_run_and_keeps_all_its_lines() {
+        let path = assets::target_folder().join(format!("self-test-of-skips-{}", std::process::id()));
+        let lines = |run, line| {
+            append(&path, run, line).unwrap();
+            fs::read_to_string(&path).unwrap()
+        };
+        assert_eq!(lines("run 1", "no KVM"), "run 1\nno KVM\n");
+        assert_eq!(lines("run 1", "no strace"), "run 1\nno KVM\nno strace\n");
+        assert_eq!(lines("run 2", "no QEMU"), "run 2\nno QEMU\n");
+        fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn a_run_is_named_by_the_process_that_started_it() {
+        let run = this_run();
+        assert!(env::var_os(RUN_VARIABLE).is_some() || !run.ends_with('?'), "{run}");
+        assert_eq!(run, this_run());
+    }
 }

@@ -34,6 +34,8 @@ pub struct Entry {
 pub enum What {
     /// The socket listens.
     Listening { socket: String, actions: &'static str },
+    /// Metrics are served at this address and port.
+    Metrics { address: String },
     /// A VMM has connected: the watchdog was powered on.
     Connected,
     /// The VMM has gone: the watchdog is disarmed.
@@ -99,7 +101,7 @@ impl TimelineEntry for Entry {
         match self.what {
             What::Armed | What::Disarmed => Some(Kind::Feeding),
             What::Fire(_) | What::Performed { .. } | What::ActionFailed { .. } => Some(Kind::Firing),
-            What::Listening { .. } | What::Restored { .. } | What::Stopped => None,
+            What::Listening { .. } | What::Metrics { .. } | What::Restored { .. } | What::Stopped => None,
             What::Connected
             | What::Disconnected { .. }
             | What::Refused
@@ -118,6 +120,7 @@ impl fmt::Display for Entry {
         write!(f, "{}: ", self.id)?;
         match &self.what {
             What::Listening { socket, actions } => write!(f, "listening on {socket}, actions by {actions}"),
+            What::Metrics { address } => write!(f, "metrics at http://{address}/metrics"),
             What::Connected => f.write_str("a VMM has connected"),
             What::Disconnected { reason } => write!(f, "{reason}"),
             What::Refused => f.write_str("a second VMM was refused"),

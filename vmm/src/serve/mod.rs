@@ -34,9 +34,10 @@ pub use self::options::ServeOptions;
 
 use self::control::Control;
 use self::control::cloud_hypervisor::CloudHypervisor;
+use self::control::exec::Commands;
 use self::control::qmp::Qmp;
 use self::endpoint::Endpoint;
-use self::events::{Lines, Timeline, What};
+use self::events::{Entry, Lines, Timeline, What};
 use self::options::{ControlOptions, EndpointOptions};
 use self::service::Signals;
 use self::socket::{Socket, SocketError, SocketFile};
@@ -80,7 +81,11 @@ impl ServeError {
 
 /// Serves until a signal ends it.
 pub fn run(options: ServeOptions) -> ExitCode {
-    match try_run(options) {
+    let commands = Arc::default();
+    let outcome = try_run(options, &commands);
+    // Those of a start that has failed.
+    commands.stop();
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("vm-watchdog: {error}");
@@ -89,7 +94,7 @@ pub fn run(options: ServeOptions) -> ExitCode {
     }
 }
 
-fn try_run(options: ServeOptions) -> Result<(), ServeError> {
+fn try_run(options: ServeOptions, commands: &Arc<Commands>) -> Result<(), ServeError> {
     let signals = Signals::catch().map_err(ServeError::host("catch signals"))?;
     service::raise_file_limit();
     let lines = events::open().map_err(ServeError::host("start a thread"))?;
@@ -101,15 +106,18 @@ fn try_run(options: ServeOptions) -> Result<(), ServeError> {
     let mut vms = HashMap::new();
     let mut endpoints = Vec::new();
     for options in &options.endpoints {
-        endpoints.push(output.build(options, &mut vms)?);
+        endpoints.push(output.build(options, &mut vms, commands)?);
     }
     let mut threads = start(&endpoints, &mut sockets)?;
-    if let Some(listener) = metrics {
-        metrics::spawn(listener, endpoints.clone()).map_err(ServeError::host("start a thread"))?;
-    }
+    let metrics = metrics.map(|listener| metrics::spawn(listener, endpoints.clone())).transpose();
+    let metrics = metrics.map_err(ServeError::host("start a thread"))?;
 
     for endpoint in &endpoints {
         endpoint.listening();
+    }
+    if let Some(address) = metrics {
+        let what = What::Metrics { address: address.to_string() };
+        output.timeline(VmClock::monotonic()).record(Entry { id: "server".to_owned(), what });
     }
     for vm in vms.into_values() {
         if let Some(qmp) = &vm.qmp {
@@ -119,6 +127,8 @@ fn try_run(options: ServeOptions) -> Result<(), ServeError> {
     service::ready(endpoints.len());
     signals.wait(|| threads.are_serving());
     service::stopping();
+    // While the VMMs are still served: a command may need an answer of theirs to end.
+    commands.stop();
     threads.stop();
     for endpoint in &endpoints {
         endpoint.record(What::Stopped);
@@ -144,10 +154,15 @@ impl Output {
     }
 
     /// Builds a watchdog, in the state that it was left in, and its VM if it is the first of it.
-    fn build(&self, options: &EndpointOptions, vms: &mut HashMap<VmKey, Arc<Vm>>) -> Result<Arc<Endpoint>, ServeError> {
+    fn build(
+        &self,
+        options: &EndpointOptions,
+        vms: &mut HashMap<VmKey, Arc<Vm>>,
+        commands: &Arc<Commands>,
+    ) -> Result<Arc<Endpoint>, ServeError> {
         let key = VmKey::of(options);
         let vm = vms.entry(key).or_insert_with(|| Vm::new(options.control.qmp.clone().map(Qmp::new))).clone();
-        let control = control_of(&options.control, &vm);
+        let control = control_of(&options.control, &vm, commands);
         let timeline = self.timeline(vm.clock.clone());
         let keeper = options.state.clone().map(Keeper::new);
         let endpoint = Endpoint::build(options, vm, control, timeline, keeper.clone())?;
@@ -174,10 +189,10 @@ impl VmKey {
     }
 }
 
-fn control_of(options: &ControlOptions, vm: &Vm) -> Control {
+fn control_of(options: &ControlOptions, vm: &Vm, commands: &Arc<Commands>) -> Control {
     let ControlOptions { qmp: _, cloud_hypervisor, poweroff, exec, dump_folder } = options.clone();
     match (exec, &vm.qmp, cloud_hypervisor) {
-        (Some(command), _, _) => Control::Exec(command),
+        (Some(command), _, _) => Control::Exec { command, commands: commands.clone() },
         (None, Some(qmp), _) => Control::Qmp { qmp: qmp.clone(), dump_folder },
         (None, None, Some(path)) => Control::CloudHypervisor(CloudHypervisor::new(path, poweroff)),
         (None, None, None) => Control::Nobody,
@@ -256,7 +271,7 @@ impl Threads {
         }
         let deadline = Instant::now() + LAST_WAIT;
         while self.ended.recv_timeout(deadline.saturating_duration_since(Instant::now())).is_ok() {}
-        // An action that is being performed ends with the process: whoever stops the server does not wait for it.
+        // An action that still waits for a VMM ends with the process, which does not wait for it.
         self.watchdogs.into_iter().for_each(std::mem::forget);
     }
 }

@@ -74,7 +74,7 @@ struct Flags {
 
     /// Serve Prometheus metrics at http://ADDRESS/metrics
     ///
-    /// A port alone is a port of 127.0.0.1.
+    /// A port alone is a port of 127.0.0.1; port 0 is a free one, which the event "metrics" names.
     #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = parse_address)]
     metrics: Option<SocketAddr>,
 

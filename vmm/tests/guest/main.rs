@@ -41,13 +41,16 @@ fn trial(
     run: fn(&mut Hosts, &Scenario) -> Result<(), Failed>,
 ) -> Trial {
     let hosts = hosts.clone();
-    Trial::ignorable_test(format!("{device}::{}", scenario.name), move || {
+    let name = format!("{device}::{}", scenario.name);
+    Trial::ignorable_test(name.clone(), move || {
         let mut hosts = hosts.lock().unwrap_or_else(PoisonError::into_inner);
         let prepare = || Ok((assets::machine_to_ourselves()?, Hosts::prepare()?));
         match hosts.get_or_insert_with(prepare) {
             Ok((_held, hosts)) => run(hosts, scenario).map(|()| Completion::Completed),
-            Err(why) if skip::is_failure() => Err(why.to_string().into()),
-            Err(why) => Ok(Completion::ignored_with(why)),
+            Err(why) => {
+                skip::loudly(&name, why);
+                Ok(Completion::ignored_with(why))
+            }
         }
     })
 }

@@ -1,9 +1,7 @@
-//! What a bite does to the VM, by QMP, by Cloud Hypervisor's API and by a command; and what the VM's pauses do to it.
+//! What a timeout does to the VM, by QMP and by Cloud Hypervisor's API.
 
-use std::fs;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::client::Client;
@@ -11,13 +9,13 @@ use crate::fakes::{FakeQmp, cloud_hypervisor};
 use crate::server::{Builder, PATIENCE, Server};
 
 /// A server with one watchdog that acts through a fake QEMU.
-fn with_qmp(watchdog: &str) -> (Server, FakeQmp) {
+pub fn with_qmp(watchdog: &str) -> (Server, FakeQmp) {
     let builder = Builder::new().options("--socket s --qmp q --dump-folder /dumps --watchdog").options(watchdog);
     let qmp = FakeQmp::listen(&builder.path().join("q"));
     (builder.start(), qmp)
 }
 
-fn is_timeout(event: &Value) -> bool {
+pub fn is_timeout(event: &Value) -> bool {
     event["stage"] == "timeout"
 }
 
@@ -32,7 +30,7 @@ fn each_action_is_a_command_of_qmp() {
         ("dump", "dump-guest-memory"),
     ] {
         let (server, qmp) = with_qmp(&format!("i6300esb,action={action},id=wd"));
-        let mut qmp = qmp.accept(true);
+        let mut qmp = qmp.accept(&server, true);
         let mut client = server.client();
         client.arm(1);
         let arguments = qmp.answer(command, json!({}));
@@ -50,8 +48,7 @@ fn each_action_is_a_command_of_qmp() {
 #[test]
 fn the_pretimeout_has_an_action_of_its_own() {
     let (server, qmp) = with_qmp("i6300esb,pretimeout=inject-nmi,action=reset");
-    let mut qmp = qmp.accept(true);
-    server.client().arm(50);
+    let mut qmp = qmp.accept(&server, true);
     let mut client = server.client();
     client.arm(50);
     qmp.answer("inject-nmi", json!({}));
@@ -62,7 +59,7 @@ fn the_pretimeout_has_an_action_of_its_own() {
 fn an_action_does_not_keep_the_vmm_from_its_device() {
     // While QMP waits, the reset that it carries out sends requests to us.
     let (server, qmp) = with_qmp("i6300esb,action=reset");
-    let mut qmp = qmp.accept(true);
+    let mut qmp = qmp.accept(&server, true);
     let mut client = server.client();
     client.arm(1);
     let command = qmp.command();
@@ -77,7 +74,7 @@ fn an_action_does_not_keep_the_vmm_from_its_device() {
 #[test]
 fn a_command_that_qemu_refuses_is_tried_again_and_then_escalated() {
     let (server, qmp) = with_qmp("i6300esb,action=shutdown,grace=60s,then=poweroff");
-    let mut qmp = qmp.accept(true);
+    let mut qmp = qmp.accept(&server, true);
     let mut client = server.client();
     client.arm(1);
     for attempt in 1..=5 {
@@ -93,7 +90,7 @@ fn a_command_that_qemu_refuses_is_tried_again_and_then_escalated() {
 #[test]
 fn what_qemu_gives_as_a_reason_is_neither_a_line_of_its_own_nor_endless() {
     let (server, qmp) = with_qmp("i6300esb,action=reset");
-    let mut qmp = qmp.accept(true);
+    let mut qmp = qmp.accept(&server, true);
     let mut client = server.client();
     let forged = format!("not now\n[    9.000000 s] another: armed\x1B[2J{}", "x".repeat(60_000));
     qmp.say(json!({"event": "RESET", "data": {"reason": forged}}));
@@ -121,7 +118,7 @@ fn an_action_waits_for_a_qmp_socket_that_is_not_there_yet() {
     assert!(failed["reason"].as_str().unwrap().contains("No such file"), "{failed}");
 
     let qmp = FakeQmp::listen(&path);
-    qmp.accept(true).answer("system_reset", json!({}));
+    qmp.accept(&server, true).answer("system_reset", json!({}));
     assert_eq!(server.expect("performed")["action"], "reset");
 }
 
@@ -129,13 +126,13 @@ fn an_action_waits_for_a_qmp_socket_that_is_not_there_yet() {
 fn a_qmp_connection_that_is_lost_is_made_again() {
     let (server, qmp) = with_qmp("i6300esb,action=reset");
     for _ in 0..3 {
-        drop(qmp.accept(true));
+        drop(qmp.accept(&server, true));
         server.expect_where("control", |event| event["connected"] == false);
     }
     // Somebody else's client comes first, and then lets go.
     let busy = qmp.accept_silently();
     drop(busy);
-    let mut qmp = qmp.accept(true);
+    let mut qmp = qmp.accept(&server, true);
     let mut client = server.client();
     client.arm(1);
     qmp.answer("system_reset", json!({}));
@@ -144,24 +141,24 @@ fn a_qmp_connection_that_is_lost_is_made_again() {
 #[test]
 fn a_connection_that_is_lost_is_no_poweroff() {
     let (server, qmp) = with_qmp("i6300esb,action=poweroff");
-    let mut first = qmp.accept(true);
+    let mut first = qmp.accept(&server, true);
     let mut client = server.client();
     client.arm(1);
     assert_eq!(first.command()["execute"], "quit");
     drop(first);
     server.expect("action-failed");
-    let mut second = qmp.accept(true);
+    let mut second = qmp.accept(&server, true);
     assert_eq!(second.command()["execute"], "quit");
     // QEMU has no time to answer this one: it goes, and its device's connection with it.
     drop((second, client));
     server.expect("disconnected");
-    qmp.accept(true).no_command(Duration::from_millis(1000));
+    qmp.accept(&server, true).no_command(Duration::from_millis(500));
 }
 
 #[test]
 fn an_answer_that_does_not_come_is_a_failure_and_the_next_try_is_not_confused_by_it() {
     let (server, qmp) = with_qmp("i6300esb,action=reset");
-    let mut qmp = qmp.accept(true);
+    let mut qmp = qmp.accept(&server, true);
     let mut client = server.client();
     client.arm(1);
     let first = qmp.command();
@@ -183,8 +180,7 @@ fn what_is_no_qmp_does_no_harm() {
         let _ = std::io::Write::write_all(&mut stream, nonsense);
         drop(stream);
     }
-    let mut qmp = qmp.accept(true);
-    server.expect_where("control", |event| event["connected"] == true);
+    let mut qmp = qmp.accept(&server, true);
     for message in
         [json!(7), json!({"event": 7}), json!({"event": "STOP", "data": 7}), json!({"return": {}, "id": "x"})]
     {
@@ -194,131 +190,24 @@ fn what_is_no_qmp_does_no_harm() {
 }
 
 #[test]
-fn a_pause_by_qmp_stops_the_watchdog_and_no_time_is_lost() {
-    let (server, qmp) = with_qmp("i6300esb,action=reset");
-    let mut qmp = qmp.accept(true);
-    let mut client = server.client();
-    client.arm(250); // half a second in all
-    qmp.event("STOP");
-    server.expect("paused");
-    qmp.no_command(Duration::from_millis(1500));
-    qmp.event("RESUME");
-    server.expect("resumed");
-    let resumed = Instant::now();
-    let fire = server.expect_where("fire", is_timeout);
-    assert!(resumed.elapsed() < Duration::from_millis(1400), "what was left before the pause is left after it");
-    let period = fire["deadline_ns"].as_u64().unwrap() - fire["last_heartbeat_ns"].as_u64().unwrap_or(0);
-    assert!(fire["lateness_ns"].as_u64().unwrap() < 500_000_000, "{fire} {period}");
-    qmp.answer("system_reset", json!({}));
-}
-
-#[test]
-fn the_end_of_a_pause_is_told_whatever_was_told_during_it() {
-    let (server, qmp) = with_qmp("i6300esb,action=reset");
-    let mut qmp = qmp.accept(true);
-    qmp.event("STOP");
-    server.expect("paused");
-    // More than a burst, and then time enough for one more.
-    for _ in 0..60 {
-        drop(server.client());
-    }
-    std::thread::sleep(Duration::from_millis(300));
-    qmp.event("RESUME");
-    server.expect("resumed");
-}
-
-#[test]
-fn a_vm_that_is_paused_when_qmp_is_connected_is_known_to_be() {
-    let (server, qmp) = with_qmp("i6300esb,action=reset");
-    let mut client = server.client();
-    client.arm(500);
-    let mut qmp = qmp.accept(false);
-    server.expect("paused");
-    qmp.no_command(Duration::from_millis(1500));
-    qmp.event("RESUME");
-    qmp.answer("system_reset", json!({}));
-}
-
-#[test]
-fn the_action_pause_stops_the_clock_that_its_own_thread_runs_on() {
-    // STOP comes before the answer to `stop`, on the connection that the handler waits for.
-    let (server, qmp) = with_qmp("i6300esb,action=pause,grace=1s,then=poweroff");
-    let mut qmp = qmp.accept(true);
-    let mut client = server.client();
-    client.arm(1);
-    let command = qmp.command();
-    assert_eq!(command["execute"], "stop");
-    let asked = Instant::now();
-    qmp.event("STOP");
-    qmp.say(json!({"return": {}, "id": command["id"]}));
-    server.expect("performed");
-    assert!(asked.elapsed() < Duration::from_secs(4));
-    // The grace period is the VM's time, which stands still.
-    qmp.no_command(Duration::from_millis(1500));
-    qmp.event("RESUME");
-    qmp.answer("quit", json!({}));
-}
-
-#[test]
 fn a_vm_that_was_reset_or_has_shut_down_is_not_escalated_against() {
     for event in ["RESET", "SHUTDOWN"] {
-        let (server, qmp) = with_qmp("i6300esb,action=shutdown,grace=500ms,then=poweroff");
-        let mut qmp = qmp.accept(true);
+        let (server, qmp) = with_qmp("i6300esb,action=shutdown,grace=100ms,then=poweroff");
+        let mut qmp = qmp.accept(&server, true);
         let mut client = server.client();
         client.arm(1);
-        qmp.answer("system_powerdown", json!({}));
+        let command = qmp.command();
+        assert_eq!(command["execute"], "system_powerdown");
+        // The grace period begins on a clock that stands, so it cannot end before the event comes.
+        qmp.pause(&server);
+        qmp.say(json!({"return": {}, "id": command["id"]}));
         server.expect("performed");
         qmp.event(event);
         let told = server.expect("vm");
         assert_eq!((&told["name"], &told["reason"]), (&event.to_lowercase().into(), &"host-qmp".into()));
-        qmp.no_command(Duration::from_millis(1000));
+        qmp.resume(&server);
+        qmp.no_command(Duration::from_millis(500));
     }
-}
-
-#[test]
-fn a_new_vm_is_not_taken_for_paused_because_the_last_one_was() {
-    let (server, qmp) = with_qmp("i6300esb,action=none");
-    let mut first = qmp.accept(true);
-    let client = server.client();
-    first.event("STOP");
-    server.expect("paused");
-    drop((first, client));
-    server.expect("disconnected");
-    server.expect_where("control", |event| event["connected"] == false);
-    // Nobody accepts QMP now.
-    let mut client = server.client();
-    client.arm(1);
-    server.expect_where("fire", is_timeout);
-}
-
-#[test]
-fn a_vm_is_protected_although_qmp_was_lost_while_it_was_paused() {
-    let (server, qmp) = with_qmp("i6300esb,action=reset");
-    let mut first = qmp.accept(true);
-    let mut client = server.client();
-    client.arm(100);
-    first.event("STOP");
-    server.expect("paused");
-    drop(first);
-    server.expect_where("control", |event| event["connected"] == false);
-    server.expect("resumed");
-    // Nobody says whether it runs, so it is taken to; the action waits for somebody to tell it to.
-    server.expect_where("fire", is_timeout);
-    qmp.accept(true).answer("system_reset", json!({}));
-}
-
-#[test]
-fn a_vm_that_is_still_paused_when_qmp_is_back_is_known_to_be() {
-    let (server, qmp) = with_qmp("i6300esb,action=reset");
-    let mut first = qmp.accept(true);
-    let mut client = server.client();
-    client.arm(10_000);
-    first.event("STOP");
-    server.expect("paused");
-    drop(first);
-    server.expect("resumed");
-    let _second = qmp.accept(false);
-    server.expect("paused");
 }
 
 #[test]
@@ -326,12 +215,18 @@ fn two_watchdogs_of_one_vm_share_its_qmp_socket() {
     let builder = Builder::new().options("--qmp q --socket s --socket t --watchdog i6300esb,action=inject-nmi");
     let qmp = FakeQmp::listen(&builder.path().join("q"));
     let server = builder.start();
-    let mut qmp = qmp.accept(true);
+    let mut qmp = qmp.accept(&server, true);
     let (mut s, mut t): (Client, Client) = (server.client_of("s"), server.client_of("t"));
-    s.arm(200);
-    t.arm(100);
-    qmp.answer("inject-nmi", json!({}));
-    qmp.answer("system_reset", json!({}));
+    s.arm(1);
+    t.arm(1);
+    let first = qmp.command();
+    qmp.no_command(Duration::from_millis(100)); // the second one waits for its turn
+    qmp.say(json!({"return": {}, "id": first["id"]}));
+    let second = qmp.command();
+    qmp.say(json!({"return": {}, "id": second["id"]}));
+    let mut commands = [first, second].map(|command| command["execute"].as_str().unwrap().to_owned());
+    commands.sort();
+    assert_eq!(commands, ["inject-nmi", "system_reset"]);
     qmp.event("STOP");
     for id in ["watchdog0", "watchdog1"] {
         server.expect_where("paused", |event| event["id"] == id);
@@ -371,83 +266,4 @@ fn each_action_is_a_call_of_cloud_hypervisor() {
         assert_eq!(next(), expected);
         assert_eq!(server.expect("performed")["action"], action);
     }
-}
-
-#[test]
-fn a_command_gets_the_event_and_its_status_counts() {
-    let script = "cat > event.$WATCHDOG_ATTEMPT; env | grep ^WATCHDOG_ | sort > env.$WATCHDOG_ATTEMPT; \
-                  [ $WATCHDOG_ATTEMPT = 2 ]";
-    let server =
-        Builder::new().options("--socket s --watchdog i6300esb,action=poweroff,id=wd").option("--exec", script).start();
-    let mut client = server.client();
-    client.arm(1);
-    let failed = server.expect("action-failed");
-    assert_eq!(failed["reason"], "the command failed: exit status: 1");
-    server.expect("performed");
-
-    let event: Value = serde_json::from_str(&fs::read_to_string(server.path("event.2")).unwrap()).unwrap();
-    assert_eq!(
-        (&event["id"], &event["stage"], &event["action"]),
-        (&"wd".into(), &"timeout".into(), &"poweroff".into())
-    );
-    assert_eq!((&event["attempt"], &event["socket"]), (&2.into(), &"s".into()));
-    let env = fs::read_to_string(server.path("env.2")).unwrap();
-    let names: Vec<_> = env.lines().map(|line| line.split_once('=').unwrap().0).collect();
-    assert_eq!(
-        names,
-        [
-            "WATCHDOG_ACTION",
-            "WATCHDOG_ATTEMPT",
-            "WATCHDOG_DEADLINE_NS",
-            "WATCHDOG_ID",
-            "WATCHDOG_LATENESS_NS",
-            "WATCHDOG_OBSERVED_NS",
-            "WATCHDOG_SOCKET",
-            "WATCHDOG_STAGE"
-        ]
-    );
-    assert!(env.contains("WATCHDOG_ID=wd\n") && env.contains("WATCHDOG_ACTION=poweroff\n"));
-}
-
-#[test]
-fn a_command_that_leaves_a_long_event_unread_is_not_waited_for() {
-    // What it starts has the input open until the test is over.
-    let script = "exec 3<&0 >&- 2>&-; while [ -e s ]; do sleep 0.1; done <&3 &";
-    let watchdog = format!("i6300esb,action=poweroff,id={}", "x".repeat(70_000));
-    let server = Builder::new().options("--socket s").option("--watchdog", &watchdog).option("--exec", script).start();
-    let mut client = server.client();
-    client.arm(1);
-    server.expect("performed");
-}
-
-#[test]
-fn a_command_acts_where_qmp_is_only_followed() {
-    let builder = Builder::new().options("--socket s --qmp q").option("--exec", "touch acted");
-    let qmp = FakeQmp::listen(&builder.path().join("q"));
-    let server = builder.start();
-    let mut qmp = qmp.accept(true);
-    let mut client = server.client();
-    client.arm(250);
-    qmp.event("STOP");
-    server.expect("paused");
-    server.expect_none("fire", Duration::from_millis(1000));
-    qmp.event("RESUME");
-    server.expect("performed");
-    assert!(server.path("acted").exists());
-    qmp.no_command(Duration::from_millis(50));
-}
-
-#[test]
-fn an_action_that_takes_long_delays_neither_other_watchdogs_nor_the_end() {
-    let mut server = Builder::new().options("--exec true --socket s --socket t").option("--exec", "sleep 60").start();
-    let mut slow = server.client_of("t");
-    slow.arm(1);
-    server.expect_where("fire", is_timeout);
-    let mut quick = server.client_of("s");
-    quick.arm(1);
-    assert_eq!(server.expect("performed")["id"], "watchdog0");
-    assert!(slow.timed_out(), "its device answers meanwhile");
-    let started = Instant::now();
-    assert!(server.signal(Signal::TERM).success());
-    assert!(started.elapsed() < Duration::from_secs(5));
 }

@@ -208,3 +208,11 @@ impl Client {
         self.read(CONFIG, 0x68, 1).unwrap()[0] & 0x02 != 0
     }
 }
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        // A process that another test has forked may have the socket open, too, until it executes its program. It may be
+        // closed already.
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+    }
+}

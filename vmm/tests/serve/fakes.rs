@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use serde_json::{Value, json};
 
-use crate::server::PATIENCE;
+use crate::server::{PATIENCE, Server};
 
 /// A QEMU that listens on a QMP socket and notes what it is told.
 pub struct FakeQmp {
@@ -28,8 +28,10 @@ impl FakeQmp {
         Self { listener: UnixListener::bind(path).unwrap() }
     }
 
-    /// Waits for the server to connect, greets it, and says whether the VM runs.
-    pub fn accept(&self, running: bool) -> QmpClient {
+    /// Waits for the server to connect, greets it, says whether the VM runs, and waits until the server is ready to act.
+    ///
+    /// There is no other way to a [`QmpClient`], so no test lets a watchdog fire for QMP before that by accident.
+    pub fn accept(&self, server: &Server, running: bool) -> QmpClient {
         let stream = self.accept_silently();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut client = QmpClient { commands: reader(stream.try_clone().unwrap()), stream };
@@ -39,6 +41,7 @@ impl FakeQmp {
         client.event("NIC_RX_FILTER_CHANGED");
         let status = if running { "running" } else { "paused" };
         client.answer("query-status", json!({"status": status, "running": running}));
+        server.await_control();
         client
     }
 
@@ -74,6 +77,24 @@ impl QmpClient {
     pub fn event(&mut self, name: &str) {
         let timestamp = json!({"seconds": 1, "microseconds": 2});
         self.say(json!({"event": name, "timestamp": timestamp, "data": {"reason": "host-qmp"}}));
+    }
+
+    /// Pauses the VM, and gives the time at which its clock stands.
+    pub fn pause(&mut self, server: &Server) -> u64 {
+        self.event("STOP");
+        server.expect("paused")["vm_time_ns"].as_u64().unwrap()
+    }
+
+    /// The VM goes on.
+    pub fn resume(&mut self, server: &Server) {
+        self.event("RESUME");
+        server.expect("resumed");
+    }
+
+    /// The time of the VM: any event that QEMU reports is written with it. This one is about a VM that has shut down.
+    pub fn vm_time(&mut self, server: &Server) -> u64 {
+        self.event("SHUTDOWN");
+        server.expect_where("vm", |event| event["name"] == "shutdown")["vm_time_ns"].as_u64().unwrap()
     }
 
     /// The next command, within the patience of the tests.

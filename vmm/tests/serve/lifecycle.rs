@@ -3,13 +3,13 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use rustix::process::Signal;
 
 use crate::client::*;
-use crate::server::{Builder, PATIENCE, Server};
+use crate::server::{Builder, Server};
 
 #[test]
 fn a_client_that_goes_disarms_and_the_next_one_finds_only_the_cause() {
@@ -80,14 +80,12 @@ fn a_second_client_is_told_that_it_is_one_too_many_and_the_first_does_not_notice
 fn second_clients_that_say_nothing_are_sent_away_and_counted_and_keep_nobody_out() {
     let server = Server::harmless();
     let mut first = server.client();
-    let started = Instant::now();
     let mut silent: Vec<_> = (0..40).map(|_| Client::new(server.stream())).collect();
     assert_eq!(first.read(CONFIG, 0, 2).unwrap(), [0x86, 0x80]);
     for client in &mut silent {
         assert_eq!(client.receive(), None);
         server.expect("refused");
     }
-    assert!(started.elapsed() < PATIENCE);
     drop(first);
     server.expect("disconnected");
     server.client();

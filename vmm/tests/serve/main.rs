@@ -2,10 +2,14 @@
 
 mod actions;
 mod client;
+mod commands;
+mod disk;
 mod fakes;
 mod hostile;
 mod lifecycle;
+mod metrics;
 mod observability;
+mod pauses;
 mod protocol;
 mod server;
 mod state;

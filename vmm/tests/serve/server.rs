@@ -1,6 +1,10 @@
 //! The server as a process, and what it tells.
 
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -8,7 +12,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -17,10 +21,15 @@ use crate::client::Client;
 /// Long enough for any thread to run, on any machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long the end of a test waits for its server to end, before it is killed.
+const GOODBYE: Duration = Duration::from_secs(5);
+
 /// A running server in a folder of its own.
 pub struct Server {
     child: Child,
     events: Receiver<Value>,
+    /// Events that [`Server::await_control`] has come across.
+    kept: RefCell<VecDeque<Value>>,
     /// Where its sockets are.
     pub folder: TempDir,
 }
@@ -33,8 +42,20 @@ pub struct Builder {
 
 impl Builder {
     pub fn new() -> Self {
+        Self::of(Command::new(env!("CARGO_BIN_EXE_vm-watchdog")))
+    }
+
+    /// A server whose system calls strace writes to `trace.TID` in the server's folder.
+    pub fn traced(calls: &str) -> Self {
+        let mut strace = Command::new("strace");
+        // The server stays our child, and each of its threads has a file of its own.
+        strace.args(["--daemonize", "--quiet=attach,personality", "-ff", "-y", "-o", "trace", "-e"]);
+        strace.arg(format!("trace={calls}")).arg(env!("CARGO_BIN_EXE_vm-watchdog"));
+        Self::of(strace)
+    }
+
+    fn of(mut command: Command) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vm-watchdog"));
         command.current_dir(&folder).args(["serve", "--events=json"]).stdout(Stdio::piped()).stdin(Stdio::null());
         // The sockets of a service manager that runs the tests are not for the server.
         command.env_remove("NOTIFY_SOCKET").env_remove("LISTEN_FDS");
@@ -52,9 +73,17 @@ impl Builder {
         self
     }
 
-    pub fn env(mut self, name: &str, value: impl AsRef<std::ffi::OsStr>) -> Self {
+    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.command.env(name, value);
         self
+    }
+
+    /// Gives the reading end of its standard error, too.
+    pub fn with_stderr(mut self) -> (Self, UnixStream) {
+        let (reader, writer) = UnixStream::pair().unwrap();
+        reader.set_read_timeout(Some(PATIENCE)).unwrap();
+        self.command.stderr(OwnedFd::from(writer));
+        (self, reader)
     }
 
     /// The folder that the server runs in.
@@ -81,7 +110,7 @@ impl Builder {
             }
         });
         let sockets = self.command.get_args().filter(|argument| *argument == "--socket").count();
-        let server = Server { child, events, folder: self.folder };
+        let server = Server { child, events, kept: RefCell::default(), folder: self.folder };
         first(&server);
         for _ in 0..sockets {
             server.expect("listening");
@@ -93,7 +122,7 @@ impl Builder {
     pub fn fail(mut self) -> (i32, String) {
         let mut child = self.command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut stderr = child.stderr.take().unwrap();
-        let status = Server { child, events: channel().1, folder: self.folder }.end();
+        let status = Server { child, events: channel().1, kept: RefCell::default(), folder: self.folder }.end();
         let mut message = String::new();
         stderr.read_to_string(&mut message).unwrap();
         (status.code().expect("an exit status"), message)
@@ -134,11 +163,32 @@ impl Server {
 
     /// Waits for an event of this name that is the one.
     pub fn expect_where(&self, name: &str, is_it: impl Fn(&Value) -> bool) -> Value {
+        self.find(name, is_it).1
+    }
+
+    /// Waits for an event of this name, which must come before any event called `too_early`.
+    pub fn expect_before(&self, name: &str, too_early: &str) -> Value {
+        let (skipped, event) = self.find(name, |_| true);
+        assert!(
+            skipped.iter().all(|skipped| skipped["event"] != too_early),
+            "{too_early} before {event}: {skipped:#?}"
+        );
+        event
+    }
+
+    /// Waits until the control socket of the VM is connected, and skips no other event.
+    pub fn await_control(&self) {
+        let (skipped, _) = self.find("control", |event| event["connected"] == true);
+        self.kept.borrow_mut().extend(skipped);
+    }
+
+    /// An event, and those before it.
+    fn find(&self, name: &str, is_it: impl Fn(&Value) -> bool) -> (Vec<Value>, Value) {
         let deadline = Instant::now() + PATIENCE;
         let mut skipped = Vec::new();
         loop {
-            match self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(event) if event["event"] == name && is_it(&event) => return event,
+            match self.next_event(deadline) {
+                Ok(event) if event["event"] == name && is_it(&event) => return (skipped, event),
                 Ok(other) => skipped.push(other),
                 Err(RecvTimeoutError::Timeout) => panic!("no event {name} within {PATIENCE:?}, but {skipped:#?}"),
                 Err(RecvTimeoutError::Disconnected) => {
@@ -151,8 +201,15 @@ impl Server {
     /// Sees that no event of this name comes for a while.
     pub fn expect_none(&self, name: &str, quiet: Duration) {
         let deadline = Instant::now() + quiet;
-        while let Ok(event) = self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        while let Ok(event) = self.next_event(deadline) {
             assert_ne!(event["event"], name, "{event}");
+        }
+    }
+
+    fn next_event(&self, deadline: Instant) -> Result<Value, RecvTimeoutError> {
+        match self.kept.borrow_mut().pop_front() {
+            Some(event) => Ok(event),
+            None => self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())),
         }
     }
 
@@ -168,8 +225,8 @@ impl Server {
     }
 
     /// Ends it with a signal.
-    pub fn signal(&mut self, signal: rustix::process::Signal) -> ExitStatus {
-        let pid = rustix::process::Pid::from_child(&self.child);
+    pub fn signal(&mut self, signal: Signal) -> ExitStatus {
+        let pid = Pid::from_child(&self.child);
         rustix::process::kill_process(pid, signal).unwrap();
         self.end()
     }
@@ -197,7 +254,7 @@ impl Server {
 
     /// The same, with a look at what the next one tells first.
     pub fn replaced_by_and(mut self, options: &str, first: impl FnOnce(&Server)) -> Server {
-        self.signal(rustix::process::Signal::KILL);
+        self.signal(Signal::KILL);
         let empty = tempfile::tempdir().unwrap();
         let folder = std::mem::replace(&mut self.folder, empty);
         drop(self);
@@ -210,6 +267,12 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        // Asked first, because then it ends the commands that it has started.
+        let _ = rustix::process::kill_process(Pid::from_child(&self.child), Signal::TERM);
+        let deadline = Instant::now() + GOODBYE;
+        while self.is_running() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(5));
+        }
         // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -2,13 +2,13 @@
 //!
 //! No package registry has that binary, so without the variable these tests are skipped even where guests are required.
 
-use std::io::{self, Read, Write};
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use vm_watchdog_test_support::process;
+use vm_watchdog_test_support::{Unavailable, process, skip};
 
 use crate::guest::{Guest, Pieces};
 use crate::server::{Builder, Server};
@@ -18,10 +18,7 @@ use crate::{CARD_RESET, with_pieces};
 fn with_cloud_hypervisor(test: &str, run: impl FnOnce(&Pieces, &Path)) {
     match std::env::var_os("CLOUD_HYPERVISOR") {
         Some(binary) => with_pieces(test, |pieces| run(pieces, Path::new(&binary))),
-        None => {
-            // In one piece, and past the harness, which hides what passing tests print.
-            let _ = io::stderr().write_all(format!("SKIPPED {test}: CLOUD_HYPERVISOR names no binary\n").as_bytes());
-        }
+        None => skip::exempt(test, &Unavailable::new("CLOUD_HYPERVISOR names no binary")),
     }
 }
 

@@ -22,6 +22,8 @@ use crate::client::Client;
 use crate::server::{Builder, Server};
 
 const WATCHDOGS: usize = 200;
+/// The most memory for each of them after the first. Measured are 32 KB.
+const MOST_MEMORY: u64 = 48 << 10;
 /// How long nothing happens.
 const IDLE: Duration = Duration::from_secs(10);
 /// How much later than a bare sleep at the same time a watchdog may fire.
@@ -64,6 +66,7 @@ fn two_hundred_watchdogs_cost_nothing_while_idle_and_fire_in_time() {
     }
     let each = (memory(&server) - memory(&one)) / (WATCHDOGS as u64 - 1);
     println!("memory: {each} bytes a watchdog with its client connected, {} for the first", memory(&one));
+    assert!(each < MOST_MEMORY, "{each} bytes a watchdog");
 
     let before = processor_time(&server);
     std::thread::sleep(IDLE);

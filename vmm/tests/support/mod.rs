@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use vm_watchdog_test_support::{Unavailable, skip};
 
 /// No run of these tests takes this long on a sane machine.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -157,7 +158,7 @@ pub fn number(event: &Value, field: &str) -> u64 {
 /// The option that leaves a VM without KVM.
 pub const NO_KVM: &str = "--kvm-device=/nonexistent/kvm";
 
-/// The options for each way to run the built-in guest here.
+/// The options for each way to run the built-in guest here. Without KVM that half of the test is skipped.
 pub fn each() -> Vec<&'static [&'static str]> {
     let mut each: Vec<&[&str]> = vec![&[NO_KVM]];
     if has_kvm() {
@@ -166,20 +167,24 @@ pub fn each() -> Vec<&'static [&'static str]> {
     each
 }
 
-/// Whether KVM can be used. Says so loudly when not, and fails where tests must not be skipped.
+/// Whether KVM can be used. If not, what the calling test does with it is skipped.
 pub fn has_kvm() -> bool {
-    static HAS_KVM: OnceLock<bool> = OnceLock::new();
-    *HAS_KVM.get_or_init(probe_kvm)
+    static KVM: OnceLock<Result<(), Unavailable>> = OnceLock::new();
+    match KVM.get_or_init(probe_kvm) {
+        Ok(()) => true,
+        Err(why) => {
+            skip::loudly(&format!("{}, with KVM", skip::this_test()), why);
+            false
+        }
+    }
 }
 
-fn probe_kvm() -> bool {
-    let probe = boot_for(&["--events=json"], Duration::from_millis(300));
-    let Some(because) = probe.all("boot")[0].get("because").cloned() else {
-        return true;
-    };
-    assert!(std::env::var("VM_WATCHDOG_REQUIRE_GUESTS").as_deref() != Ok("1"), "{because}");
-    eprintln!("SKIPPED: {because}");
-    false
+fn probe_kvm() -> Result<(), Unavailable> {
+    let mut probe = Running::start(&["--events=json"]);
+    match probe.wait_for("boot").get("because") {
+        None => Ok(()),
+        Some(because) => Err(Unavailable::new(because.as_str().unwrap_or_default())),
+    }
 }
 
 /// A file that goes away again.

@@ -1,20 +1,47 @@
-//! A command of the operator's as the one who acts.
+//! Actions performed by a command of the operator's. Each runs in a process group of its own and ends with the server.
 
 use std::fs::File;
 use std::io::{self, Seek, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::{Child, Command, ExitStatus};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::MemfdFlags;
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::Serialize;
 use vm_watchdog::{Action, Event, HandlerError, Stage};
 
 /// How long a command may run.
 const LIMIT: Duration = Duration::from_secs(30);
+/// How long the end of the server waits after SIGTERM for the commands to end, and again after SIGKILL.
+const LAST_WAIT: Duration = Duration::from_millis(500);
+
+/// The commands that are running, so that none of them outlives the server.
+#[derive(Debug, Default)]
+pub struct Commands {
+    state: Mutex<State>,
+    /// Signalled when a command has ended.
+    ended: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The process groups of the commands. Their leaders have not been reaped, so the ids are still theirs.
+    running: Vec<Pid>,
+    is_stopping: bool,
+}
+
+/// A command that is running, or has not been reaped.
+struct Running {
+    child: Child,
+    group: Pid,
+    pidfd: OwnedFd,
+}
 
 /// The event on the command's standard input.
 #[derive(Serialize)]
@@ -29,8 +56,83 @@ struct Input<'a> {
     lateness_ns: u64,
 }
 
-/// Runs `command` in a shell and waits for it.
-pub fn run(command: &str, event: &Event, socket: &Path) -> Result<(), HandlerError> {
+impl Commands {
+    /// Runs `command` in a shell and waits for it.
+    ///
+    /// # Errors
+    ///
+    /// Why it was not run, or what its status is if not 0.
+    pub fn run(&self, command: &str, event: &Event, socket: &Path) -> Result<(), HandlerError> {
+        let mut running = self.start(&mut shell(command, event, socket)?)?;
+        let has_ended = running.has_ended_within(LIMIT);
+        if !has_ended {
+            signal(running.group, Signal::KILL);
+        }
+        let status = self.finish(&mut running)?;
+        match status {
+            _ if !has_ended => Err(format!("the command has not ended within {LIMIT:?} and was killed").into()),
+            status if status.success() => Ok(()),
+            status => Err(format!("the command failed: {status}").into()),
+        }
+    }
+
+    /// Ends the running commands with everything in their process groups, and starts no more.
+    pub fn stop(&self) {
+        let mut state = self.state();
+        state.is_stopping = true;
+        for request in [Signal::TERM, Signal::KILL] {
+            state.running.iter().for_each(|&group| signal(group, request));
+            let are_running = |state: &mut State| !state.running.is_empty();
+            let waited = self.ended.wait_timeout_while(state, LAST_WAIT, are_running);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Starts a command in a process group of its own.
+    fn start(&self, shell: &mut Command) -> Result<Running, HandlerError> {
+        // Locked, so that no command starts unnoticed while the others are being ended.
+        let mut state = self.state();
+        if state.is_stopping {
+            return Err("the server is about to end".into());
+        }
+        let mut child =
+            shell.process_group(0).spawn().map_err(|error| format!("the command cannot be run: {error}"))?;
+        let group = Pid::from_child(&child);
+        match rustix::process::pidfd_open(group, PidfdFlags::empty()) {
+            Ok(pidfd) => {
+                state.running.push(group);
+                Ok(Running { child, group, pidfd })
+            }
+            Err(errno) => {
+                signal(group, Signal::KILL);
+                child.wait()?;
+                Err(format!("the command cannot be waited for: {errno}").into())
+            }
+        }
+    }
+
+    /// Waits for the end of a command and reaps it.
+    fn finish(&self, running: &mut Running) -> io::Result<ExitStatus> {
+        // Without the lock, in case it cannot be killed.
+        while !running.has_ended_within(LIMIT) {}
+        let mut state = self.state();
+        if state.is_stopping {
+            // The command has ended; what it has started may have ignored SIGTERM.
+            signal(running.group, Signal::KILL);
+        }
+        let status = running.child.wait();
+        state.running.retain(|&group| group != running.group);
+        self.ended.notify_all();
+        status
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// `command` in a shell that is given the event.
+fn shell(command: &str, event: &Event, socket: &Path) -> io::Result<Command> {
     let input = Input {
         id: &event.id,
         socket: socket.display().to_string(),
@@ -41,7 +143,8 @@ pub fn run(command: &str, event: &Event, socket: &Path) -> Result<(), HandlerErr
         observed_ns: event.observed.as_nanos(),
         lateness_ns: u64::try_from(event.lateness().as_nanos()).unwrap_or(u64::MAX),
     };
-    let mut child = Command::new("/bin/sh")
+    let mut shell = Command::new("/bin/sh");
+    shell
         .args(["-c", command])
         .env("WATCHDOG_ID", input.id)
         .env("WATCHDOG_SOCKET", socket)
@@ -53,19 +156,8 @@ pub fn run(command: &str, event: &Event, socket: &Path) -> Result<(), HandlerErr
         .env("WATCHDOG_LATENESS_NS", input.lateness_ns.to_string())
         .stdin(stdin(&input)?)
         // Standard output has the events of this process.
-        .stdout(io::stderr())
-        .process_group(0)
-        .spawn()
-        .map_err(|error| format!("the command cannot be run: {error}"))?;
-    let status = match wait(&mut child) {
-        Ok(true) => child.wait()?,
-        outcome => {
-            kill(&mut child);
-            outcome?;
-            return Err(format!("the command has not ended within {LIMIT:?} and was killed").into());
-        }
-    };
-    if status.success() { Ok(()) } else { Err(format!("the command failed: {status}").into()) }
+        .stdout(io::stderr());
+    Ok(shell)
 }
 
 /// The event to read, in a file: a pipe may be too small for it, and then waits for a command that does not read.
@@ -77,33 +169,24 @@ fn stdin(input: &Input<'_>) -> io::Result<File> {
     Ok(file)
 }
 
-/// Waits for the command; false if it takes too long.
-fn wait(child: &mut Child) -> io::Result<bool> {
-    let pidfd = rustix::process::pidfd_open(pid(child)?, PidfdFlags::empty())?;
-    let deadline = Instant::now() + LIMIT;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
-        match rustix::event::poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout)) {
-            Ok(0) => return Ok(false),
-            Ok(_) => return Ok(true),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
+impl Running {
+    /// Waits for its end, for so long.
+    fn has_ended_within(&self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+            match rustix::event::poll(&mut [PollFd::new(&self.pidfd, PollFlags::IN)], Some(&timeout)) {
+                Err(Errno::INTR) => {}
+                ended => return ended.is_ok_and(|count| count > 0),
+            }
         }
     }
 }
 
-/// Ends the command with all that it has started.
-fn kill(child: &mut Child) {
-    let killed = pid(child).map(|pid| rustix::process::kill_process_group(pid, Signal::KILL));
-    if let Err(error) = killed {
-        log::error!("the command of an action cannot be killed: {error}");
+/// Signals every process of a group.
+fn signal(group: Pid, signal: Signal) {
+    if let Err(error) = rustix::process::kill_process_group(group, signal) {
+        log::error!("the command of an action cannot be signalled: {error}");
     }
-    // It has been killed, so this does not take long.
-    let _ = child.wait();
-}
-
-fn pid(child: &Child) -> io::Result<Pid> {
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    pid.ok_or_else(|| io::Error::other("the command has no process id"))
 }

@@ -1,7 +1,7 @@
 //! Who performs the actions of a watchdog. All of it runs on the watchdog's own thread, and has a limit in time.
 
 pub mod cloud_hypervisor;
-mod exec;
+pub mod exec;
 pub mod qmp;
 
 use std::io;
@@ -14,6 +14,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use vm_watchdog::{Event, HandlerError};
 
 use self::cloud_hypervisor::CloudHypervisor;
+use self::exec::Commands;
 use self::qmp::Qmp;
 
 /// How long writing a request may take.
@@ -27,8 +28,8 @@ pub enum Control {
     Qmp { qmp: Arc<Qmp>, dump_folder: Option<PathBuf> },
     /// Cloud Hypervisor.
     CloudHypervisor(CloudHypervisor),
-    /// A command of the operator's.
-    Exec(String),
+    /// A command of the operator's, which runs as one of `commands`.
+    Exec { command: String, commands: Arc<Commands> },
 }
 
 impl Control {
@@ -42,7 +43,7 @@ impl Control {
             Self::Nobody => Err("there is nobody to perform it".into()),
             Self::Qmp { qmp, dump_folder } => qmp.perform(event, dump_folder.as_deref()),
             Self::CloudHypervisor(api) => api.perform(event.action),
-            Self::Exec(command) => exec::run(command, event, socket),
+            Self::Exec { command, commands } => commands.run(command, event, socket),
         }
     }
 
@@ -52,7 +53,7 @@ impl Control {
             Self::Nobody => "nobody",
             Self::Qmp { .. } => "QMP",
             Self::CloudHypervisor(_) => "Cloud Hypervisor",
-            Self::Exec(_) => "command",
+            Self::Exec { .. } => "command",
         }
     }
 }

@@ -1,0 +1,251 @@
+//! What each metric says.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::ops::RangeInclusive;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, eventfd};
+
+use crate::client::*;
+use crate::fakes::{FakeQmp, QmpClient};
+use crate::server::{Builder, PATIENCE, Server};
+
+/// Where the metrics are, of a server that was told `--metrics 0`.
+pub fn metrics_port(server: &Server) -> u16 {
+    let address = server.expect("metrics")["address"].as_str().unwrap().to_owned();
+    address.strip_prefix("127.0.0.1:").expect("an address of this machine").parse().unwrap()
+}
+
+pub fn request(port: u16, request: &[u8]) -> String {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(request).unwrap();
+    let mut answer = Vec::new();
+    // A server that closes early may not have read it all.
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8(answer).unwrap()
+}
+
+pub fn scrape(port: u16) -> String {
+    let answer = request(port, b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nAccept: text/plain\r\n\r\n");
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\nContent-Type: text/plain"), "{head}");
+    assert!(head.contains(&format!("Content-Length: {}", body.len())), "{head}");
+    body.to_owned()
+}
+
+/// The value of a metric of a watchdog.
+fn value(metrics: &str, name: &str, id: &str) -> Option<f64> {
+    let line = metrics.lines().find_map(|line| line.strip_prefix(&format!("vm_watchdog_{name}{{id=\"{id}\"}} ")))?;
+    Some(line.parse().unwrap())
+}
+
+/// Waits until every counter of a watchdog is within these bounds. One that is not in the list has to be 0.
+///
+/// An action is counted when its handler has returned, which is a little after its last event.
+fn wait_for_counters(port: u16, id: &str, expected: &[(&str, RangeInclusive<u64>)]) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let metrics = scrape(port);
+        let counters = counters(&metrics, id);
+        assert_eq!(counters.len(), 11, "{metrics}");
+        let bounds = |name| expected.iter().find(|(expected, _)| *expected == name).map_or(0..=0, |(_, it)| it.clone());
+        let is_known = |name| counters.contains_key(name);
+        if counters.iter().all(|(name, value)| bounds(*name).contains(value))
+            && expected.iter().all(|(name, _)| is_known(*name))
+        {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{counters:#?}, but expected are {expected:#?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The counters of a watchdog by name.
+fn counters<'a>(metrics: &'a str, id: &str) -> HashMap<&'a str, u64> {
+    let suffix = format!("_total{{id=\"{id}\"}} ");
+    let lines = metrics.lines().filter_map(|line| line.strip_prefix("vm_watchdog_")?.split_once(&suffix));
+    lines.map(|(name, value)| (name, value.parse().unwrap())).collect()
+}
+
+/// A watchdog that a fake QEMU pauses and commands act for, with another one that nothing happens to.
+fn with_qmp(watchdog: &str, exec: &str) -> (Server, QmpClient, u16) {
+    let builder = Builder::new()
+        .options("--metrics 0 --socket s --qmp q --watchdog")
+        .options(watchdog)
+        .option("--exec", exec)
+        .options("--socket t --watchdog i6300esb,action=none");
+    let qmp = FakeQmp::listen(&builder.path().join("q"));
+    let server = builder.start();
+    let port = metrics_port(&server);
+    let qmp = qmp.accept(&server, true);
+    (server, qmp, port)
+}
+
+/// Lets the first stage end `times` times, each time in a wake of its own.
+fn warn(server: &Server, client: &mut Client, times: usize) {
+    for (preload, units) in [(0x00, 1u32), (0x04, 60_000)] {
+        client.unlock();
+        client.write(BAR0, preload, &units.to_le_bytes()).unwrap();
+    }
+    for _ in 0..times {
+        client.ping();
+        server.expect_where("fire", |event| event["stage"] == "pretimeout");
+    }
+}
+
+#[test]
+fn each_counter_counts_what_it_is_called() {
+    let (server, _qmp, port) = with_qmp("i6300esb,action=poweroff,id=wd", "[ $WATCHDOG_ATTEMPT = 3 ]");
+    // Thirteen connections that end in an error, one that goes on, and eleven that are too many beside it.
+    for _ in 0..13 {
+        let mut client = server.client();
+        client.send(&[0; 16]);
+        assert!(client.receive().is_some_and(|reply| reply.error != 0));
+        server.expect("disconnected");
+    }
+    let mut client = server.client();
+    let mut surplus: Vec<_> = (0..11).map(|_| Client::new(server.stream())).collect();
+    for client in &mut surplus {
+        client.send(&message(1, VERSION, 0, PROPOSAL));
+    }
+    for _ in &surplus {
+        server.expect("refused");
+    }
+    // Seventeen writes to a register that is locked.
+    for _ in 0..17 {
+        client.write(BAR0, 0x00, &[1, 0, 0, 0]).unwrap();
+    }
+    // Six heartbeats with a warning each, in a wake each; what the policy wants done about it is nothing, and is done.
+    client.arm(60_000);
+    warn(&server, &mut client, 6);
+    // Twenty-one heartbeats more, without.
+    client.arm(60_000);
+    for _ in 0..20 {
+        client.ping();
+    }
+    // And one with a warning and a timeout, in one wake or two. What the policy wants is done at the third attempt, and
+    // each attempt but the first has a wake of its own.
+    client.arm(1);
+    server.expect("performed");
+    // They are all different, so none is taken for another.
+    let expected = [
+        ("connections", 14..=14),
+        ("protocol_errors", 13..=13),
+        ("refused_clients", 11..=11),
+        ("ignored_accesses", 17..=17),
+        ("heartbeats", 28..=28),
+        ("pretimeouts", 7..=7),
+        ("expiries", 1..=1),
+        ("action_failures", 2..=2),
+        ("actions", 8..=8),
+        ("timer_wakes", 9..=10),
+    ];
+    wait_for_counters(port, "wd", &expected);
+    wait_for_counters(port, "watchdog1", &[]);
+    let metrics = scrape(port);
+    assert!(metrics.contains("# TYPE vm_watchdog_heartbeats_total counter\n"), "{metrics}");
+}
+
+#[test]
+fn an_interrupt_that_cannot_be_signalled_is_counted() {
+    let (server, mut qmp, port) = with_qmp("i6300esb,action=poweroff,id=wd,interrupt=intx", "true");
+    for _ in 0..3 {
+        drop(server.client());
+        server.expect("disconnected");
+    }
+    // Four warnings of which a client hears nothing, because it has not asked for it.
+    let mut client = server.client();
+    client.arm(60_000);
+    warn(&server, &mut client, 4);
+    // The guest deals with the interrupt, and the next one is to be signalled.
+    client.write(BAR0, 0x08, &[1, 0, 0, 0]).unwrap();
+    let interrupt = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+    let connect = [20, 1 << 2 | 1 << 5, 0, 0, 1];
+    client.ask_with_fds(SET_IRQS, &words(&connect), &[interrupt.as_fd()]).unwrap();
+    qmp.pause(&server);
+    client.ping();
+    // Without any files the server cannot look whether the eventfd is full. What waits already goes on waiting.
+    wait_until_asleep(&server, "serve wd");
+    server.limit_files(Some(0));
+    qmp.event("RESUME");
+    server.expect_where("fire", |event| event["stage"] == "pretimeout");
+    server.limit_files(None);
+
+    // It is tried before the handler is called, and once more afterwards.
+    let expected = [
+        ("interrupt_failures", 1..=2),
+        ("connections", 4..=4),
+        ("heartbeats", 5..=5),
+        ("pretimeouts", 5..=5),
+        ("actions", 5..=5),
+        ("timer_wakes", 5..=5),
+    ];
+    wait_for_counters(port, "wd", &expected);
+    assert!(client.is_enabled(), "it is served as before");
+}
+
+/// Waits until the thread of this name waits for something.
+fn wait_until_asleep(server: &Server, name: &str) {
+    let deadline = Instant::now() + PATIENCE;
+    let is_asleep = || {
+        let threads = fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap();
+        let stats = threads.map(|thread| fs::read_to_string(thread.unwrap().path().join("stat")).unwrap());
+        let mut stats = stats.filter(|stat| stat.contains(&format!("({name})")));
+        stats.next().unwrap().contains(") S ")
+    };
+    while !is_asleep() {
+        assert!(Instant::now() < deadline, "{name} is busy");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn each_state_is_told_as_it_is_now() {
+    let (server, mut qmp, port) = with_qmp("i6300esb,action=none,id=wd", "true");
+    let states = || {
+        let metrics = scrape(port);
+        assert_eq!(value(&metrics, "qmp_connected", "watchdog1"), None, "it has no QMP");
+        ["qmp_connected", "paused", "connected", "armed", "timed_out"].map(|name| value(&metrics, name, "wd").unwrap())
+    };
+    assert_eq!(states(), [1.0, 0.0, 0.0, 0.0, 0.0]);
+    qmp.pause(&server);
+    assert_eq!(states(), [1.0, 1.0, 0.0, 0.0, 0.0]);
+    let mut client = server.client();
+    server.expect("connected");
+    assert_eq!(states(), [1.0, 1.0, 1.0, 0.0, 0.0]);
+    client.arm(1);
+    assert_eq!(states(), [1.0, 1.0, 1.0, 1.0, 0.0]);
+    qmp.resume(&server);
+    server.expect_where("fire", |event| event["stage"] == "timeout");
+    assert_eq!(states(), [1.0, 0.0, 1.0, 1.0, 1.0]);
+    client.write(CONFIG, 0x68, &[0]).unwrap();
+    assert_eq!(states(), [1.0, 0.0, 1.0, 0.0, 1.0]);
+    drop(client);
+    server.expect("disconnected");
+    assert_eq!(states(), [1.0, 0.0, 0.0, 0.0, 1.0]);
+    drop(qmp);
+    server.expect_where("control", |event| event["connected"] == false);
+    assert_eq!(states(), [0.0, 0.0, 0.0, 0.0, 1.0]);
+}
+
+#[test]
+fn the_age_of_the_last_heartbeat_is_that_of_the_last_heartbeat() {
+    let server = Builder::new().options("--socket s --watchdog i6300esb,action=none --metrics 0").start();
+    let port = metrics_port(&server);
+    let mut client = server.client();
+    client.arm(60_000);
+    let age = || value(&scrape(port), "last_heartbeat_age_seconds", "watchdog0");
+    assert_eq!(age(), None, "it has had none");
+    let before = Instant::now();
+    client.ping();
+    let after = Instant::now();
+    std::thread::sleep(Duration::from_millis(50));
+    let at_least = after.elapsed().as_secs_f64();
+    let age = age().unwrap();
+    assert!((at_least..=before.elapsed().as_secs_f64()).contains(&age), "{age}");
+}

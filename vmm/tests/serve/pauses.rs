@@ -1,0 +1,133 @@
+//! What a pause of the VM does to its watchdog. The clock stands while the VM is paused, so what is armed then has all
+//! of its time left when the VM goes on, however long this machine takes.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::actions::{is_timeout, with_qmp};
+
+/// Longer than any timeout that a test waits for in vain.
+const QUIET: Duration = Duration::from_millis(300);
+/// A unit of the preload registers: 2^15 ticks of 30 ns.
+const UNIT_NS: u64 = 983_040;
+
+fn number(event: &Value, name: &str) -> u64 {
+    event[name].as_u64().unwrap_or_else(|| panic!("{name} in {event}"))
+}
+
+#[test]
+fn a_pause_by_qmp_stops_the_watchdog_and_no_time_is_lost() {
+    const UNITS: u32 = 200;
+    let (server, qmp) = with_qmp("i6300esb,action=reset");
+    let mut qmp = qmp.accept(&server, true);
+    let mut client = server.client();
+    // Paused again before the deadline: again, if this machine was too slow for that.
+    let (deadline, paused_at) = loop {
+        let armed_at = qmp.pause(&server);
+        client.arm(UNITS);
+        qmp.resume(&server);
+        let deadline = armed_at + 2 * u64::from(UNITS) * UNIT_NS;
+        let paused_at = qmp.pause(&server);
+        if paused_at < deadline {
+            break (deadline, paused_at);
+        }
+        qmp.resume(&server);
+        qmp.answer("system_reset", json!({}));
+    };
+    qmp.no_command(Duration::from_nanos(deadline - paused_at) + QUIET);
+    assert_eq!(qmp.vm_time(&server), paused_at, "the clock stands");
+    let resumed = Instant::now();
+    qmp.event("RESUME");
+    let fire = server.expect_where("fire", is_timeout);
+    assert!(resumed.elapsed() >= Duration::from_nanos(deadline - paused_at), "what was left is left after the pause");
+    assert_eq!(number(&fire, "deadline_ns"), deadline);
+    assert!(number(&fire, "observed_ns") >= deadline, "{fire}");
+    qmp.answer("system_reset", json!({}));
+}
+
+#[test]
+fn the_end_of_a_pause_is_told_whatever_was_told_during_it() {
+    let (server, qmp) = with_qmp("i6300esb,action=reset");
+    let mut qmp = qmp.accept(&server, true);
+    qmp.pause(&server);
+    // More than a burst, and then time enough for one more.
+    for _ in 0..60 {
+        drop(server.client());
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    qmp.resume(&server);
+}
+
+#[test]
+fn a_vm_that_is_paused_when_qmp_is_connected_is_known_to_be() {
+    let (server, qmp) = with_qmp("i6300esb,action=reset");
+    let mut qmp = qmp.accept(&server, false);
+    let paused_at = number(&server.expect("paused"), "vm_time_ns");
+    let mut client = server.client();
+    client.arm(1);
+    qmp.no_command(QUIET);
+    qmp.event("RESUME");
+    assert_eq!(number(&server.expect_where("fire", is_timeout), "deadline_ns"), paused_at + 2 * UNIT_NS);
+    qmp.answer("system_reset", json!({}));
+}
+
+#[test]
+fn the_action_pause_stops_the_clock_that_its_own_thread_runs_on() {
+    // STOP comes before the answer to `stop`, on the connection that the handler waits for.
+    let (server, qmp) = with_qmp("i6300esb,action=pause,grace=100ms,then=poweroff");
+    let mut qmp = qmp.accept(&server, true);
+    let mut client = server.client();
+    client.arm(1);
+    let command = qmp.command();
+    assert_eq!(command["execute"], "stop");
+    qmp.event("STOP");
+    qmp.say(json!({"return": {}, "id": command["id"]}));
+    server.expect_before("performed", "action-failed");
+    // The grace period is the VM's time, which stands still.
+    qmp.no_command(QUIET);
+    qmp.event("RESUME");
+    qmp.answer("quit", json!({}));
+}
+
+#[test]
+fn a_new_vm_is_not_taken_for_paused_because_the_last_one_was() {
+    let (server, qmp) = with_qmp("i6300esb,action=none");
+    let mut first = qmp.accept(&server, true);
+    let client = server.client();
+    first.pause(&server);
+    drop((first, client));
+    server.expect("disconnected");
+    server.expect_where("control", |event| event["connected"] == false);
+    // QMP is not accepted now.
+    let mut client = server.client();
+    client.arm(1);
+    server.expect_where("fire", is_timeout);
+}
+
+#[test]
+fn a_vm_is_protected_although_qmp_was_lost_while_it_was_paused() {
+    let (server, qmp) = with_qmp("i6300esb,action=reset");
+    let mut first = qmp.accept(&server, true);
+    let mut client = server.client();
+    first.pause(&server);
+    client.arm(1);
+    server.expect_none("fire", QUIET);
+    drop(first);
+    server.expect_where("control", |event| event["connected"] == false);
+    server.expect("resumed");
+    // Without QMP the VM is taken to run; the action is tried until there is QMP again.
+    server.expect_where("fire", is_timeout);
+    qmp.accept(&server, true).answer("system_reset", json!({}));
+}
+
+#[test]
+fn a_vm_that_is_still_paused_when_qmp_is_back_is_known_to_be() {
+    let (server, qmp) = with_qmp("i6300esb,action=reset");
+    let mut first = qmp.accept(&server, true);
+    first.pause(&server);
+    drop(first);
+    server.expect("resumed");
+    let _second = qmp.accept(&server, false);
+    server.expect("paused");
+}
