@@ -63,6 +63,9 @@ fn on_ours(hosts: &mut Hosts, scenario: &Scenario) -> Result<(), Failed> {
 
 fn on_qemu(hosts: &mut Hosts, scenario: &Scenario) -> Result<(), Failed> {
     let transcript = hosts.run_on_qemu(scenario)?;
-    transcript.judge(|| assert_eq!(transcript.said_by_guest(), scenario.guest_says))?;
+    transcript.judge(|| {
+        assert_eq!(transcript.status, Some(0), "the exit status of QEMU");
+        assert_eq!(transcript.said_by_guest(), scenario.guest_says);
+    })?;
     Ok(())
 }

@@ -24,8 +24,8 @@ pub struct Scenario {
 /// What `-T 4` means: Linux loads `seconds << 9` into both stages, which count it times 2^15 in ticks of 30 ns.
 const FOUR_SECONDS: Duration = Duration::from_nanos(2 * ((4 << 9) << 15) * 30);
 
-/// How late a bite may be on a machine that emulates the whole computer around it.
-const LATEST: Duration = Duration::from_millis(1500);
+/// How late an expiry may be on a loaded machine that emulates the whole computer around it. It is never early.
+const LATEST: Duration = Duration::from_secs(10);
 
 /// Documented exit statuses of `vm-watchdog boot`.
 const GUEST_POWERED_OFF: i32 = 0;
@@ -233,5 +233,7 @@ fn assert_bite_on_time(run: &Transcript) {
     let bite = run.bite();
     let waited = Transcript::time(bite, "observed_ns") - Transcript::time(bite, "last_heartbeat_ns");
     assert!(waited >= FOUR_SECONDS, "{waited:?} is too early: {FOUR_SECONDS:?} were promised");
+    let at = Transcript::time(bite, "observed_ns");
+    assert!(run.took >= at, "{at:?} after the start of a run that took {:?} by the clock of the test", run.took);
     assert!(waited <= FOUR_SECONDS + LATEST, "{waited:?} is too late: {FOUR_SECONDS:?} were promised");
 }
