@@ -43,7 +43,7 @@ impl Qemu {
             .args(["-machine", "pc", "-accel", "qtest", "-display", "none", "-nodefaults"])
             .args(["-qtest", &unix(&qtest), "-qmp", &unix(&qmp)])
             .args(["-device", "i6300esb,addr=04.0", "-action", "watchdog=none"]);
-        let process = Process::start(command).expect("QEMU starts");
+        let mut process = Process::start(command).expect("QEMU starts");
         let [qtest, qmp] = listeners.map(|listener| accept(&listener).map(BufReader::new));
         let (Ok(qtest), Ok(qmp)) = (qtest, qmp) else {
             panic!("QEMU did not connect: {:?}", process.wait(Duration::ZERO));

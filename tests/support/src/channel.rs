@@ -10,8 +10,8 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
 /// Shell functions for a guest's init. `frame` makes a message of its standard input; `obey DEVICE ...` announces the
-/// boot and executes commands.
-pub const GUEST: &str = include_str!("channel.sh");
+/// boot and executes commands; `feed` and `end_feeder` are for its watchdog.
+pub const GUEST: &str = include_str!("guest.sh");
 
 const FRAME_START: &str = "{vmwd ";
 const FRAME_END: char = '}';

@@ -19,7 +19,7 @@ const PROLOGUE: &str = "\
 /bin/busybox mount -t devtmpfs dev /dev
 /bin/busybox --install -s /bin
 export PATH=/bin
-. /channel.sh
+. /guest.sh
 ";
 
 /// An initramfs image under construction. Folders appear by themselves; paths are relative to the root.
@@ -44,12 +44,12 @@ impl Initramfs {
     }
 
     /// An image with busybox, whose init has the kernel's file systems mounted and goes on with `script`, which can use
-    /// the functions of [`channel::GUEST`]; other scripts find them in `/channel.sh`.
+    /// the functions of [`channel::GUEST`]; other scripts find them in `/guest.sh`.
     pub fn with_busybox(busybox: &[u8], script: &str) -> Self {
         Self::new()
             .program("init", [PROLOGUE, script].concat().as_bytes())
             .program("bin/busybox", busybox)
-            .file("channel.sh", channel::GUEST.as_bytes())
+            .file("guest.sh", channel::GUEST.as_bytes())
     }
 
     /// Adds kernel modules, as `/lib/NAME.ko`.

@@ -158,7 +158,7 @@ impl Process {
     }
 
     /// Waits at most `limit` for the end.
-    pub fn wait(mut self, limit: Duration) -> Result<Ended, ProcessError> {
+    pub fn wait(&mut self, limit: Duration) -> Result<Ended, ProcessError> {
         let deadline = Instant::now() + limit;
         while self.receive("its end", deadline, limit)? {}
         let status = self.status()?;

@@ -20,7 +20,7 @@ heed_power_button() {
     insmod /lib/evdev.ko
     insmod /lib/button.ko
     mkdir -p /etc/acpi/PWRF
-    printf '#!/bin/sh\n. /channel.sh\necho said power button | frame >/dev/ttyS1\npoweroff -f\n' >/etc/acpi/PWRF/00000080
+    printf '#!/bin/sh\n. /guest.sh\necho said power button | frame >/dev/ttyS1\npoweroff -f\n' >/etc/acpi/PWRF/00000080
     chmod +x /etc/acpi/PWRF/00000080
     acpid -d &
 }
