@@ -92,7 +92,7 @@ impl Hosts {
         machine.args(["-device", "i6300esb", "-action", &format!("watchdog={action}")]);
         machine.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.guest);
         machine.arg("-append").arg(format!("{CMDLINE} scenario={}", scenario.name));
-        let machine = Process::start(machine).map_err(|error| error.to_string())?;
+        let mut machine = Process::start(machine).map_err(|error| error.to_string())?;
         let started = Instant::now();
         let ended = machine.wait(RUN_LIMIT).map_err(|error| error.to_string())?;
         Transcript::new(ended.status.code(), started.elapsed(), ended.record, ended.messages, "")
@@ -131,7 +131,7 @@ fn run_directly(scenario: &Scenario, kernel: &Path, guest: &Path) -> Result<Tran
     let mut vmm = process::that_dies_with_us(Path::new(VMM));
     vmm.args(arguments(scenario, Files { kernel, initrd: guest, events: &events, channel: &channel }));
     let started = Instant::now();
-    let vmm = Process::start(vmm).map_err(|error| error.to_string())?;
+    let mut vmm = Process::start(vmm).map_err(|error| error.to_string())?;
     let ended = vmm.wait(RUN_LIMIT).map_err(|error| error.to_string())?;
     let took = started.elapsed();
     let read = |path: &Path| fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()));

@@ -100,7 +100,7 @@ impl Guest {
     }
 
     /// Waits for the VMM to end.
-    pub fn end(self) {
+    pub fn end(mut self) {
         let ended = self.process.wait(LIMIT).unwrap_or_else(|error| panic!("{error}"));
         assert!(ended.status.success(), "{}: {}", ended.status, ended.record);
     }
