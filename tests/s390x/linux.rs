@@ -17,10 +17,10 @@ use crate::rig::{Rig, TIMEOUT, tell_twice};
 
 type Story = Result<(), Box<dyn Error>>;
 
-/// Fetches what the test needs, then runs it while no other test has the machine.
+/// Fetches what the test needs, then runs it while no other process' tests have the machine.
 pub fn with_parts(name: &str, test: impl FnOnce(&Parts)) {
-    match Parts::fetch().and_then(|parts| Ok((parts, assets::machine_to_ourselves()?))) {
-        Ok((parts, _held)) => test(&parts),
+    match Parts::fetch().and_then(|parts| assets::machine_for_this_process().map(|()| parts)) {
+        Ok(parts) => test(&parts),
         Err(why) => skip::loudly(name, &why),
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! Our VMM needs KVM. Where the machine has a real one, the VMM runs directly. Elsewhere it runs in an outer guest:
 //! QEMU's emulation of an x86 processor includes AMD's SVM, so a stock kernel in it has a KVM that works. The outer
-//! guest boots once, and takes one command after the other on its channel.
+//! guest boots once for each thread of tests, and takes one command after the other on its channel.
 
+use std::cell::RefCell;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -46,7 +47,12 @@ enum Ours {
     /// The KVM of this machine.
     Direct,
     /// The KVM of an outer guest, which has this initramfs.
-    Nested { qemu: Qemu, initramfs: PathBuf, outer: Option<Process> },
+    Nested { qemu: Qemu, initramfs: PathBuf },
+}
+
+thread_local! {
+    /// The outer guest of this thread's tests; it dies with the thread.
+    static OUTER: RefCell<Option<Process>> = const { RefCell::new(None) };
 }
 
 impl Hosts {
@@ -60,23 +66,23 @@ impl Hosts {
             Ours::Direct
         } else {
             let initramfs = write("outer.cpio", &outer_initramfs(&kernel, &elf, &guest)?)?;
-            Ours::Nested { qemu: Qemu::for_nested_kvm()?, initramfs, outer: None }
+            Ours::Nested { qemu: Qemu::for_nested_kvm()?, initramfs }
         };
         Ok(Self { kernel: elf, guest: write("guest.cpio", &guest)?, qemu, ours })
     }
 
     /// Runs a scenario in our VMM.
-    pub fn run_on_ours(&mut self, scenario: &Scenario) -> Result<Transcript, String> {
-        match &mut self.ours {
+    pub fn run_on_ours(&self, scenario: &Scenario) -> Result<Transcript, String> {
+        match &self.ours {
             Ours::Direct => run_directly(scenario, &self.kernel, &self.guest),
-            Ours::Nested { qemu, initramfs, outer } => {
-                let mut running = match outer.take() {
+            Ours::Nested { qemu, initramfs } => {
+                let mut running = match OUTER.take() {
                     Some(running) => running,
                     None => boot_outer(qemu, &self.kernel, initramfs)?,
                 };
                 let transcript = run_nested(scenario, &mut running)?;
                 // Only kept while it answers: after an error the next test gets a new one.
-                *outer = Some(running);
+                OUTER.set(Some(running));
                 Ok(transcript)
             }
         }
@@ -127,7 +133,7 @@ fn arguments(scenario: &Scenario, files: Files<'_>) -> Vec<OsString> {
 }
 
 fn run_directly(scenario: &Scenario, kernel: &Path, guest: &Path) -> Result<Transcript, String> {
-    let (events, channel) = (scratch("events.json"), scratch("channel"));
+    let [events, channel] = ["events", "channel"].map(|file| scratch(&format!("{}.{file}", scenario.name)));
     let mut vmm = process::that_dies_with_us(Path::new(VMM));
     vmm.args(arguments(scenario, Files { kernel, initrd: guest, events: &events, channel: &channel }));
     let started = Instant::now();

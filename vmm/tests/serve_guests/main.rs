@@ -28,10 +28,10 @@ const LATEST: Duration = Duration::from_secs(10);
 /// For showing that something keeps the timeout from coming.
 const LONGER_THAN_THE_TIMEOUT: Duration = Duration::from_secs(6);
 
-/// Runs a test with the machine to itself, or skips it loudly.
+/// Runs a test while no other process' tests have the machine, or skips it loudly.
 fn with_pieces(test: &str, run: impl FnOnce(&Pieces)) {
-    match assets::machine_to_ourselves().and_then(|held| Ok((held, Pieces::get()?))) {
-        Ok((_held, pieces)) => run(&pieces),
+    match assets::machine_for_this_process().and_then(|()| Pieces::get()) {
+        Ok(pieces) => run(&pieces),
         Err(why) => skip::loudly(test, &why),
     }
 }
