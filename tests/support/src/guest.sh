@@ -24,7 +24,7 @@ obey() {
 feed() {
     watchdog -F -t "$1" -T "$2" /dev/watchdog &
     feeder=$!
-    until ls -l "/proc/$feeder/fd" | grep -q /dev/watchdog; do sleep 0.1; done
+    until ls -l "/proc/$feeder/fd" 2>/dev/null | grep -q /dev/watchdog; do sleep 0.1; done
     until [ "$(cat /sys/class/watchdog/watchdog0/timeout)" = "$2" ]; do sleep 0.1; done
 }
 
@@ -32,6 +32,6 @@ feed() {
 # gives it a last heartbeat; TERM stops it.
 end_feeder() {
     kill -s "$1" "$feeder" || return
-    wait "$feeder"
-    [ $? -gt 128 ] || [ "$1" = TERM ]
+    wait "$feeder" 2>/dev/null # Without "Killed" from the shell.
+    case "$1 $?" in "KILL 137" | "TERM 143") ;; *) return 1 ;; esac
 }
