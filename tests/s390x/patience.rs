@@ -5,7 +5,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// How long anything may take that is not a timeout of the watchdog itself, on a busy machine: a boot takes 8 s on an idle one, and 100 s were seen.
+/// How long anything may take that is not a timeout of the watchdog itself. A boot takes 8 s on an idle machine, and on a
+/// loaded one 100 s were seen.
 pub const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Connects to a socket that another process is about to listen on.

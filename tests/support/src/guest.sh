@@ -33,5 +33,5 @@ feed() {
 end_feeder() {
     kill -s "$1" "$feeder" || return
     wait "$feeder" 2>/dev/null # Without "Killed" from the shell.
-    case "$1 $?" in "KILL 137" | "TERM 143") ;; *) return 1 ;; esac
+    case "$1 $?" in "KILL 137" | "TERM 0") ;; *) return 1 ;; esac
 }

@@ -249,7 +249,7 @@ mod tests {
     use super::*;
     use crate::channel::GUEST;
 
-    const LIMIT: Duration = Duration::from_secs(10);
+    const LIMIT: Duration = Duration::from_secs(60);
 
     fn shell(script: &str) -> Process {
         let mut command = that_dies_with_us(Path::new("/bin/sh"));
