@@ -295,8 +295,8 @@ fn check(notes: &[Note], cases: &[Case]) {
 }
 
 fn with_qemu(name: &str, test: impl FnOnce(&Qemu) -> Result<(), Box<dyn Error>>) {
-    match Qemu::current().and_then(|qemu| Ok((qemu, assets::machine_to_ourselves()?))) {
-        Ok((qemu, _held)) => test(&qemu).unwrap(),
+    match Qemu::current().and_then(|qemu| assets::machine_for_this_process().map(|()| qemu)) {
+        Ok(qemu) => test(&qemu).unwrap(),
         Err(why) => skip::loudly(name, &why),
     }
 }

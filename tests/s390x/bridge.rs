@@ -52,6 +52,7 @@ pub type Answer = Result<(), ProgramInterruption>;
 /// One call of the guest, and what the device made of it.
 #[derive(Clone, Copy, Debug)]
 pub struct Decision {
+    /// Right before the device was asked.
     pub at: Instant,
     pub answer: Answer,
 }
@@ -114,10 +115,12 @@ impl<H: Hook, D: FnMut(&Interrupted) -> Option<Answer>> Span<H, D> {
         let here = self.cpu.registers()?;
         assert_eq!(here.psw_address, self.hook.address(), "the only breakpoint");
         let interrupted = self.hook.interrupted(&mut self.cpu, &here)?;
+        // Before the device takes it for a heartbeat: a timeout that is counted from here is not early.
+        let at = Instant::now();
         let answer = interrupted.as_ref().and_then(&mut self.device);
         if let (Some(answer), Some(interrupted)) = (answer, interrupted) {
             // A test that has seen enough no longer listens.
-            let _ = self.report.send(Decision { at: Instant::now(), answer });
+            let _ = self.report.send(Decision { at, answer });
             match answer {
                 Ok(()) => return self.hook.complete(&mut self.cpu, &here, &interrupted),
                 Err(interruption) => self.hook.inject(&mut self.cpu, interruption)?,

@@ -1,4 +1,4 @@
-//! The guest: Debian's kernel for s390x with busybox, and an init that does what it is told on the console.
+//! The guest: Debian's kernel for s390x with busybox, and an init that does what the test asks for.
 
 use std::error::Error;
 use std::ops::{Deref, DerefMut};
@@ -10,6 +10,7 @@ use vm_watchdog::diag288::ProgramInterruption;
 use vm_watchdog_test_support::Unavailable;
 use vm_watchdog_test_support::initramfs::Initramfs;
 use vm_watchdog_test_support::kernel::Kernel;
+use vm_watchdog_test_support::process::Reply;
 use vm_watchdog_test_support::qemu::Qemu;
 
 use crate::bridge::{Hook, Interrupted};
@@ -17,15 +18,10 @@ use crate::gdb::{Gdb, Registers};
 use crate::machine::{Device, Machine};
 use crate::patience::PATIENCE;
 
-/// Says where the kernel takes specification exceptions, then reads commands and tells how they ended.
-const INIT: &str = r#"stty -echo
-dmesg -n 1
-echo "specification_exception is at 0x$(sed -n 's/ T specification_exception$//p; s/ t specification_exception$//p' /proc/kallsyms)."
-echo "ready"
-while read -r command; do
-    eval "$command"
-    echo "status $?."
-done
+/// Says where the kernel takes specification exceptions, then executes commands.
+const INIT: &str = r#"
+insmod /lib/virtio_console.ko
+obey /dev/vport*p1 "$(sed -n 's/ [Tt] specification_exception$//p' /proc/kallsyms)"
 "#;
 
 /// What it takes to run the guest.
@@ -39,7 +35,10 @@ impl Parts {
     /// Fetches them the first time.
     pub fn fetch() -> Result<Self, Unavailable> {
         let kernel = Kernel::s390x()?;
-        let initramfs = Initramfs::with_busybox(&kernel.busybox()?, INIT).modules(&kernel.module("diag288_wdt")?);
+        let mut initramfs = Initramfs::with_busybox(&kernel.busybox()?, INIT);
+        for name in ["virtio_console", "diag288_wdt"] {
+            initramfs = initramfs.modules(&kernel.module(name)?);
+        }
         Ok(Self { qemu: Qemu::current()?, kernel, initramfs: initramfs.build() })
     }
 }
@@ -64,7 +63,7 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Boots until init listens.
+    /// Boots until init takes commands.
     pub fn boot(parts: &Parts, device: Device) -> Result<Self, Box<dyn Error>> {
         Self::boot_with(parts, device, |_, _| Ok(()))
     }
@@ -89,21 +88,15 @@ impl Guest {
         Ok(guest)
     }
 
-    /// Waits until init listens. Returns where the kernel takes specification exceptions.
+    /// Waits until init takes commands. Returns where the kernel takes specification exceptions.
     pub fn wait_for_boot(&mut self) -> Result<u64, Box<dyn Error>> {
-        self.console.wait_for("specification_exception is at 0x", PATIENCE)?;
-        let address = self.console.wait_for(".", PATIENCE)?;
-        self.console.wait_for("ready", PATIENCE)?;
-        Ok(u64::from_str_radix(address.trim_end_matches('.'), 16)?)
+        Ok(u64::from_str_radix(&self.process.wait_until_ready(PATIENCE)?, 16)?)
     }
 
     /// Has init execute a shell command. Returns its status, and what was printed meanwhile.
     pub fn run(&mut self, command: &str) -> Result<(u8, String), Box<dyn Error>> {
-        self.console.send_line(command)?;
-        let printed = self.console.wait_for("status ", PATIENCE)?;
-        let status = self.console.wait_for(".", PATIENCE)?;
-        let printed = printed.trim_end_matches("status ").replace('\r', "").trim().to_owned();
-        Ok((status.trim_end_matches('.').parse()?, printed))
+        let Reply { status, output } = self.process.run(command, PATIENCE)?;
+        Ok((status.try_into()?, output))
     }
 }
 

@@ -17,10 +17,10 @@ use crate::rig::{Rig, TIMEOUT, tell_twice};
 
 type Story = Result<(), Box<dyn Error>>;
 
-/// Fetches what the test needs, then runs it while no other test has the machine.
+/// Fetches what the test needs, then runs it while no other process' tests have the machine.
 pub fn with_parts(name: &str, test: impl FnOnce(&Parts)) {
-    match Parts::fetch().and_then(|parts| Ok((parts, assets::machine_to_ourselves()?))) {
-        Ok((parts, _held)) => test(&parts),
+    match Parts::fetch().and_then(|parts| assets::machine_for_this_process().map(|()| parts)) {
+        Ok(parts) => test(&parts),
         Err(why) => skip::loudly(name, &why),
     }
 }
@@ -32,9 +32,9 @@ fn a_guest_whose_daemon_is_killed_is_reset_and_protected_again() {
 
 fn killed_and_reset(rig: &mut Rig) -> Story {
     rig.load_driver()?;
-    let alive = rig.pet_and_kill()?;
+    let alive = rig.feed_and_kill()?;
     rig.note_kernel_log()?;
-    rig.expect_bite(alive, |qmp| qmp.wait_for_event("RESET"))?;
+    rig.expect_timeout(alive, |qmp| qmp.wait_for_event("RESET"))?;
     if let Some(ours) = &rig.ours {
         assert!(!ours.watchdog.stats().armed, "a timeout that resets disarms");
     }
@@ -44,12 +44,11 @@ fn killed_and_reset(rig: &mut Rig) -> Story {
     rig.load_driver()?;
     rig.run("rmmod diag288_wdt")?;
     rig.run("insmod /lib/diag288_wdt.ko")?;
-    rig.run("watchdog -t 2 -T 15 /dev/watchdog")?;
-    rig.run("sleep 3")?;
+    rig.feed()?;
     if let Some(ours) = &rig.ours {
         assert!(ours.watchdog.stats().armed);
     }
-    rig.run("kill $(pidof watchdog)")?;
+    rig.run("end_feeder TERM")?;
     rig.run(&format!("sleep {}", TIMEOUT.as_secs() + 1))?;
     rig.note_kernel_log()
 }
@@ -61,9 +60,7 @@ fn a_guest_that_is_reset_while_armed_boots_in_peace_and_can_be_powered_off() {
 
 fn reset_and_powered_off(rig: &mut Rig) -> Story {
     rig.load_driver()?;
-    rig.run("watchdog -t 2 -T 15 /dev/watchdog")?;
-    // The daemon opens the device after its parent has answered.
-    rig.run("sleep 2")?;
+    rig.feed()?;
     // Without warning: the driver has no chance to cancel.
     rig.guest.qmp.execute("system_reset")?;
     rig.guest.qmp.wait_for_event("RESET")?;
@@ -75,8 +72,9 @@ fn reset_and_powered_off(rig: &mut Rig) -> Story {
     rig.run(&format!("sleep {}", TIMEOUT.as_secs()))?;
 
     rig.load_driver()?;
-    let alive = rig.pet_and_kill()?;
-    rig.expect_bite(alive, Qmp::wait_for_end)
+    let alive = rig.feed_and_kill()?;
+    rig.expect_timeout(alive, Qmp::wait_for_end)?;
+    rig.expect_end()
 }
 
 #[test]
@@ -88,8 +86,8 @@ fn killed_and_interrupted(rig: &mut Rig) -> Story {
     // What the kernel does on a restart interruption is the administrator's choice.
     rig.run("echo reipl > /sys/firmware/shutdown_actions/on_restart")?;
     rig.load_driver()?;
-    let alive = rig.pet_and_kill()?;
-    rig.expect_bite(alive, |qmp| qmp.wait_for_event("RESET"))?;
+    let alive = rig.feed_and_kill()?;
+    rig.expect_timeout(alive, |qmp| qmp.wait_for_event("RESET"))?;
     if let Some(ours) = &rig.ours {
         assert!(!ours.watchdog.stats().armed, "an NMI disarms");
     }
@@ -110,8 +108,8 @@ fn killed_and_paused(rig: &mut Rig) -> Story {
         Ok(())
     };
     rig.load_driver()?;
-    let alive = rig.pet_and_kill()?;
-    rig.expect_bite(alive, is_paused)?;
+    let alive = rig.feed_and_kill()?;
+    rig.expect_timeout(alive, is_paused)?;
 
     if let Some(ours) = &rig.ours {
         assert!(ours.watchdog.stats().armed, "a pause leaves the watchdog armed");
@@ -119,8 +117,8 @@ fn killed_and_paused(rig: &mut Rig) -> Story {
     rig.resume()?;
     rig.note_kernel_log()?;
     // The driver still has the watchdog for running, and begins with a heartbeat: CHANGE, not INIT.
-    let alive = rig.pet_and_kill()?;
-    rig.expect_bite(alive, is_paused)
+    let alive = rig.feed_and_kill()?;
+    rig.expect_timeout(alive, is_paused)
 }
 
 /// With a device that refuses every call: what the driver says then is what it says on a machine without the device.

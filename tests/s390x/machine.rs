@@ -1,4 +1,4 @@
-//! A virtual s390x machine: QEMU's processor, with somebody's watchdog.
+//! A virtual s390x machine: QEMU's processor, with our watchdog or QEMU's.
 
 use std::fs::File;
 use std::io;
@@ -16,9 +16,9 @@ use crate::qmp::Qmp;
 /// How much memory a machine has, in bytes.
 pub const MEMORY: u64 = 512 << 20;
 
-/// A running QEMU with a console, a QMP connection, and a socket for a debugger.
+/// A running QEMU with a channel to its guest, a QMP connection, and a socket for a debugger.
 pub struct Machine {
-    pub console: Process,
+    pub process: Process,
     pub qmp: Arc<Qmp>,
     folder: TempDir,
 }
@@ -46,16 +46,19 @@ impl Machine {
         let mut command = qemu.system("s390x");
         command
             .args(["-M", "s390-ccw-virtio", "-accel", "tcg", "-m", "512", "-display", "none", "-nodefaults"])
-            .args(["-chardev", "stdio,id=console,signal=off", "-device", "sclpconsole,chardev=console"])
+            .args(["-chardev", "file,id=console,path=/dev/stderr", "-device", "sclpconsole,chardev=console"])
+            // The guest's channel: a port of virtio-serial, to which its kernel does not print.
+            .args(["-chardev", "stdio,id=channel,signal=off", "-device", "virtio-serial-ccw"])
+            .args(["-device", "virtserialport,chardev=channel"])
             .args(["-gdb", &listen_on(&gdb_socket(&folder))])
             .args(["-qmp", &listen_on(&qmp_socket(&folder))]);
         if let Device::Qemu { action } = device {
             command.args(["-device", "diag288", "-action", &format!("watchdog={action}")]);
         }
         arguments(folder.path(), &mut command)?;
-        let console = Process::start(command)?;
+        let process = Process::start(command)?;
         let qmp = Arc::new(Qmp::connect(&qmp_socket(&folder))?);
-        Ok(Self { console, qmp, folder })
+        Ok(Self { process, qmp, folder })
     }
 
     /// Connects a debugger, which stops the machine.

@@ -15,8 +15,8 @@ use crate::machine::Device;
 use crate::patience::PATIENCE;
 use crate::qmp::Qmp;
 
-/// How late a bite may be: generous, for the processors are emulated and busy. Early is never allowed.
-const LATE: Duration = Duration::from_secs(20);
+/// How late a timeout may be on a loaded machine with emulated processors. It is never early.
+const LATEST: Duration = Duration::from_secs(20);
 
 /// A guest with a watchdog that performs one action.
 pub struct Rig {
@@ -71,33 +71,43 @@ impl Rig {
         self.run("insmod /lib/diag288_wdt.ko")
     }
 
-    /// Runs busybox' watchdog daemon for some time, and returns when it is about to be killed.
-    pub fn pet_and_kill(&mut self) -> Result<Instant, Box<dyn Error>> {
-        self.run("watchdog -t 2 -T 15 /dev/watchdog")?;
-        self.run("sleep 5")?;
+    /// Has busybox feed the watchdog.
+    pub fn feed(&mut self) -> Result<(), Box<dyn Error>> {
+        self.run("feed 2 15")
+    }
+
+    /// Has busybox feed the watchdog for some time, then kills it. Linux gives the watchdog its last heartbeat after
+    /// that, so that this heartbeat is no earlier than the instant that is returned.
+    pub fn feed_and_kill(&mut self) -> Result<Instant, Box<dyn Error>> {
+        self.feed()?;
+        self.run("sleep 3")?;
         let alive = Instant::now();
-        self.run("kill -9 $(pidof watchdog)")?;
+        self.run("end_feeder KILL")?;
         Ok(alive)
     }
 
-    /// Waits until `bite` returns, and checks that it took 15 s from the guest's last sign of life.
-    pub fn expect_bite(
+    /// Waits until `timed_out` returns, and checks that it took 15 s from the guest's last sign of life: never less, by
+    /// the clock of the test, and not much more.
+    pub fn expect_timeout(
         &mut self,
         alive: Instant,
-        bite: impl FnOnce(&Qmp) -> std::io::Result<()>,
+        timed_out: impl FnOnce(&Qmp) -> std::io::Result<()>,
     ) -> Result<(), Box<dyn Error>> {
-        bite(&self.guest.qmp)?;
-        let waited = alive.elapsed();
-        assert!(waited >= TIMEOUT, "bitten {waited:?} after a sign of life, by QEMU's clock");
-        assert!(waited < TIMEOUT + LATE, "bitten only after {waited:?}");
+        timed_out(&self.guest.qmp)?;
+        assert_on_time(alive.elapsed());
         if let Some(ours) = &self.ours {
-            let (bitten, event) = ours.events.recv_timeout(PATIENCE)?;
+            let (fired, _) = ours.events.recv_timeout(PATIENCE)?;
             let last = ours.bridge.decisions.try_iter().inspect(|decision| assert_eq!(decision.answer, Ok(()))).last();
-            let waited = bitten - last.ok_or("the guest has not called")?.at;
-            assert!(waited >= TIMEOUT, "bitten {waited:?} after the last call");
-            println!("bitten {waited:?} after the last call, {:?} late", event.lateness());
+            assert_on_time(fired - last.ok_or("the guest has not called")?.at);
         }
-        self.note("bitten".to_owned());
+        self.note("timed out".to_owned());
+        Ok(())
+    }
+
+    /// Waits until QEMU has ended, in the proper way.
+    pub fn expect_end(&mut self) -> Result<(), Box<dyn Error>> {
+        let ended = self.guest.process.wait(PATIENCE)?;
+        assert!(ended.status.success(), "{}: {}", ended.status, ended.record);
         Ok(())
     }
 
@@ -128,17 +138,18 @@ impl Rig {
 
     /// Writes down something that both stories have to have at this place.
     pub fn note(&mut self, line: String) {
-        println!(
-            "{:?} {} {line}",
-            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() % 1000,
-            self.ours.is_some()
-        );
         self.story.push(line);
     }
 }
 
 /// What the guests set.
 pub const TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Checks how long after a sign of life a timeout came.
+pub fn assert_on_time(waited: Duration) {
+    assert!(waited >= TIMEOUT, "a timeout {waited:?} after a sign of life");
+    assert!(waited < TIMEOUT + LATEST, "a timeout only {waited:?} after a sign of life");
+}
 
 impl Ours {
     fn attach(guest: &Guest, action: Action) -> Result<Self, Box<dyn Error>> {

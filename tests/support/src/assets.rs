@@ -3,6 +3,7 @@
 use std::env;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use rustix::fs::{FlockOperation, flock};
 
@@ -54,6 +55,14 @@ pub fn machine_to_ourselves() -> Result<Held, Unavailable> {
     fs::create_dir_all(&folder).map_err(Unavailable::while_doing(folder.display()))?;
     let lane = env::var(LANE_VARIABLE).map(|lane| format!("-{lane}")).unwrap_or_default();
     lock(&format!("machine{lane}.lock"))
+}
+
+/// The same, once for all tests of this process and until it ends: they run beside each other.
+///
+/// For tests with guests, which wait most of the time, and whose bounds hold on a loaded machine.
+pub fn machine_for_this_process() -> Result<(), Unavailable> {
+    static HELD: OnceLock<Result<Held, Unavailable>> = OnceLock::new();
+    HELD.get_or_init(machine_to_ourselves).as_ref().map(|_| ()).map_err(Clone::clone)
 }
 
 /// A lock that is held until this is dropped.

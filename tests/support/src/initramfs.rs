@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::channel;
 use crate::kernel::Module;
 
 const FOLDER: u32 = 0o040_755;
@@ -18,6 +19,7 @@ const PROLOGUE: &str = "\
 /bin/busybox mount -t devtmpfs dev /dev
 /bin/busybox --install -s /bin
 export PATH=/bin
+. /guest.sh
 ";
 
 /// An initramfs image under construction. Folders appear by themselves; paths are relative to the root.
@@ -41,9 +43,13 @@ impl Initramfs {
         Self::default()
     }
 
-    /// An image with busybox, whose init has the kernel's file systems mounted and goes on with `script`.
+    /// An image with busybox, whose init has the kernel's file systems mounted and goes on with `script`, which can use
+    /// the functions of [`channel::GUEST`]; other scripts find them in `/guest.sh`.
     pub fn with_busybox(busybox: &[u8], script: &str) -> Self {
-        Self::new().program("init", [PROLOGUE, script].concat().as_bytes()).program("bin/busybox", busybox)
+        Self::new()
+            .program("init", [PROLOGUE, script].concat().as_bytes())
+            .program("bin/busybox", busybox)
+            .file("guest.sh", channel::GUEST.as_bytes())
     }
 
     /// Adds kernel modules, as `/lib/NAME.ko`.

@@ -5,14 +5,16 @@
 //! skipped loudly; with `VM_WATCHDOG_REQUIRE_GUESTS=1` a skip is a failure.
 //!
 //! - [`assets`]: folders that are made once, whole or not at all
+//! - [`channel`]: how a guest and its harness talk
 //! - [`debian`]: packages, through a private apt
 //! - [`kernel`]: Debian's kernel, its modules and its busybox
 //! - [`initramfs`]: the archive a kernel boots from
 //! - [`qemu`]: a current QEMU beside the machine's own
-//! - [`process`]: a program with a console and a hard time limit
+//! - [`process`]: a program with a guest in it, and a hard time limit
 //! - [`skip`]: what becomes of a test whose pieces cannot be had
 
 pub mod assets;
+pub mod channel;
 pub mod debian;
 pub mod initramfs;
 pub mod kernel;

@@ -1,14 +1,21 @@
-//! A program with a console and a hard time limit: a QEMU, or a VMM of ours.
+//! A program with a guest in it and a hard time limit: a QEMU, or another VMM.
+//!
+//! Standard input and output are the guest's [channel](crate::channel). Standard error is for everything that is only
+//! recorded: what the program prints, and the console of the guest's kernel.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::pipe::{PipeFlags, pipe_with};
+
+use crate::channel::{Decoder, Message, Piece};
 
 /// A command that starts `program` in such a way that it is killed when the thread that started it ends, even if that
 /// thread had no time to clean up.
@@ -23,9 +30,38 @@ pub fn that_dies_with_us(program: &Path) -> Command {
 pub struct Process {
     child: Child,
     input: Option<ChildStdin>,
-    output: Receiver<Vec<u8>>,
-    printed: String,
-    read_up_to: usize,
+    output: Receiver<Chunk>,
+    decoder: Decoder,
+    /// Messages that were not taken yet.
+    messages: VecDeque<Message>,
+    record: String,
+    last_command: u32,
+}
+
+/// How a program ended.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    /// Its exit status.
+    pub status: ExitStatus,
+    /// The messages of its guest that were not taken before.
+    pub messages: Vec<Message>,
+    /// Everything it printed, and all messages.
+    pub record: String,
+}
+
+/// What came of a command in a guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// Its exit status.
+    pub status: i32,
+    /// What it printed, without white space at the end.
+    pub output: String,
+}
+
+#[derive(Debug)]
+enum Chunk {
+    Channel(Vec<u8>),
+    Console(Vec<u8>),
 }
 
 /// Why a program did not do what was expected of it.
@@ -41,96 +77,145 @@ pub enum ProcessError {
         source: io::Error,
     },
     /// It took too long.
-    #[error("{awaited} took more than {limit:?}; it printed:\n{printed}")]
+    #[error("{awaited} took more than {limit:?}; the record:\n{record}")]
     TooSlow {
         /// What did not happen.
         awaited: String,
         /// How long it could have taken.
         limit: Duration,
-        /// Everything it printed.
-        printed: String,
+        /// Everything it printed, and all messages.
+        record: String,
     },
     /// It ended too early.
-    #[error("ended with {status} before {awaited}; it printed:\n{printed}")]
+    #[error("ended with {status} before {awaited}; the record:\n{record}")]
     Ended {
         /// What did not happen.
         awaited: String,
         /// How it ended.
         status: ExitStatus,
-        /// Everything it printed.
-        printed: String,
+        /// Everything it printed, and all messages.
+        record: String,
+    },
+    /// The guest sent something else.
+    #[error("{message:?} instead of {awaited}; the record:\n{record}")]
+    Unexpected {
+        /// What did not happen.
+        awaited: String,
+        /// What the guest sent.
+        message: Message,
+        /// Everything it printed, and all messages.
+        record: String,
     },
 }
 
 impl Process {
-    /// Starts `command`, whose console is its standard input and output.
+    /// Starts `command`, whose standard input and output are a guest's channel.
     pub fn start(mut command: Command) -> Result<Self, ProcessError> {
         let name = command.get_program().to_string_lossy().into_owned();
         let io_error = |source| ProcessError::Io { doing: format!("starting {name}"), source };
-        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| io_error(error.into()))?;
-        let errors = writer.try_clone().map_err(io_error)?;
-        let mut child = command.stdin(Stdio::piped()).stdout(writer).stderr(errors).spawn().map_err(io_error)?;
-        // The command holds the other end of the pipe, and the end of the output is only seen when nobody does.
+        let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(|error| io_error(error.into()));
+        let (channel_reader, channel_writer) = pipe()?;
+        let (console_reader, console_writer) = pipe()?;
+        command.stdin(Stdio::piped()).stdout(channel_writer).stderr(console_writer);
+        let mut child = command.spawn().map_err(io_error)?;
+        // The command holds the writing ends, and the readers see the end when all of them are closed.
         drop(command);
         let input = child.stdin.take();
         let (sender, output) = channel();
-        thread::spawn(move || {
-            let mut reader = File::from(reader);
-            let mut chunk = [0; 4096];
-            while let Ok(length @ 1..) = reader.read(&mut chunk) {
-                if sender.send(chunk[..length].to_vec()).is_err() {
-                    return;
-                }
-            }
-        });
-        Ok(Self { child, input, output, printed: String::new(), read_up_to: 0 })
+        forward(channel_reader, sender.clone(), Chunk::Channel);
+        forward(console_reader, sender, Chunk::Console);
+        let (decoder, messages) = Default::default();
+        Ok(Self { child, input, output, decoder, messages, record: String::new(), last_command: 0 })
     }
 
-    /// Types a line.
-    pub fn send_line(&mut self, line: &str) -> Result<(), ProcessError> {
-        let input = self.input.as_mut().expect("held until dropped");
-        writeln!(input, "{line}")
-            .and_then(|()| input.flush())
-            .map_err(|source| ProcessError::Io { doing: format!("typing {line:?}"), source })
-    }
-
-    /// Waits at most `limit` for a text after the last one waited for. Returns what was printed from there on, the text
-    /// included.
-    pub fn wait_for(&mut self, text: &str, limit: Duration) -> Result<String, ProcessError> {
-        let awaited = format!("printing {text:?}");
+    /// Waits at most `limit` for the guest to announce that it has booted. Returns what it says about itself.
+    pub fn wait_until_ready(&mut self, limit: Duration) -> Result<String, ProcessError> {
         let deadline = Instant::now() + limit;
-        let start = self.read_up_to;
         loop {
-            if let Some(at) = self.printed[start..].find(text) {
-                self.read_up_to = start + at + text.len();
-                return Ok(self.printed[start..self.read_up_to].to_owned());
-            }
-            if !self.receive(&awaited, deadline, limit)? {
-                let (status, printed) = (self.status()?, self.printed.clone());
-                return Err(ProcessError::Ended { awaited, status, printed });
+            // What it said before belongs to the boot before.
+            if let Message::Ready(text) = self.next_message("the guest is ready", deadline, limit)? {
+                return Ok(text);
             }
         }
     }
 
-    /// Waits at most `limit` for the end. Returns how it ended, and everything it printed.
-    pub fn wait(mut self, limit: Duration) -> Result<(ExitStatus, String), ProcessError> {
+    /// Has the guest execute a shell command within `limit`.
+    pub fn run(&mut self, command: &str, limit: Duration) -> Result<Reply, ProcessError> {
+        let awaited = format!("the end of {command:?}");
+        let deadline = Instant::now() + limit;
+        self.last_command += 1;
+        let number = self.last_command;
+        self.send(&format!("{number} {command}\n"))?;
+        loop {
+            match self.next_message(&awaited, deadline, limit)? {
+                Message::Done { number: done, status, output } if done == number => {
+                    return Ok(Reply { status, output });
+                }
+                Message::Said(_) => {}
+                message => return Err(ProcessError::Unexpected { awaited, message, record: self.record.clone() }),
+            }
+        }
+    }
+
+    /// Waits at most `limit` for the end.
+    pub fn wait(&mut self, limit: Duration) -> Result<Ended, ProcessError> {
         let deadline = Instant::now() + limit;
         while self.receive("its end", deadline, limit)? {}
-        Ok((self.status()?, std::mem::take(&mut self.printed)))
+        let status = self.status()?;
+        let record = std::mem::take(&mut self.record);
+        Ok(Ended { status, messages: std::mem::take(&mut self.messages).into(), record })
+    }
+
+    fn send(&mut self, line: &str) -> Result<(), ProcessError> {
+        let input = self.input.as_mut().expect("held until dropped");
+        input
+            .write_all(line.as_bytes())
+            .and_then(|()| input.flush())
+            .map_err(|source| ProcessError::Io { doing: format!("sending {line:?}"), source })
+    }
+
+    fn next_message(&mut self, awaited: &str, deadline: Instant, limit: Duration) -> Result<Message, ProcessError> {
+        loop {
+            if let Some(message) = self.messages.pop_front() {
+                return Ok(message);
+            }
+            if !self.receive(awaited, deadline, limit)? {
+                let (awaited, status, record) = (awaited.to_owned(), self.status()?, self.record.clone());
+                return Err(ProcessError::Ended { awaited, status, record });
+            }
+        }
     }
 
     /// Waits for more output; false at its end.
     fn receive(&mut self, awaited: &str, deadline: Instant, limit: Duration) -> Result<bool, ProcessError> {
-        match self.output.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(chunk) => {
-                // Serial consoles end lines with CR LF.
-                self.printed.extend(String::from_utf8_lossy(&chunk).chars().filter(|&character| character != '\r'));
-                Ok(true)
+        let pieces = match self.output.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(Chunk::Channel(bytes)) => self.decoder.feed(&bytes),
+            // Serial consoles end lines with CR LF.
+            Ok(Chunk::Console(bytes)) => vec![Piece::Text(String::from_utf8_lossy(&bytes).replace('\r', ""))],
+            Err(RecvTimeoutError::Disconnected) => {
+                let rest = self.decoder.finish();
+                self.take(rest);
+                return Ok(false);
             }
-            Err(RecvTimeoutError::Disconnected) => Ok(false),
             Err(RecvTimeoutError::Timeout) => {
-                let (awaited, printed) = (awaited.to_owned(), self.printed.clone());
-                Err(ProcessError::TooSlow { awaited, limit, printed })
+                let rest = self.decoder.clone().finish();
+                self.take(rest);
+                let (awaited, record) = (awaited.to_owned(), self.record.clone());
+                return Err(ProcessError::TooSlow { awaited, limit, record });
+            }
+        };
+        self.take(pieces);
+        Ok(true)
+    }
+
+    fn take(&mut self, pieces: Vec<Piece>) {
+        for piece in pieces {
+            match piece {
+                Piece::Text(text) => self.record += &text,
+                Piece::Message(message) => {
+                    self.record += &format!("<{message:?}>\n");
+                    self.messages.push_back(message);
+                }
             }
         }
     }
@@ -138,6 +223,18 @@ impl Process {
     fn status(&mut self) -> Result<ExitStatus, ProcessError> {
         self.child.wait().map_err(|source| ProcessError::Io { doing: "waiting for the end".to_owned(), source })
     }
+}
+
+fn forward(reader: OwnedFd, sender: Sender<Chunk>, wrap: fn(Vec<u8>) -> Chunk) {
+    thread::spawn(move || {
+        let mut reader = File::from(reader);
+        let mut chunk = [0; 4096];
+        while let Ok(length @ 1..) = reader.read(&mut chunk) {
+            if sender.send(wrap(chunk[..length].to_vec())).is_err() {
+                return;
+            }
+        }
+    });
 }
 
 impl Drop for Process {
@@ -150,8 +247,9 @@ impl Drop for Process {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::channel::GUEST;
 
-    const LIMIT: Duration = Duration::from_secs(10);
+    const LIMIT: Duration = Duration::from_secs(60);
 
     fn shell(script: &str) -> Process {
         let mut command = that_dies_with_us(Path::new("/bin/sh"));
@@ -159,20 +257,58 @@ mod tests {
         Process::start(command).unwrap()
     }
 
-    #[test]
-    fn a_dialogue() {
-        let mut process = shell("echo ready; read word; echo got $word; exit 3");
-        process.wait_for("ready\n", LIMIT).unwrap();
-        process.send_line("this").unwrap();
-        assert_eq!(process.wait_for("this\n", LIMIT).unwrap(), "got this\n");
-        let (status, printed) = process.wait(LIMIT).unwrap();
-        assert_eq!((status.code(), printed.as_str()), (Some(3), "ready\ngot this\n"));
+    /// A "guest" that announces its boot, executes two commands, and ends with status 3. The numbers of its answers are
+    /// those of the commands plus `shift`.
+    fn guest(shift: u32) -> Process {
+        shell(&format!(
+            "{GUEST}
+            echo ready for this | frame
+            for turn in 1 2; do
+                read -r number command
+                printf '[    7.658403] a kernel speaks' >&2
+                {{ echo \"done $((number + {shift})) $turn\"; eval \"$command\"; }} | frame
+                echo said aside | frame
+            done
+            exit 3"
+        ))
     }
 
     #[test]
-    fn an_early_end_shows_the_output() {
-        let error = shell("echo oops >&2").wait_for("ready", LIMIT).unwrap_err();
-        assert!(matches!(&error, ProcessError::Ended { printed, .. } if printed == "oops\n"), "{error}");
+    fn a_dialogue() {
+        let mut process = guest(0);
+        assert_eq!(process.wait_until_ready(LIMIT).unwrap(), "for this");
+        let reply = process.run("echo one; echo two", LIMIT).unwrap();
+        assert_eq!(reply, Reply { status: 1, output: "one\ntwo".to_owned() });
+        assert_eq!(process.run("true", LIMIT).unwrap(), Reply { status: 2, output: String::new() });
+        let ended = process.wait(LIMIT).unwrap();
+        assert_eq!((ended.status.code(), ended.messages), (Some(3), vec![Message::Said("aside".to_owned())]));
+        assert!(ended.record.contains("a kernel speaks"), "{}", ended.record);
+    }
+
+    #[test]
+    fn an_answer_to_another_command_is_an_error() {
+        let mut process = guest(1);
+        process.wait_until_ready(LIMIT).unwrap();
+        let error = process.run("true", LIMIT).unwrap_err();
+        assert!(matches!(error, ProcessError::Unexpected { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_guest_that_boots_again_does_not_answer() {
+        let mut process = shell(&format!("{GUEST}\necho ready 0 | frame; read line; echo ready 32 | frame; read line"));
+        process.wait_until_ready(LIMIT).unwrap();
+        let error = process.run("true", LIMIT).unwrap_err();
+        let again = Message::Ready("32".to_owned());
+        assert!(matches!(&error, ProcessError::Unexpected { message, .. } if *message == again), "{error}");
+    }
+
+    #[test]
+    fn an_early_end_shows_the_record() {
+        let error = shell("echo oops >&2; printf half").wait_until_ready(LIMIT).unwrap_err();
+        assert!(
+            matches!(&error, ProcessError::Ended { record, .. } if record.contains("oops\n") && record.contains("half")),
+            "{error}"
+        );
     }
 
     #[test]

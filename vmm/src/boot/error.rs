@@ -40,6 +40,9 @@ pub enum BootError {
     /// The events file cannot be written.
     #[error("events file {}: {source}", path.display())]
     EventsFile { path: PathBuf, source: io::Error },
+    /// The file of the second serial port cannot be written.
+    #[error("file of the second serial port {}: {source}", path.display())]
+    SerialFile { path: PathBuf, source: io::Error },
     /// Guest memory refused what the loader wrote.
     #[error("the guest cannot be loaded: {0}")]
     Load(String),
@@ -75,7 +78,7 @@ impl BootError {
             Self::KvmUnusable { .. } | Self::KvmVersion(_) => ExitStatus::NoKvm,
             Self::Snapshot { .. } => ExitStatus::BadSnapshot,
             Self::TooLittleMemory { .. } | Self::MemoryUnavailable { .. } => ExitStatus::NoMemory,
-            Self::Usage(_) | Self::EventsFile { .. } => ExitStatus::Usage,
+            Self::Usage(_) | Self::EventsFile { .. } | Self::SerialFile { .. } => ExitStatus::Usage,
             Self::Load(_)
             | Self::Host { .. }
             | Self::Vcpu(_)

@@ -24,6 +24,7 @@ mod watchdogs;
 
 use std::fs::File;
 use std::io::Write;
+use std::path::Path;
 use std::sync::Arc;
 
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
@@ -35,7 +36,7 @@ use self::builtin::{Player, assemble, remarks};
 use self::devices::Devices;
 use self::devices::pci::{HostBridge, PciBus};
 use self::devices::power::{self, PowerManagement};
-use self::devices::serial::{self, Console};
+use self::devices::serial::{self, SerialPort};
 use self::devices::test_ports::TestPorts;
 use self::error::BootError;
 use self::kvm::{EntryPoint, KvmMachine};
@@ -148,7 +149,8 @@ fn run_machine(parts: Parts, timeline: &Arc<Timeline>) -> Result<ExitStatus, Boo
         remarks: remarks(&steps),
     });
     let power = open_power(kvm.as_ref())?;
-    let mut devices = Devices { pci: PciBus::default(), console: open_console()?, power, test_ports };
+    let (console, second_serial) = open_serial_ports(options.second_serial.as_deref())?;
+    let mut devices = Devices { pci: PciBus::default(), console, second_serial, power, test_ports };
     devices.pci.insert(0, Box::new(HostBridge));
     let run_delay = ThreadRunDelay::new();
     let watchdogs = Watchdogs {
@@ -163,7 +165,10 @@ fn run_machine(parts: Parts, timeline: &Arc<Timeline>) -> Result<ExitStatus, Boo
 
     let mut processor: Box<dyn Processor> = match (entry, kvm) {
         (Some(entry), Some(kvm)) => {
-            kvm.connect_edge(devices.console.interrupt(), serial::GSI)?;
+            kvm.connect_edge(devices.console.interrupt(), serial::CONSOLE_GSI)?;
+            if let Some(port) = &devices.second_serial {
+                kvm.connect_edge(port.interrupt(), serial::SECOND_GSI)?;
+            }
             Box::new(kvm.processor(entry)?)
         }
         _ => Box::new(Player::new(steps, watchdogs::base_address(0))),
@@ -222,8 +227,16 @@ fn open_power(kvm: Option<&KvmMachine>) -> Result<PowerManagement, BootError> {
     Ok(PowerManagement::new(Some(Box::new(line))))
 }
 
-fn open_console() -> Result<Console, BootError> {
-    Console::new(|| Box::new(std::io::stdout())).map_err(BootError::host("create an eventfd"))
+/// The console, and the second serial port if there is a file for it.
+fn open_serial_ports(file: Option<&Path>) -> Result<(SerialPort, Option<SerialPort>), BootError> {
+    let open = |output| SerialPort::new(output).map_err(BootError::host("create an eventfd"));
+    let console = open(Box::new(|| Box::new(std::io::stdout())))?;
+    let Some(path) = file else {
+        return Ok((console, None));
+    };
+    let file = File::create(path).map_err(|source| BootError::SerialFile { path: path.to_owned(), source })?;
+    let file = Arc::new(file);
+    Ok((console, Some(open(Box::new(move || Box::new(file.clone())))?)))
 }
 
 fn open_events(options: &BootOptions) -> Result<Box<dyn Write + Send>, BootError> {

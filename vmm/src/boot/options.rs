@@ -11,7 +11,7 @@ use crate::timeline::Format;
 /// Boots a guest in a small VMM on KVM and acts when its watchdog expires.
 ///
 /// Without a kernel, a built-in guest arms the watchdog, feeds it, stops, and is bitten; it needs no KVM, and says so
-/// when it has none. The guest's serial console is standard output.
+/// when it has none. The guest's serial console (3F8h, interrupt 4) is standard output.
 #[derive(Clone, Debug, clap::Args)]
 pub struct BootOptions {
     /// The kernel: a bzImage or a 64-bit ELF (vmlinux)
@@ -30,6 +30,10 @@ pub struct BootOptions {
         default_value = "console=ttyS0 panic=-1 reboot=k no_timer_check"
     )]
     pub cmdline: String,
+
+    /// Where the second serial port (2F8h, interrupt 3) writes; without this, there is no such port
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub second_serial: Option<PathBuf>,
 
     /// Guest memory, with K, M or G
     #[arg(long, value_name = "SIZE", default_value = "256M")]

@@ -2,18 +2,20 @@
 //!
 //! Our VMM needs KVM. Where the machine has a real one, the VMM runs directly. Elsewhere it runs in an outer guest:
 //! QEMU's emulation of an x86 processor includes AMD's SVM, so a stock kernel in it has a KVM that works. The outer
-//! guest boots once, and takes one command after the other on its console.
+//! guest boots once for each thread of tests, and takes one command after the other on its channel.
 
+use std::cell::RefCell;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vm_watchdog_test_support::Unavailable;
+use vm_watchdog_test_support::channel::{Decoder, Message, Piece};
 use vm_watchdog_test_support::initramfs::Initramfs;
 use vm_watchdog_test_support::kernel::Kernel;
-use vm_watchdog_test_support::process::{self, Process};
+use vm_watchdog_test_support::process::{self, Process, Reply};
 use vm_watchdog_test_support::qemu::Qemu;
 
 use crate::scenarios::{SCENARIOS, Scenario};
@@ -21,10 +23,13 @@ use crate::transcript::Transcript;
 
 const VMM: &str = env!("CARGO_BIN_EXE_vm-watchdog");
 
-/// How long one guest may take from its start to its end. The longest takes a third of it.
-const RUN_LIMIT: Duration = Duration::from_secs(90);
+/// How long one guest may take from its start to its end. On an idle machine the longest takes 30 s.
+const RUN_LIMIT: Duration = Duration::from_secs(600);
 /// How long the outer guest may take to boot, and to answer.
-const OUTER_LIMIT: Duration = Duration::from_secs(60);
+const OUTER_LIMIT: Duration = Duration::from_secs(300);
+
+/// The kernel's console is the first serial port, the guest's channel the second.
+const SERIAL_PORTS: [&str; 7] = ["-display", "none", "-nodefaults", "-serial", "file:/dev/stderr", "-serial", "stdio"];
 
 /// For every kernel. The self-tests of its ciphers take a second of every boot.
 const CMDLINE: &str = "console=ttyS0 quiet panic=-1 cryptomgr.notests";
@@ -42,7 +47,12 @@ enum Ours {
     /// The KVM of this machine.
     Direct,
     /// The KVM of an outer guest, which has this initramfs.
-    Nested { qemu: Qemu, initramfs: PathBuf, outer: Option<Process> },
+    Nested { qemu: Qemu, initramfs: PathBuf },
+}
+
+thread_local! {
+    /// The outer guest of this thread's tests; it dies with the thread.
+    static OUTER: RefCell<Option<Process>> = const { RefCell::new(None) };
 }
 
 impl Hosts {
@@ -56,23 +66,23 @@ impl Hosts {
             Ours::Direct
         } else {
             let initramfs = write("outer.cpio", &outer_initramfs(&kernel, &elf, &guest)?)?;
-            Ours::Nested { qemu: Qemu::for_nested_kvm()?, initramfs, outer: None }
+            Ours::Nested { qemu: Qemu::for_nested_kvm()?, initramfs }
         };
         Ok(Self { kernel: elf, guest: write("guest.cpio", &guest)?, qemu, ours })
     }
 
     /// Runs a scenario in our VMM.
-    pub fn run_on_ours(&mut self, scenario: &Scenario) -> Result<Transcript, String> {
-        match &mut self.ours {
+    pub fn run_on_ours(&self, scenario: &Scenario) -> Result<Transcript, String> {
+        match &self.ours {
             Ours::Direct => run_directly(scenario, &self.kernel, &self.guest),
-            Ours::Nested { qemu, initramfs, outer } => {
-                let mut running = match outer.take() {
+            Ours::Nested { qemu, initramfs } => {
+                let mut running = match OUTER.take() {
                     Some(running) => running,
                     None => boot_outer(qemu, &self.kernel, initramfs)?,
                 };
                 let transcript = run_nested(scenario, &mut running)?;
                 // Only kept while it answers: after an error the next test gets a new one.
-                *outer = Some(running);
+                OUTER.set(Some(running));
                 Ok(transcript)
             }
         }
@@ -82,27 +92,37 @@ impl Hosts {
     pub fn run_on_qemu(&self, scenario: &Scenario) -> Result<Transcript, String> {
         let mut machine = self.qemu.system("x86_64");
         machine.args(["-machine", "pc", "-accel", "tcg", "-cpu", "max", "-m", "256"]);
-        machine.args(["-display", "none", "-nodefaults", "-serial", "stdio"]);
+        machine.args(SERIAL_PORTS);
         // QEMU's watchdogs have one action and no escalation.
         let action = scenario.action.split(',').next().unwrap_or_default();
         machine.args(["-device", "i6300esb", "-action", &format!("watchdog={action}")]);
         machine.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.guest);
         machine.arg("-append").arg(format!("{CMDLINE} scenario={}", scenario.name));
-        let machine = Process::start(machine).map_err(|error| error.to_string())?;
-        let (status, console) = machine.wait(RUN_LIMIT).map_err(|error| error.to_string())?;
-        Transcript::new(status.code(), console, "")
+        let mut machine = Process::start(machine).map_err(|error| error.to_string())?;
+        let started = Instant::now();
+        let ended = machine.wait(RUN_LIMIT).map_err(|error| error.to_string())?;
+        Transcript::new(ended.status.code(), started.elapsed(), ended.record, ended.messages, "")
     }
 }
 
+/// What our VMM reads and writes.
+struct Files<'a> {
+    kernel: &'a Path,
+    initrd: &'a Path,
+    events: &'a Path,
+    channel: &'a Path,
+}
+
 /// The arguments of our VMM.
-fn arguments(scenario: &Scenario, kernel: &Path, initrd: &Path, events: &Path) -> Vec<OsString> {
+fn arguments(scenario: &Scenario, files: Files<'_>) -> Vec<OsString> {
     let cmdline = format!("{CMDLINE} reboot=k no_timer_check scenario={}", scenario.name);
     let watchdog = format!("i6300esb,action={}", scenario.action);
     let mut arguments: Vec<OsString> = ["boot", "--memory", "256M", "--events", "json"].map(Into::into).into();
-    let options: [(&str, OsString); 5] = [
-        ("--events-file", events.into()),
-        ("--kernel", kernel.into()),
-        ("--initrd", initrd.into()),
+    let options: [(&str, OsString); 6] = [
+        ("--events-file", files.events.into()),
+        ("--second-serial", files.channel.into()),
+        ("--kernel", files.kernel.into()),
+        ("--initrd", files.initrd.into()),
         ("--cmdline", cmdline.into()),
         ("--watchdog", watchdog.into()),
     ];
@@ -113,50 +133,59 @@ fn arguments(scenario: &Scenario, kernel: &Path, initrd: &Path, events: &Path) -
 }
 
 fn run_directly(scenario: &Scenario, kernel: &Path, guest: &Path) -> Result<Transcript, String> {
-    let events = scratch("events.json");
+    let [events, channel] = ["events", "channel"].map(|file| scratch(&format!("{}.{file}", scenario.name)));
     let mut vmm = process::that_dies_with_us(Path::new(VMM));
-    vmm.args(arguments(scenario, kernel, guest, &events));
-    let vmm = Process::start(vmm).map_err(|error| error.to_string())?;
-    let (status, console) = vmm.wait(RUN_LIMIT).map_err(|error| error.to_string())?;
-    let events = fs::read_to_string(&events).map_err(|error| format!("{}: {error}", events.display()))?;
-    Transcript::new(status.code(), console, &events)
+    vmm.args(arguments(scenario, Files { kernel, initrd: guest, events: &events, channel: &channel }));
+    let started = Instant::now();
+    let mut vmm = Process::start(vmm).map_err(|error| error.to_string())?;
+    let ended = vmm.wait(RUN_LIMIT).map_err(|error| error.to_string())?;
+    let took = started.elapsed();
+    let read = |path: &Path| fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()));
+    Transcript::new(ended.status.code(), took, ended.record, messages(&read(&channel)?), &read(&events)?)
 }
 
 fn boot_outer(qemu: &Qemu, kernel: &Path, initramfs: &Path) -> Result<Process, String> {
     let mut machine = qemu.system("x86_64");
     machine.args(["-machine", "pc", "-accel", "tcg", "-cpu", "max", "-m", "2048", "-no-reboot"]);
-    machine.args(["-display", "none", "-nodefaults", "-serial", "stdio"]);
+    machine.args(SERIAL_PORTS);
     machine.arg("-kernel").arg(kernel).arg("-initrd").arg(initramfs);
     machine.args(["-append", &format!("{CMDLINE} mitigations=off")]);
     let mut outer = Process::start(machine).map_err(|error| error.to_string())?;
-    outer.wait_for("outer: ready\n", OUTER_LIMIT).map_err(|error| format!("the outer guest: {error}"))?;
+    outer.wait_until_ready(OUTER_LIMIT).map_err(|error| format!("the outer guest: {error}"))?;
     Ok(outer)
 }
 
 fn run_nested(scenario: &Scenario, outer: &mut Process) -> Result<Transcript, String> {
-    let (kernel, initrd, events) = (Path::new("/vmlinux"), Path::new("/guest.cpio"), Path::new("/events.json"));
-    let quoted: Vec<String> = arguments(scenario, kernel, initrd, events)
+    let [kernel, initrd, events, channel] = ["/vmlinux", "/guest.cpio", "/events.json", "/channel"].map(Path::new);
+    let quoted: Vec<String> = arguments(scenario, Files { kernel, initrd, events, channel })
         .iter()
         .map(|argument| format!("'{}'", argument.to_string_lossy()))
         .collect();
-    let run = format!("timeout -s KILL {} /vm-watchdog {} </dev/null", RUN_LIMIT.as_secs(), quoted.join(" "));
-    execute(outer, "rm -f /events.json", OUTER_LIMIT)?;
-    let (status, console) = execute(outer, &run, RUN_LIMIT + OUTER_LIMIT)?;
-    let (_, events) = execute(outer, "cat /events.json", OUTER_LIMIT)?;
+    let run = format!("timeout -s KILL {} /vm-watchdog {}", RUN_LIMIT.as_secs(), quoted.join(" "));
+    execute(outer, "rm -f /events.json /channel", OUTER_LIMIT)?;
+    let started = Instant::now();
+    let Reply { status, output: console } = execute(outer, &run, RUN_LIMIT + OUTER_LIMIT)?;
+    let took = started.elapsed();
+    let said = messages(&execute(outer, "cat /channel", OUTER_LIMIT)?.output);
+    let events = execute(outer, "cat /events.json", OUTER_LIMIT)?.output;
     let killed_by_timeout = 128 + 9;
-    Transcript::new((status != killed_by_timeout).then_some(status), console, &events)
+    Transcript::new((status != killed_by_timeout).then_some(status), took, console, said, &events)
 }
 
-/// Has the outer guest execute a command. Returns its status and what it printed.
-fn execute(outer: &mut Process, command: &str, limit: Duration) -> Result<(i32, String), String> {
-    let error = |error| format!("in the outer guest: {error}");
-    outer.send_line(command).map_err(error)?;
-    const ANSWER: &str = "outer: status ";
-    let printed = outer.wait_for(ANSWER, limit).map_err(error)?;
-    let printed = printed.trim_end_matches(ANSWER).to_owned();
-    let status = outer.wait_for("\n", OUTER_LIMIT).map_err(error)?;
-    let status = status.trim().parse().map_err(|_| format!("the outer guest answers with status {status:?}"))?;
-    Ok((status, printed))
+fn execute(outer: &mut Process, command: &str, limit: Duration) -> Result<Reply, String> {
+    outer.run(command, limit).map_err(|error| format!("in the outer guest: {error}"))
+}
+
+/// The messages in what a guest wrote to its channel.
+fn messages(channel: &str) -> Vec<Message> {
+    let mut decoder = Decoder::default();
+    let mut pieces = decoder.feed(channel.as_bytes());
+    pieces.extend(decoder.finish());
+    let message = |piece| match piece {
+        Piece::Message(message) => Some(message),
+        Piece::Text(_) => None,
+    };
+    pieces.into_iter().filter_map(message).collect()
 }
 
 fn guest_initramfs(kernel: &Kernel) -> Result<Vec<u8>, Unavailable> {

@@ -1,7 +1,8 @@
 # Init of a guest under test: the helpers of the scenarios, then the scenario that the kernel's command line names.
 
+# The second serial port is the test's own; the kernel prints on the first.
 say() {
-    echo "guest: $*"
+    echo "said $*" | frame >/dev/ttyS1
 }
 
 # Debian's own driver; the arguments are its parameters.
@@ -19,7 +20,7 @@ heed_power_button() {
     insmod /lib/evdev.ko
     insmod /lib/button.ko
     mkdir -p /etc/acpi/PWRF
-    printf '#!/bin/sh\necho "guest: power button" >/dev/console\npoweroff -f\n' >/etc/acpi/PWRF/00000080
+    printf '#!/bin/sh\n. /guest.sh\necho said power button | frame >/dev/ttyS1\npoweroff -f\n' >/etc/acpi/PWRF/00000080
     chmod +x /etc/acpi/PWRF/00000080
     acpid -d &
 }

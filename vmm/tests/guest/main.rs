@@ -3,14 +3,14 @@
 //! Each test is a [scenario](scenarios). Where KVM is real they run on it; elsewhere in an outer guest whose KVM QEMU
 //! emulates (see [`host`]). Some run once more on QEMU's own device, which must look the same to the guest.
 //!
-//! The tests share one outer guest and time is their subject, so they run one after the other.
+//! Two tests run at a time, each thread with an outer guest of its own: more would only compete for two cores.
 
 mod host;
 mod scenarios;
 mod transcript;
 
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use vm_watchdog_test_support::{Unavailable, assets, skip};
@@ -20,33 +20,28 @@ use crate::scenarios::{SCENARIOS, Scenario};
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    arguments.test_threads = Some(1);
-    let hosts = Arc::new(Mutex::new(None));
+    arguments.test_threads.get_or_insert(2);
+    let hosts = Arc::new(OnceLock::new());
     let ours = SCENARIOS.iter().map(|scenario| trial("ours", scenario, &hosts, on_ours));
     let qemu =
         SCENARIOS.iter().filter(|scenario| scenario.compare).map(|scenario| trial("qemu", scenario, &hosts, on_qemu));
-    let conclusion = libtest_mimic::run(&arguments, ours.chain(qemu).collect());
-    // Ends the outer guest, if there is one.
-    drop(hosts);
-    conclusion.exit_code()
+    libtest_mimic::run(&arguments, ours.chain(qemu).collect()).exit_code()
 }
 
 /// What all tests share, once the first one runs.
-type Shared = Arc<Mutex<Option<Result<(assets::Held, Hosts), Unavailable>>>>;
+type Shared = Arc<OnceLock<Result<Hosts, Unavailable>>>;
 
 fn trial(
     device: &str,
     scenario: &'static Scenario,
     hosts: &Shared,
-    run: fn(&mut Hosts, &Scenario) -> Result<(), Failed>,
+    run: fn(&Hosts, &Scenario) -> Result<(), Failed>,
 ) -> Trial {
     let hosts = hosts.clone();
     let name = format!("{device}::{}", scenario.name);
     Trial::ignorable_test(name.clone(), move || {
-        let mut hosts = hosts.lock().unwrap_or_else(PoisonError::into_inner);
-        let prepare = || Ok((assets::machine_to_ourselves()?, Hosts::prepare()?));
-        match hosts.get_or_insert_with(prepare) {
-            Ok((_held, hosts)) => run(hosts, scenario).map(|()| Completion::Completed),
+        match hosts.get_or_init(|| assets::machine_for_this_process().and_then(|()| Hosts::prepare())) {
+            Ok(hosts) => run(hosts, scenario).map(|()| Completion::Completed),
             Err(why) => {
                 skip::loudly(&name, why);
                 Ok(Completion::ignored_with(why))
@@ -55,7 +50,7 @@ fn trial(
     })
 }
 
-fn on_ours(hosts: &mut Hosts, scenario: &Scenario) -> Result<(), Failed> {
+fn on_ours(hosts: &Hosts, scenario: &Scenario) -> Result<(), Failed> {
     let transcript = hosts.run_on_ours(scenario)?;
     transcript.judge(|| {
         assert_eq!(transcript.said_by_guest(), scenario.guest_says);
@@ -64,8 +59,11 @@ fn on_ours(hosts: &mut Hosts, scenario: &Scenario) -> Result<(), Failed> {
     Ok(())
 }
 
-fn on_qemu(hosts: &mut Hosts, scenario: &Scenario) -> Result<(), Failed> {
+fn on_qemu(hosts: &Hosts, scenario: &Scenario) -> Result<(), Failed> {
     let transcript = hosts.run_on_qemu(scenario)?;
-    transcript.judge(|| assert_eq!(transcript.said_by_guest(), scenario.guest_says))?;
+    transcript.judge(|| {
+        assert_eq!(transcript.status, Some(0), "the exit status of QEMU");
+        assert_eq!(transcript.said_by_guest(), scenario.guest_says);
+    })?;
     Ok(())
 }

@@ -24,8 +24,8 @@ pub struct Scenario {
 /// What `-T 4` means: Linux loads `seconds << 9` into both stages, which count it times 2^15 in ticks of 30 ns.
 const FOUR_SECONDS: Duration = Duration::from_nanos(2 * ((4 << 9) << 15) * 30);
 
-/// How late a bite may be on a machine that emulates the whole computer around it.
-const LATEST: Duration = Duration::from_millis(1500);
+/// How late an expiry may be on a loaded machine that emulates the whole computer around it. It is never early.
+const LATEST: Duration = Duration::from_secs(10);
 
 /// Documented exit statuses of `vm-watchdog boot`.
 const GUEST_POWERED_OFF: i32 = 0;
@@ -38,10 +38,9 @@ pub const SCENARIOS: &[Scenario] = &[
         action: "poweroff",
         guest: r#"
             load_driver
-            watchdog -F -t 1 -T 4 /dev/watchdog &
+            feed 1 4
             sleep 3
-            kill -9 $!
-            wait $!
+            end_feeder KILL
             say killed
             sleep 20
             say survived
@@ -64,10 +63,8 @@ pub const SCENARIOS: &[Scenario] = &[
             load_driver
             say bootstatus $(bootstatus)
             if [ $(bootstatus) = 32 ]; then poweroff -f; fi
-            watchdog -F -t 1 -T 4 /dev/watchdog &
-            sleep 1
-            kill -9 $!
-            wait $!
+            feed 1 4
+            end_feeder KILL
             say killed
             sleep 20
             say survived
@@ -87,12 +84,10 @@ pub const SCENARIOS: &[Scenario] = &[
         action: "poweroff",
         guest: r#"
             load_driver
-            watchdog -F -t 1 -T 4 /dev/watchdog &
-            sleep 2
-            kill -TERM $!
-            wait $!
+            feed 1 4
+            end_feeder TERM
             say closed
-            sleep 7
+            sleep 6
             say survived
             poweroff -f
         "#,
@@ -111,10 +106,8 @@ pub const SCENARIOS: &[Scenario] = &[
         action: "poweroff",
         guest: r#"
             load_driver nowayout=1
-            watchdog -F -t 1 -T 4 /dev/watchdog &
-            sleep 2
-            kill -TERM $!
-            wait $!
+            feed 1 4
+            end_feeder TERM
             say closed
             sleep 20
             say survived
@@ -154,17 +147,14 @@ pub const SCENARIOS: &[Scenario] = &[
         action: "inject-nmi",
         guest: r#"
             load_driver
-            watchdog -F -t 1 -T 4 /dev/watchdog &
-            sleep 1
-            kill -9 $!
-            wait $!
+            feed 1 4
+            end_feeder KILL
             say killed
-            sleep 8
-            say survived
-            if dmesg | grep -q 'NMI received for unknown reason'; then say saw the nmi; fi
+            until dmesg | grep -q 'NMI received for unknown reason'; do sleep 0.1; done
+            say saw the nmi
             poweroff -f
         "#,
-        guest_says: &["killed", "survived", "saw the nmi"],
+        guest_says: &["killed", "saw the nmi"],
         check: |run| {
             assert_eq!(run.status, Some(GUEST_POWERED_OFF));
             assert_eq!(run.bite()["action"], "inject-nmi");
@@ -179,10 +169,8 @@ pub const SCENARIOS: &[Scenario] = &[
         guest: r#"
             load_driver
             heed_power_button
-            watchdog -F -t 1 -T 4 /dev/watchdog &
-            sleep 2
-            kill -9 $!
-            wait $!
+            feed 1 4
+            end_feeder KILL
             say killed
             sleep 60
             say survived
@@ -204,8 +192,7 @@ pub const SCENARIOS: &[Scenario] = &[
         guest: r#"
             load_driver
             heed_power_button
-            watchdog -F -t 1 -T 4 /dev/watchdog &
-            sleep 2
+            feed 1 4
             say hanging
             echo 0 >/proc/sys/kernel/panic
             echo c >/proc/sysrq-trigger
@@ -233,5 +220,7 @@ fn assert_bite_on_time(run: &Transcript) {
     let bite = run.bite();
     let waited = Transcript::time(bite, "observed_ns") - Transcript::time(bite, "last_heartbeat_ns");
     assert!(waited >= FOUR_SECONDS, "{waited:?} is too early: {FOUR_SECONDS:?} were promised");
+    let at = Transcript::time(bite, "observed_ns");
+    assert!(run.took >= at, "{at:?} after the start of a run that took {:?} by the clock of the test", run.took);
     assert!(waited <= FOUR_SECONDS + LATEST, "{waited:?} is too late: {FOUR_SECONDS:?} were promised");
 }

@@ -1,31 +1,42 @@
-//! What a run left behind: the console of the guest, and the timeline of our VMM.
+//! What a run left behind: what the guest said, and the timeline of our VMM.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use serde_json::Value;
+use vm_watchdog_test_support::channel::Message;
 
 /// A finished run.
 #[derive(Debug)]
 pub struct Transcript {
     /// The exit status of the VMM; none if it had to be killed.
     pub status: Option<i32>,
-    /// The guest's console, with whatever else the VMM printed.
-    pub console: String,
+    /// How long it took, by the clock of the test.
+    pub took: Duration,
+    /// The guest's console, with whatever else the VMM printed: shown when a test fails.
+    console: String,
+    messages: Vec<Message>,
     /// The VMM's timeline (`--events json`); empty for QEMU.
     pub events: Vec<Value>,
 }
 
 impl Transcript {
     /// Reads the timeline.
-    pub fn new(status: Option<i32>, console: String, events: &str) -> Result<Self, String> {
+    pub fn new(
+        status: Option<i32>,
+        took: Duration,
+        console: String,
+        messages: Vec<Message>,
+        events: &str,
+    ) -> Result<Self, String> {
         let parse = |line: &str| serde_json::from_str(line).map_err(|error| format!("event {line:?}: {error}"));
-        Ok(Self { status, console, events: events.lines().map(parse).collect::<Result<_, _>>()? })
+        let events = events.lines().map(parse).collect::<Result<_, _>>()?;
+        Ok(Self { status, took, console, messages, events })
     }
 
-    /// What the guest's scenario said, without what the kernel and others print.
+    /// What the guest's scenario said.
     pub fn said_by_guest(&self) -> Vec<&str> {
-        self.console.lines().filter_map(|line| Some(line.split_once("guest: ")?.1)).collect()
+        self.messages.iter().filter_map(Message::said).collect()
     }
 
     /// The events of this name, in order.
@@ -72,7 +83,10 @@ impl Transcript {
             let message = message.or(panic.downcast_ref::<&str>().copied()).unwrap_or("an assertion failed");
             let events: Vec<String> = self.events.iter().map(Value::to_string).collect();
             let (status, console, events) = (self.status, &self.console, events.join("\n"));
-            format!("{message}\nexit status: {status:?}\nconsole:\n{console}\nevents:\n{events}")
+            let messages = &self.messages;
+            format!(
+                "{message}\nexit status: {status:?}\nmessages: {messages:#?}\nconsole:\n{console}\nevents:\n{events}"
+            )
         })
     }
 }

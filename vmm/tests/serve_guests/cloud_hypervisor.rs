@@ -12,7 +12,7 @@ use vm_watchdog_test_support::{Unavailable, process, skip};
 
 use crate::guest::{Guest, Pieces};
 use crate::server::{Builder, Server};
-use crate::{CARD_RESET, with_pieces};
+use crate::{CARD_RESET, LONGER_THAN_THE_TIMEOUT, with_pieces};
 
 /// Runs a test with Cloud Hypervisor, or says loudly that it did not.
 fn with_cloud_hypervisor(test: &str, run: impl FnOnce(&Pieces, &Path)) {
@@ -24,15 +24,26 @@ fn with_cloud_hypervisor(test: &str, run: impl FnOnce(&Pieces, &Path)) {
 
 fn start(pieces: &Pieces, binary: &Path) -> (Server, Guest) {
     let server = Builder::new().options("--socket s --cloud-hypervisor api --watchdog i6300esb,action=reset").start();
-    let mut vmm: Command = process::that_dies_with_us(binary);
+    let mut vmm = process::that_dies_with_us(binary);
     vmm.arg("--kernel").arg(&pieces.kernel).arg("--initramfs").arg(&pieces.initramfs);
-    vmm.args(["--serial", "tty", "--console", "off", "--cpus", "boot=1", "--memory", "size=256M,shared=on"]);
+    // It has one serial port, which is the guest's channel. The kernel's console is a file.
+    vmm.args(["--serial", "tty", "--cpus", "boot=1", "--memory", "size=256M,shared=on"]);
+    vmm.arg("--console").arg(format!("file={}", server.path("console").display()));
     vmm.arg("--api-socket").arg(format!("path={}", server.path("api").display()));
     vmm.arg("--user-device").arg(format!("socket={}", server.path("s").display()));
-    vmm.args(["--cmdline", "console=ttyS0 quiet panic=1 cryptomgr.notests"]);
-    let mut guest = Guest::boot(vmm);
+    vmm.args(["--cmdline", "console=hvc0 quiet panic=1 cryptomgr.notests channel=ttyS0"]);
+    let mut guest = Guest::boot(on_a_terminal(&vmm));
     assert_eq!(guest.boot_status(), "0");
     (server, guest)
+}
+
+/// The same command on a pseudo terminal: Cloud Hypervisor reads `tty` only from a terminal.
+fn on_a_terminal(command: &Command) -> Command {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let quoted: Vec<String> = words.map(|word| format!("'{}'", word.to_string_lossy())).collect();
+    let mut script = process::that_dies_with_us(Path::new("script"));
+    script.args(["--quiet", "--return", "--command", &quoted.join(" "), "/dev/null"]);
+    script
 }
 
 /// A call of the API by the operator.
@@ -49,8 +60,8 @@ fn call(server: &Server, name: &str) {
 fn a_guest_that_stops_feeding_is_rebooted_and_finds_out_why() {
     with_cloud_hypervisor("Cloud Hypervisor: reset", |pieces, binary| {
         let (server, mut guest) = start(pieces, binary);
-        crate::feed_and_kill(&server, &mut guest);
-        crate::bite(&server);
+        let alive = crate::feed_and_kill(&mut guest);
+        crate::expect_timeout(&server, alive);
         assert_eq!(server.expect("performed")["action"], "reset");
         assert_eq!(guest.boot_status(), CARD_RESET);
     });
@@ -65,7 +76,7 @@ fn a_guest_that_panics_while_armed_is_not_bitten_during_its_next_boot() {
         guest.run("(sleep 1; echo c > /proc/sysrq-trigger) &");
         server.expect("disconnected");
         assert_eq!(guest.boot_status(), "0");
-        server.expect_none("fire", Duration::from_secs(6));
+        server.expect_none("fire", LONGER_THAN_THE_TIMEOUT);
     });
 }
 
@@ -77,10 +88,10 @@ fn a_vm_that_is_shut_down_and_booted_again_has_its_watchdog() {
         server.expect("armed");
         call(&server, "vm.shutdown");
         server.expect("disconnected");
-        server.expect_none("fire", Duration::from_secs(6));
+        server.expect_none("fire", LONGER_THAN_THE_TIMEOUT);
         call(&server, "vm.boot");
         assert_eq!(guest.boot_status(), "0");
-        crate::feed_and_kill(&server, &mut guest);
-        crate::bite(&server);
+        let alive = crate::feed_and_kill(&mut guest);
+        crate::expect_timeout(&server, alive);
     });
 }

@@ -1,13 +1,5 @@
-# Init of a guest that does what is typed on its console, with Debian's own driver loaded.
-exec </dev/console >/dev/console 2>&1
-stty -echo
-
+# Init of a guest that has Debian's own driver loaded and does what the test asks for. The kernel's command line names
+# the channel: the second serial port, unless a VMM has only one.
 insmod /lib/watchdog.ko
 insmod /lib/i6300esb.ko
-echo "guest: boot status $(cat /sys/class/watchdog/watchdog0/bootstatus)"
-
-echo "guest: ready"
-while read -r line; do
-    eval "$line"
-    echo "guest: done"
-done
+obey "/dev/${channel:-ttyS1}" "$(cat /sys/class/watchdog/watchdog0/bootstatus)"

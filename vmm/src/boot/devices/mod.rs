@@ -8,7 +8,7 @@ pub mod watchdog;
 
 use pci::PciBus;
 use power::PowerManagement;
-use serial::Console;
+use serial::SerialPort;
 use test_ports::TestPorts;
 
 /// The keyboard controller's command port; its one command here is the CPU reset that Linux calls `reboot=k`.
@@ -35,7 +35,9 @@ pub struct Devices {
     /// PCI bus 0.
     pub pci: PciBus,
     /// The serial console.
-    pub console: Console,
+    pub console: SerialPort,
+    /// A second serial port, if something takes what it writes.
+    pub second_serial: Option<SerialPort>,
     /// The power button, and the way to power the machine off.
     pub power: PowerManagement,
     /// Helpers of the built-in guest; no other guest has them.
@@ -47,14 +49,19 @@ impl Devices {
     pub fn reset(&mut self) {
         self.pci.reset();
         self.console.reset();
+        if let Some(serial) = &mut self.second_serial {
+            serial.reset();
+        }
         self.power.reset();
     }
 
     /// An input from a port. What is not there reads all ones.
     pub fn read_port(&mut self, port: u16, data: &mut [u8]) {
+        if let Some(serial) = self.serial_port(port) {
+            return serial.read_port(port, data);
+        }
         match port {
             pci::CONFIG_ADDRESS..=pci::CONFIG_DATA_END => self.pci.read_port(port, data),
-            serial::FIRST_PORT..=serial::LAST_PORT => self.console.read_port(port, data),
             power::EVENT_BLOCK..=power::LAST_PORT => self.power.read_port(port, data),
             CLOCK_DATA => data.fill(0),
             _ => {
@@ -68,14 +75,26 @@ impl Devices {
 
     /// An output to a port. What is not there swallows it.
     pub fn write_port(&mut self, port: u16, data: &[u8]) -> Option<GuestRequest> {
+        if let Some(serial) = self.serial_port(port) {
+            serial.write_port(port, data);
+            return None;
+        }
         match (port, data) {
             (pci::CONFIG_ADDRESS..=pci::CONFIG_DATA_END, _) => self.pci.write_port(port, data),
-            (serial::FIRST_PORT..=serial::LAST_PORT, _) => self.console.write_port(port, data),
             (KEYBOARD_COMMAND, [KEYBOARD_RESET]) => return Some(GuestRequest::Reset),
             (power::EVENT_BLOCK..=power::LAST_PORT, _) => return self.power.write_port(port, data),
             _ => return self.test_ports.as_ref().and_then(|ports| ports.write_port(port, data)),
         }
         None
+    }
+
+    /// The serial port to which an I/O port belongs.
+    fn serial_port(&mut self, port: u16) -> Option<&mut SerialPort> {
+        match port {
+            port if serial::CONSOLE.contains(&port) => Some(&mut self.console),
+            port if serial::SECOND.contains(&port) => self.second_serial.as_mut(),
+            _ => None,
+        }
     }
 
     /// A read of memory that is not RAM.
@@ -96,6 +115,7 @@ fn all_ones(data: &mut [u8]) {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Seek};
     use std::sync::Arc;
 
     use vm_watchdog::i6300esb::{I6300esb, I6300esbConfig};
@@ -119,9 +139,10 @@ mod tests {
         let mut pci = PciBus::default();
         pci.insert(0, Box::new(pci::HostBridge));
         pci.insert(3, Box::new(WatchdogFunction::new(watchdog.clone(), resources, timeline.clone())));
-        let console = Console::new(|| Box::new(std::io::sink())).unwrap();
+        let console = SerialPort::new(Box::new(|| Box::new(std::io::sink()))).unwrap();
         let test_ports = Some(TestPorts { clock, timeline, remarks: vec![Some("hello"), None] });
-        (Devices { pci, console, power: PowerManagement::default(), test_ports }, watchdog)
+        let second_serial = None;
+        (Devices { pci, console, second_serial, power: PowerManagement::default(), test_ports }, watchdog)
     }
 
     /// Makes the data port mean this register of the watchdog.
@@ -146,6 +167,29 @@ mod tests {
                 devices.read_port(port, &mut vec![0; width]);
             }
         }
+    }
+
+    #[test]
+    fn what_the_second_serial_port_writes_is_kept_across_resets() {
+        let (mut devices, _) = devices();
+        let _ = devices.write_port(0x2F8, b"-");
+        let mut data = [0];
+        devices.read_port(0x2FD, &mut data);
+        assert_eq!(data, [0xFF], "without an output there is no such port");
+
+        let mut file = tempfile::tempfile().unwrap();
+        let output = Arc::new(file.try_clone().unwrap());
+        let output: serial::Output = Box::new(move || Box::new(output.clone()));
+        devices.second_serial = Some(SerialPort::new(output).unwrap());
+        for byte in [b"a", b"b"] {
+            let _ = devices.write_port(0x2F8, byte);
+            let _ = devices.write_port(0x3F8, b"-");
+            devices.reset();
+        }
+        let mut written = String::new();
+        file.rewind().unwrap();
+        file.read_to_string(&mut written).unwrap();
+        assert_eq!(written, "ab");
     }
 
     #[test]

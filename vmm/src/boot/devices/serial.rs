@@ -1,23 +1,29 @@
-//! The serial console: an 8250 at 3F8h with interrupt 4, written to standard output.
+//! Serial ports, 8250s: the console at 3F8h with interrupt 4, and a second port at 2F8h with interrupt 3.
 
 use std::io::{self, Write};
+use std::ops::RangeInclusive;
 
 use vm_superio::{Serial, Trigger, serial::NoEvents};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::all_ones;
 
-/// The first port of the console.
-pub const FIRST_PORT: u16 = 0x3F8;
-/// The last port of the console.
-pub const LAST_PORT: u16 = 0x3FF;
+/// The ports of the console.
+pub const CONSOLE: RangeInclusive<u16> = 0x3F8..=0x3FF;
 /// The interrupt of the console.
-pub const GSI: u32 = 4;
+pub const CONSOLE_GSI: u32 = 4;
+/// The ports of the second serial port.
+pub const SECOND: RangeInclusive<u16> = 0x2F8..=0x2FF;
+/// The interrupt of the second serial port.
+pub const SECOND_GSI: u32 = 3;
 
-/// The console of the guest. Output that standard output refuses is lost, as on a cable that is not plugged in.
-pub struct Console {
+/// Opens what a serial port writes to, again at every reset.
+pub type Output = Box<dyn Fn() -> Box<dyn Write + Send> + Send>;
+
+/// A serial port without input. Output that cannot be written is lost, as on a cable that is not plugged in.
+pub struct SerialPort {
     interrupt: EventFd,
-    output: fn() -> Box<dyn Write + Send>,
+    output: Output,
     serial: Serial<Interrupt, NoEvents, Box<dyn Write + Send>>,
 }
 
@@ -31,15 +37,15 @@ impl Trigger for Interrupt {
     }
 }
 
-impl Console {
-    /// A console that writes to what `output` opens.
-    pub fn new(output: fn() -> Box<dyn Write + Send>) -> io::Result<Self> {
+impl SerialPort {
+    /// A port that writes to what `output` opens.
+    pub fn new(output: Output) -> io::Result<Self> {
         let interrupt = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
         let serial = Serial::new(Interrupt(interrupt.try_clone()?), output());
         Ok(Self { interrupt, output, serial })
     }
 
-    /// What the console writes to when it wants an interrupt.
+    /// What the port writes to when it wants an interrupt.
     pub fn interrupt(&self) -> &EventFd {
         &self.interrupt
     }
@@ -51,23 +57,24 @@ impl Console {
         }
     }
 
-    /// An input from one of the console's ports; the registers are bytes.
+    /// An input from one of the eight I/O ports; the registers are bytes.
     pub fn read_port(&mut self, port: u16, data: &mut [u8]) {
-        match (data, Self::register(port)) {
-            ([byte], Some(register)) => *byte = self.serial.read(register),
-            (data, _) => all_ones(data),
+        match data {
+            [byte] => *byte = self.serial.read(Self::register(port)),
+            data => all_ones(data),
         }
     }
 
-    /// An output to one of the console's ports.
+    /// An output to one of the eight I/O ports.
     pub fn write_port(&mut self, port: u16, data: &[u8]) {
-        if let ([byte], Some(register)) = (data, Self::register(port)) {
-            let _ = self.serial.write(register, *byte);
+        if let [byte] = data {
+            let _ = self.serial.write(Self::register(port), *byte);
         }
     }
 
-    fn register(port: u16) -> Option<u8> {
-        u8::try_from(port.checked_sub(FIRST_PORT)?).ok()
+    /// The I/O ports begin at a multiple of eight.
+    fn register(port: u16) -> u8 {
+        (port & 7) as u8
     }
 }
 
@@ -75,8 +82,8 @@ impl Console {
 mod tests {
     use super::*;
 
-    fn console() -> Console {
-        Console::new(|| Box::new(io::sink())).unwrap()
+    fn console() -> SerialPort {
+        SerialPort::new(Box::new(|| Box::new(io::sink()))).unwrap()
     }
 
     #[test]
