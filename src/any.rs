@@ -55,9 +55,9 @@ pub struct AnyWatchdog(Arc<dyn Erased>);
 #[non_exhaustive]
 pub enum AnyWatchdogState {
     /// Of an i6300esb.
-    I6300esb(WatchdogState<I6300esbStateV1>),
+    I6300esb(Box<WatchdogState<I6300esbStateV1>>),
     /// Of a diag288.
-    Diag288(WatchdogState<Diag288StateV1>),
+    Diag288(Box<WatchdogState<Diag288StateV1>>),
     /// Of a model outside this library. It cannot be serialized: [save](Watchdog::save) the typed watchdog for that.
     #[cfg_attr(feature = "serde", serde(skip))]
     Other(OtherState),
@@ -242,9 +242,9 @@ impl<M: Model + Send + 'static> Erased for Runtime<M> {
         let state = WatchdogState::V1(self.with_core(|core, now| core.save(now)));
         let state: Arc<dyn Any + Send + Sync> = Arc::new(state);
         if let Some(state) = state.downcast_ref() {
-            AnyWatchdogState::I6300esb(*state)
+            AnyWatchdogState::I6300esb(Box::new(*state))
         } else if let Some(state) = state.downcast_ref() {
-            AnyWatchdogState::Diag288(*state)
+            AnyWatchdogState::Diag288(Box::new(*state))
         } else {
             AnyWatchdogState::Other(OtherState(state))
         }
@@ -252,8 +252,8 @@ impl<M: Model + Send + 'static> Erased for Runtime<M> {
 
     fn restore(&self, state: &AnyWatchdogState) -> Result<(), StateError> {
         let state: &dyn Any = match state {
-            AnyWatchdogState::I6300esb(state) => state,
-            AnyWatchdogState::Diag288(state) => state,
+            AnyWatchdogState::I6300esb(state) => &**state,
+            AnyWatchdogState::Diag288(state) => &**state,
             AnyWatchdogState::Other(OtherState(state)) => &**state,
         };
         let Some(WatchdogState::V1(state)) = state.downcast_ref::<WatchdogState<M::State>>() else {

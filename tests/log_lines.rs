@@ -12,7 +12,7 @@ use std::time::Duration;
 use common::{Driver, device};
 use log::{Log, Metadata, Record};
 use vm_watchdog::i6300esb::InterruptPin;
-use vm_watchdog::{Event, HandlerError, RunDelay, VmClock, Watchdog};
+use vm_watchdog::{Event, HandlerError, RunDelay, VcpuDelay, VmClock, Watchdog};
 
 const SECONDS: usize = 5;
 
@@ -40,7 +40,7 @@ impl Log for Lines {
 struct Unreadable;
 
 impl RunDelay for Unreadable {
-    fn run_delays(&self) -> io::Result<Vec<Duration>> {
+    fn run_delays(&self) -> io::Result<Vec<VcpuDelay>> {
         Err(io::Error::other(READING_ERROR))
     }
 }

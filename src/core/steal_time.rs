@@ -283,10 +283,11 @@ mod tests {
         steal_time.grant(seconds(&[0]), at(14), TIMEOUT);
         assert_eq!(steal_time.model_time(at(14), TIMEOUT, TIMEOUT), at(14), "the reading was taken for it");
 
-        let soon = Some(at(14) + READING_INTERVAL / 2);
+        let deadline = at(14) + READING_INTERVAL / 2;
+        let soon = Some(deadline);
         let next = at(14) + READING_INTERVAL;
-        let just_before = at(14) + READING_INTERVAL / 2 - Duration::from_nanos(1);
-        assert_eq!(steal_time.wake_for(soon.unwrap(), soon), next);
+        let just_before = deadline - Duration::from_nanos(1);
+        assert_eq!(steal_time.wake_for(deadline, soon), next);
         assert_eq!(steal_time.model_time(just_before, soon, soon), just_before);
         assert_eq!(steal_time.model_time(next, soon, soon), just_before);
         assert_eq!(steal_time.wake_for(at(15), Some(at(15))), at(15));

@@ -21,7 +21,7 @@ use vm_watchdog_test_support::{assets, skip};
 use crate::assembler::{cghi, diag, halt, ipm, lg, lgfi, load_all, lpswe, mvc_to, ni, stg, store_all, sty};
 use crate::bridge::{Answer, Bridge, Hook, Interrupted};
 use crate::gdb::{Gdb, Registers};
-use crate::machine::{Device, Machine, memory_in_file};
+use crate::machine::{Device, Machine, memory_in_file, reader};
 use crate::patience::PATIENCE;
 
 // Assigned storage locations of the architecture.
@@ -435,10 +435,11 @@ mod zvm {
                 let [opcode, registers, address @ ..] = guest.instruction;
                 let ipa = u16::from_be_bytes([opcode, registers]);
                 let ipb = u32::from(u16::from_be_bytes(address)) << 16;
-                match device.intercept_with_memory(4, ipa, ipb, &guest.gprs, &memory) {
+                match device.intercept_with_memory(4, ipa, ipb, &guest.gprs, reader(&memory)) {
                     Intercept::NotOurs => None,
                     Intercept::Done => Some(Ok(())),
                     Intercept::Inject(interruption) => Some(Err(interruption)),
+                    other => unreachable!("{other:?}"),
                 }
             })?;
             check(&computer.notes(&cases)?, &cases);

@@ -7,6 +7,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use tempfile::TempDir;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vm_watchdog_test_support::process::Process;
 use vm_watchdog_test_support::qemu::Qemu;
 
@@ -87,4 +88,9 @@ fn qmp_socket(folder: &TempDir) -> PathBuf {
 
 fn listen_on(socket: &Path) -> String {
     format!("unix:{},server=on,wait=off", socket.display())
+}
+
+/// How a VMM with `vm-memory` reads its guest's memory.
+pub fn reader(memory: &GuestMemoryMmap) -> impl FnOnce(u64, &mut [u8]) -> bool {
+    |address, bytes| memory.read_slice(bytes, GuestAddress(address)).is_ok()
 }

@@ -18,7 +18,7 @@ use crate::bridge::Bridge;
 use crate::gdb::Gdb;
 use crate::guest::{Guest, Parts, SpecificationException};
 use crate::linux::with_parts;
-use crate::machine::{Device, MEMORY, memory_in_file};
+use crate::machine::{Device, MEMORY, memory_in_file, reader};
 use crate::patience::PATIENCE;
 use crate::rig::assert_on_time;
 
@@ -84,11 +84,11 @@ fn commands_of_linux(parts: &Parts) -> Result<(), Box<dyn Error>> {
         let [opcode, registers, address @ ..] = guest.instruction;
         let ipb = u32::from(u16::from_be_bytes(address)) << 16;
         let ipa = u16::from_be_bytes([opcode, registers]);
-        let read = |address, bytes: &mut [u8]| memory.read_slice(bytes, GuestAddress(address)).is_ok();
-        match device.intercept_with_memory(4, ipa, ipb, &guest.gprs, read) {
+        match device.intercept_with_memory(4, ipa, ipb, &guest.gprs, reader(&memory)) {
             Intercept::NotOurs => None,
             Intercept::Done => Some(Ok(())),
             Intercept::Inject(interruption) => Some(Err(interruption)),
+            other => unreachable!("{other:?}"),
         }
     })?;
     let mut run = |command: &str| -> Result<u8, Box<dyn Error>> { Ok(guest.run(command)?.0) };
