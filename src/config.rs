@@ -15,14 +15,15 @@ use crate::policy::{Escalation, Policy};
 /// | key | value | default |
 /// |---|---|---|
 /// | `action` | what to do on timeout, an [`Action`] | `reset` |
-/// | `pretimeout` | what to do at the end of the first stage, an [`Action`] | `none` |
+/// | `pretimeout` | what to do before the timeout, an [`Action`] | `none` |
+/// | `before` | how long before the timeout that is; never before the end of the first stage | a quarter of the period |
 /// | `grace`, `then` | how long to wait for the action to help, and the [`Action`] that follows | nothing follows |
-/// | `patience` | how many times the timeout a guest is waited for that the host kept from running | 1: it is not |
+/// | `patience` | largest multiple of the timeout that steal time may add up to | 1: steal time counts |
 /// | `id` | the name in events and logs | given by the VMM |
 /// | `interrupt` | `none`, or `intx`: the device has an interrupt pin | `none` |
 /// | `zvm` | `refuse` or `accept`: the guest is on z/VM, and commands that mean nothing to a VMM are [one or the other](UnknownCommands) | it is not |
 ///
-/// `diag288` has one stage and no interrupt: `pretimeout` and `interrupt` are refused with it. With `zvm` the guest
+/// `diag288` has one stage and no interrupt: `pretimeout`, `before` and `interrupt` are refused with it. With `zvm` the guest
 /// chooses the action, and `action` is for the commands that mean nothing. No other model takes `zvm`.
 ///
 /// ```
@@ -51,8 +52,8 @@ pub struct WatchdogConfig {
     pub id: Option<String>,
     /// Which action follows which expiry.
     pub policy: Policy,
-    /// How many times the timeout a starved guest is waited for, for
-    /// [`WatchdogBuilder::starvation`](crate::WatchdogBuilder::starvation); None if it is not.
+    /// The largest multiple of the timeout that steal time may add up to, for
+    /// [`WatchdogBuilder::starvation`](crate::WatchdogBuilder::starvation); None if steal time counts.
     pub patience: Option<u32>,
     /// Whether the device has an interrupt pin.
     pub interrupt: bool,
@@ -99,7 +100,7 @@ impl DeviceModel {
     /// The keys that mean something to it.
     const fn keys(self) -> &'static [&'static str] {
         match self {
-            Self::I6300esb => &["action", "pretimeout", "grace", "then", "patience", "id", "interrupt"],
+            Self::I6300esb => &["action", "pretimeout", "before", "grace", "then", "patience", "id", "interrupt"],
             Self::Diag288 => &["action", "grace", "then", "patience", "id", "zvm"],
         }
     }
@@ -160,7 +161,7 @@ pub enum ConfigError {
     },
 }
 
-const KEYS: [&str; 8] = ["action", "pretimeout", "grace", "then", "patience", "id", "interrupt", "zvm"];
+const KEYS: [&str; 9] = ["action", "pretimeout", "before", "grace", "then", "patience", "id", "interrupt", "zvm"];
 
 /// The text that gives this configuration: the model, the actions, and what differs from the defaults.
 impl fmt::Display for WatchdogConfig {
@@ -169,6 +170,9 @@ impl fmt::Display for WatchdogConfig {
         write!(f, "{model},action={}", policy.timeout)?;
         if policy.pretimeout != Action::None {
             write!(f, ",pretimeout={}", policy.pretimeout)?;
+            if let Some(before) = policy.pretimeout_before {
+                write!(f, ",before={}ms", before.as_millis())?;
+            }
         }
         if let Some(Escalation { grace, action }) = policy.escalation {
             write!(f, ",grace={}ms,then={action}", grace.as_millis())?;
@@ -203,8 +207,13 @@ impl FromStr for WatchdogConfig {
             return Err(ConfigError::Inapplicable { key, model });
         }
 
-        let policy = Policy::new(options.action("action")?.unwrap_or_default())
-            .with_pretimeout(options.action("pretimeout")?.unwrap_or(Action::None));
+        let policy = Policy::new(options.action("action")?.unwrap_or_default());
+        let policy = match (options.action("pretimeout")?, options.duration("before")?) {
+            (None, None) => policy,
+            (Some(action), None) => policy.with_pretimeout(action),
+            (Some(action), Some(before)) => policy.with_pretimeout(action).with_pretimeout_before(before),
+            (None, Some(_)) => return Err(ConfigError::Incomplete { given: "before", missing: "pretimeout" }),
+        };
         let policy = match (options.duration("grace")?, options.action("then")?) {
             (None, None) => policy,
             (Some(grace), Some(action)) => policy.with_escalation(grace, action),
@@ -329,11 +338,12 @@ mod tests {
     #[test]
     fn every_option_is_understood_in_any_order() {
         let config = parse(
-            "i6300esb,then=poweroff,grace=1500ms,id=wd,interrupt=intx,patience=4,action=shutdown,pretimeout=dump",
+            "i6300esb,then=poweroff,grace=1500ms,before=2s,id=wd,interrupt=intx,patience=4,action=shutdown,pretimeout=dump",
         );
         let config = config.unwrap();
         let policy = Policy::new(Action::Shutdown)
             .with_pretimeout(Action::Dump)
+            .with_pretimeout_before(Duration::from_secs(2))
             .with_escalation(Duration::from_millis(1500), Action::Poweroff);
         assert_eq!(config.policy, policy);
         assert_eq!((config.id.as_deref(), config.interrupt, config.patience), (Some("wd"), true, Some(4)));
@@ -353,7 +363,7 @@ mod tests {
     fn a_configuration_is_written_as_it_is_read() {
         for text in [
             "i6300esb,action=reset",
-            "i6300esb,action=shutdown,pretimeout=dump,grace=1500ms,then=poweroff,patience=4,id=wd,interrupt=intx",
+            "i6300esb,action=shutdown,pretimeout=dump,before=2000ms,grace=1500ms,then=poweroff,patience=4,id=wd,interrupt=intx",
             "diag288,action=none",
             "diag288,action=reset,zvm=refuse",
             "diag288,action=reset,zvm=accept",
@@ -369,11 +379,11 @@ mod tests {
             ("ib700", r#"unknown watchdog model "ib700": accepted are i6300esb, diag288"#),
             (
                 "i6300esb,colour=red",
-                r#"unknown watchdog option "colour=red": accepted are action=..., pretimeout=..., grace=..., then=..., patience=..., id=..., interrupt=..., zvm=..."#,
+                r#"unknown watchdog option "colour=red": accepted are action=..., pretimeout=..., before=..., grace=..., then=..., patience=..., id=..., interrupt=..., zvm=..."#,
             ),
             (
                 "i6300esb,action",
-                r#"unknown watchdog option "action": accepted are action=..., pretimeout=..., grace=..., then=..., patience=..., id=..., interrupt=..., zvm=..."#,
+                r#"unknown watchdog option "action": accepted are action=..., pretimeout=..., before=..., grace=..., then=..., patience=..., id=..., interrupt=..., zvm=..."#,
             ),
             (
                 "i6300esb,pretimeout=nmi",
@@ -381,6 +391,15 @@ mod tests {
             ),
             ("i6300esb,action=none,action=reset", "action: given twice"),
             ("i6300esb,grace=30s", "grace=... goes with then=..., which is missing"),
+            ("i6300esb,before=1s", "before=... goes with pretimeout=..., which is missing"),
+            (
+                "i6300esb,pretimeout=dump,before=soon",
+                r#"before: unknown value "soon": accepted are a time like 500ms, 30s or 5m"#,
+            ),
+            (
+                "diag288,before=1s",
+                "before=... does not apply to diag288: accepted are action=..., grace=..., then=..., patience=..., id=..., zvm=...",
+            ),
             ("i6300esb,then=reset", "then=... goes with grace=..., which is missing"),
             ("i6300esb,grace=30,then=reset", r#"grace: unknown value "30": accepted are a time like 500ms, 30s or 5m"#),
             (
@@ -389,7 +408,7 @@ mod tests {
             ),
             (
                 "i6300esb,zvm=refuse",
-                "zvm=... does not apply to i6300esb: accepted are action=..., pretimeout=..., grace=..., then=..., patience=..., id=..., interrupt=...",
+                "zvm=... does not apply to i6300esb: accepted are action=..., pretimeout=..., before=..., grace=..., then=..., patience=..., id=..., interrupt=...",
             ),
             ("diag288,zvm=yes", r#"zvm: unknown value "yes": accepted are refuse, accept"#),
             ("i6300esb,interrupt=msi", r#"interrupt: unknown value "msi": accepted are none, intx"#),

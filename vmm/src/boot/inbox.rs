@@ -102,6 +102,13 @@ impl ActionHandler for WatchdogSender {
         self.queue.try_send(event.clone())?;
         Ok(self.wake.write(1)?)
     }
+
+    /// For the timeline.
+    fn note(&self, event: &Event) {
+        if let Err(error) = self.perform(event) {
+            log::error!("watchdog {}: a timeout is missing in the timeline: {error}", event.id);
+        }
+    }
 }
 
 impl VcpuSender {

@@ -175,4 +175,9 @@ impl ActionHandler for Handler {
         let endpoint = self.0.get().and_then(Weak::upgrade).ok_or("the server is about to end")?;
         endpoint.perform(event)
     }
+
+    fn note(&self, event: &Event) {
+        // There is nothing to perform that could fail.
+        let _ = self.perform(event);
+    }
 }

@@ -27,11 +27,14 @@ struct Flags {
     /// The watchdog that the guest sees [default: i6300esb,action=reset]
     ///
     /// action=, pretimeout= and then= take reset, shutdown, poweroff, pause, inject-nmi, dump, none or debug (as none).
-    /// grace=30s with then= acts again when the action did not help, or could not be done. interrupt=intx gives the
-    /// device an interrupt pin for the pretimeout, at the price of a second round trip for each access of the guest.
+    /// The pretimeout action is due before=TIME before the timeout, by default a quarter of the period: a guest that
+    /// feeds later than that (systemd and the watchdog daemon feed at half of it, busybox as -t says) is acted on
+    /// although it is healthy. grace=30s with then= acts again when the action did not help, or could not be done.
+    /// interrupt=intx gives the device an interrupt pin, which it raises at the end of its first stage, at the price of a
+    /// second round trip for each access of the guest.
     #[arg(
         long = "watchdog",
-        value_name = "MODEL[,action=ACTION][,pretimeout=ACTION][,grace=TIME,then=ACTION][,id=NAME][,interrupt=intx]"
+        value_name = "MODEL[,action=ACTION][,pretimeout=ACTION[,before=TIME]][,grace=TIME,then=ACTION][,id=NAME][,interrupt=intx]"
     )]
     watchdogs: Vec<WatchdogConfig>,
 
