@@ -4,6 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use vm_watchdog_devices::i6300esb::{I6300esbConfig, InterruptPin};
+
 use crate::action::{Action, UnknownAction};
 use crate::diag288::UnknownCommands;
 use crate::policy::{Escalation, Policy};
@@ -71,6 +73,23 @@ impl WatchdogConfig {
     /// ```
     pub fn new(model: DeviceModel) -> Self {
         Self { model, id: None, policy: Policy::default(), patience: None, interrupt: false, zvm: None }
+    }
+
+    /// The configuration of the device if its model is [`I6300esb`](DeviceModel::I6300esb): with an interrupt pin or without.
+    ///
+    /// ```
+    /// use vm_watchdog::WatchdogConfig;
+    /// use vm_watchdog::i6300esb::{I6300esb, InterruptPin};
+    ///
+    /// let config: WatchdogConfig = "i6300esb,interrupt=intx".parse()?;
+    /// assert_eq!(config.i6300esb().interrupt_pin, InterruptPin::IntA);
+    /// let device = I6300esb::new(config.i6300esb());
+    /// # drop(device);
+    /// # Ok::<(), vm_watchdog::ConfigError>(())
+    /// ```
+    pub fn i6300esb(&self) -> I6300esbConfig {
+        let pin = if self.interrupt { InterruptPin::IntA } else { InterruptPin::None };
+        I6300esbConfig::default().with_interrupt_pin(pin)
     }
 }
 

@@ -1,8 +1,7 @@
-//! A hostile VMM: an arbitrary byte stream, in arbitrary pieces, on the vfio-user server of `vm-watchdog serve`.
+//! A hostile VMM: an arbitrary byte stream, in arbitrary pieces, for the vfio-user session that `vm-watchdog serve` uses.
 //!
-//! Beyond not panicking, hanging or growing, every reply must be one whole message of a bounded size that answers a
-//! command that wanted one, an access that starts in a region must succeed, and whatever one client has said, the next
-//! one must find a device that is powered on.
+//! The session must not panic, hang or grow. Every reply must be one whole message of a bounded size to a command that
+//! expects one, an access that starts in a region must succeed, and after each client the device must be reset.
 //!
 //! From the top of the repository, with `cargo install --locked cargo-fuzz`, new finds kept in `corpus` (not in git):
 //!
@@ -16,14 +15,44 @@
 use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
-use vm_watchdog::i6300esb::{I6300esb, I6300esbConfig, InterruptPin};
+use vm_watchdog::i6300esb::{BAR0_SIZE, I6300esb, I6300esbConfig, InterruptPin};
 use vm_watchdog::{Event, VmClock, Watchdog};
-use vm_watchdog_vmm::vfio_user::{Framer, Header, Intx, MAX_MESSAGE, Message, Next, Session};
+use vm_watchdog_vfio_user::{BARS, Framer, Header, Intx, MAX_MESSAGE, Message, Next, PciDevice, Session};
 
 const REGION_READ: u16 = 9;
 const REGION_WRITE: u16 = 10;
 const NO_REPLY: u32 = 0x10;
 const ERROR: u32 = 0x20;
+
+/// The watchdog as `vm-watchdog serve` presents it.
+struct Device {
+    watchdog: Watchdog<I6300esb>,
+    intx: Option<Arc<Intx>>,
+}
+
+impl PciDevice for Device {
+    fn bar_sizes(&self) -> [u64; BARS] {
+        [BAR0_SIZE.into(), 0, 0, 0, 0, 0]
+    }
+    fn read_bar(&mut self, _bar: usize, offset: u64, data: &mut [u8]) {
+        self.watchdog.read_bar(offset, data);
+    }
+    fn write_bar(&mut self, _bar: usize, offset: u64, data: &[u8]) {
+        self.watchdog.write_bar(offset, data);
+    }
+    fn read_config(&mut self, offset: u16, data: &mut [u8]) {
+        self.watchdog.read_config(offset, data);
+    }
+    fn write_config(&mut self, offset: u16, data: &[u8]) {
+        self.watchdog.write_config(offset, data);
+    }
+    fn reset(&mut self) {
+        self.watchdog.reset();
+    }
+    fn intx(&self) -> Option<&Intx> {
+        self.intx.as_deref()
+    }
+}
 
 fuzz_target!(|input: &[u8]| {
     let [choices, piece, stream @ ..] = input else {
@@ -36,7 +65,7 @@ fuzz_target!(|input: &[u8]| {
     let (clock, _time) = VmClock::manual();
     let watchdog = Watchdog::builder("fuzz", device).clock(clock).build(|_: &Event| Ok(())).expect("a timer");
 
-    let mut session = Session::new(watchdog.clone(), intx.clone());
+    let mut session = Session::new(Device { watchdog: watchdog.clone(), intx });
     let greeting = [[20u32, 0, 0, 0].map(u32::to_ne_bytes).concat(), vec![0; 4]].concat();
     if is_greeted {
         let mut hello = vec![0; 2];
@@ -56,8 +85,8 @@ fuzz_target!(|input: &[u8]| {
     assert_eq!(preload, [0xFF, 0xFF, 0x0F, 0]);
 });
 
-/// Says all of `stream`, unless the server has heard enough.
-fn converse(session: &mut Session, mut stream: &[u8], piece: u8, is_greeted: bool) -> Next {
+/// Sends all of `stream`, unless the session ends before.
+fn converse(session: &mut Session<Device>, mut stream: &[u8], piece: u8, is_greeted: bool) -> Next {
     let mut framer = Framer::new();
     let mut reply = Vec::new();
     while !stream.is_empty() {

@@ -1,163 +1,226 @@
-//! A timeline: what happened, and when by a VM's clock, for a person (text) or a program (JSON lines).
-//!
-//! Some entries can be caused by the guest as often as it likes. They pass a [`Budget`] each, so that no guest fills a
-//! disk faster than [`ENTRIES_PER_SECOND`]; what was left out is counted in the next entry.
+//! The entries of the timeline of a run.
 
 use std::fmt;
-use std::io::Write;
-use std::marker::PhantomData;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use vm_watchdog::{VmClock, VmInstant};
+use vm_watchdog_timeline::{Fire, Kind, LogLine, TimelineEntry};
 
-/// How many entries of one kind a guest can cause per second, in the long run.
-pub const ENTRIES_PER_SECOND: u32 = 20;
-/// How many it can cause at once.
-pub const ENTRIES_AT_ONCE: u32 = 100;
+/// The timeline of a run.
+pub type Timeline = vm_watchdog_timeline::Timeline<Entry>;
 
-/// How entries are written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Format {
-    /// One line a person can follow.
-    #[default]
-    Text,
-    /// One JSON object a line.
-    Json,
+/// Something that happened. The JSON form is the serialization; its field `event` is the name in kebab case.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Entry {
+    /// The VMM starts the guest for the first time.
+    Boot {
+        /// What is booted: `built-in` or the path of the kernel.
+        guest: String,
+        /// What runs it: `kvm` or `in-process`.
+        runs_on: &'static str,
+        /// Why it does not run on KVM.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        because: Option<String>,
+        /// Guest memory.
+        memory_bytes: u64,
+        /// Each watchdog, as its option spells it.
+        watchdogs: Vec<String>,
+    },
+    /// The guest started a watchdog.
+    Armed { id: String },
+    /// The guest stopped a watchdog.
+    Disarmed { id: String },
+    /// The guest fed a watchdog.
+    Heartbeat { id: String, heartbeats: u64, last_heartbeat_ns: Option<u64> },
+    /// A watchdog fired.
+    Fire {
+        id: String,
+        #[serde(flatten)]
+        fire: Fire,
+    },
+    /// The guest got a non-maskable interrupt.
+    Nmi,
+    /// The guest's power button was pressed.
+    PowerButton,
+    /// The guest and its clock are paused.
+    Paused,
+    /// The guest and its clock are resumed.
+    Resumed,
+    /// The VM was saved to a file.
+    Saved { path: String },
+    /// The VM was restored from a file, with its clock at the time at which it was saved.
+    Restored { path: String },
+    /// Guest memory was written to a file.
+    Dump { path: String, bytes: u64 },
+    /// The VMM could not do what a watchdog or the operator asked for.
+    ActionFailed { action: String, reason: String },
+    /// The machine was reset and boots again.
+    Reset { cause: Cause, resets: u64 },
+    /// A remark of the built-in guest.
+    Guest { message: String },
+    /// A log line of the watchdog library.
+    Log(LogLine),
+    /// The run ends.
+    Exit { status: u8, reason: String },
 }
 
-/// Something that happens. The JSON form is the serialization, the text form the display.
-pub trait TimelineEntry: Serialize + fmt::Display {
-    /// Which budget pays for it; None if no guest can cause it at will.
-    fn kind(&self) -> Option<Kind>;
+/// The cause of a reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cause {
+    /// A watchdog's action.
+    Watchdog,
+    /// The guest itself.
+    Guest,
 }
 
-/// The kinds of entries that a guest can cause, each with a budget of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// The guest drives its watchdog.
-    Feeding,
-    /// A watchdog fires, and what follows from it.
-    Firing,
-    /// Anything else.
-    Remark,
-}
-
-/// Writes entries with the time on the VM's clock. Shared by all threads of the process.
-pub struct Timeline<E> {
-    clock: VmClock,
-    format: Format,
-    state: Mutex<State>,
-    entries: PhantomData<fn(E)>,
-}
-
-struct State {
-    out: Box<dyn Write + Send>,
-    feeding: Budget,
-    firing: Budget,
-    remarks: Budget,
-    suppressed: u64,
-}
-
-/// One line of the JSON form.
-#[derive(Serialize)]
-struct Line<'a, E> {
-    #[serde(flatten)]
-    entry: &'a E,
-    vm_time_ns: u64,
-    #[serde(skip_serializing_if = "is_zero")]
-    suppressed: u64,
-}
-
-impl<E: TimelineEntry> Timeline<E> {
-    /// A timeline on this clock.
-    pub fn new(clock: VmClock, format: Format, out: Box<dyn Write + Send>) -> Self {
-        let budget = || Budget::new(Instant::now());
-        let state = State { out, feeding: budget(), firing: budget(), remarks: budget(), suppressed: 0 };
-        Self { clock, format, state: Mutex::new(state), entries: PhantomData }
+impl From<LogLine> for Entry {
+    fn from(line: LogLine) -> Self {
+        Self::Log(line)
     }
+}
 
-    /// Writes an entry, unless it is of a kind of which the guest has caused too many. A timeline that cannot be
-    /// written does not stop the VM.
-    pub fn record(&self, entry: E) {
-        let vm_time = self.clock.now();
-        let mut state = self.state();
-        // The disk is the host's, and so is the time in which it may be filled: the VM's may stand still.
-        let now = Instant::now();
-        let in_budget = match entry.kind() {
-            Some(Kind::Feeding) => state.feeding.take(now),
-            Some(Kind::Firing) => state.firing.take(now),
-            Some(Kind::Remark) => state.remarks.take(now),
-            None => true,
-        };
-        if !in_budget {
-            state.suppressed += 1;
-            return;
+impl TimelineEntry for Entry {
+    fn kind(&self) -> Option<Kind> {
+        match self {
+            Self::Armed { .. } | Self::Disarmed { .. } | Self::Heartbeat { .. } => Some(Kind::Feeding),
+            Self::Fire { .. } | Self::Nmi | Self::PowerButton | Self::Dump { .. } | Self::ActionFailed { .. } => {
+                Some(Kind::Firing)
+            }
+            Self::Guest { .. } | Self::Log(_) | Self::Reset { .. } => Some(Kind::Remark),
+            Self::Boot { .. }
+            | Self::Paused
+            | Self::Resumed
+            | Self::Saved { .. }
+            | Self::Restored { .. }
+            | Self::Exit { .. } => None,
         }
-        let suppressed = std::mem::take(&mut state.suppressed);
-        let line = self.format.line(&entry, vm_time, suppressed);
-        let _ = state.out.write_all(line.as_bytes()).and_then(|()| state.out.flush());
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Format {
-    fn line<E: TimelineEntry>(self, entry: &E, vm_time: VmInstant, suppressed: u64) -> String {
-        let vm_time_ns = vm_time.as_nanos();
-        let mut line = match self {
-            Self::Text if suppressed > 0 => format!("{} {entry} ({suppressed} entries left out)", Stamp(vm_time_ns)),
-            Self::Text => format!("{} {entry}", Stamp(vm_time_ns)),
-            Self::Json => serde_json::to_string(&Line { entry, vm_time_ns, suppressed })
-                .unwrap_or_else(|error| format!("{{\"event\":\"unwritable\",\"reason\":\"{error}\"}}")),
-        };
-        line.push('\n');
-        line
-    }
-}
-
-fn is_zero(number: &u64) -> bool {
-    *number == 0
-}
-
-/// A token bucket: a burst, then a rate.
-#[derive(Debug)]
-struct Budget {
-    /// When the bucket would be full again.
-    full_at: Instant,
-}
-
-impl Budget {
-    const COST: Duration = Duration::from_nanos(1_000_000_000 / ENTRIES_PER_SECOND as u64);
-    const DEPTH: Duration = Duration::from_nanos(Self::COST.as_nanos() as u64 * ENTRIES_AT_ONCE as u64);
-
-    fn new(now: Instant) -> Self {
-        Self { full_at: now }
-    }
-
-    fn take(&mut self, now: Instant) -> bool {
-        let full_at = self.full_at.max(now) + Self::COST;
-        let in_budget = full_at.saturating_duration_since(now) <= Self::DEPTH;
-        if in_budget {
-            self.full_at = full_at;
-        }
-        in_budget
-    }
-}
-
-/// A time since the start of the VM, for people.
-struct Stamp(u64);
-
-impl fmt::Display for Stamp {
+impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "[{:12.6} s]", Duration::from_nanos(self.0).as_secs_f64())
+        match self {
+            Self::Boot { guest, runs_on, because, memory_bytes, watchdogs } => {
+                write!(f, "boot: {guest} guest, {runs_on}")?;
+                if let Some(because) = because {
+                    write!(f, " because {because}")?;
+                }
+                write!(f, "; {} MiB; {}", memory_bytes >> 20, watchdogs.join("; "))
+            }
+            Self::Armed { id } => write!(f, "{id}: armed"),
+            Self::Disarmed { id } => write!(f, "{id}: disarmed by the guest"),
+            Self::Heartbeat { id, heartbeats, .. } => write!(f, "{id}: heartbeat {heartbeats}"),
+            Self::Fire { id, fire } => write!(f, "{id}: {fire}"),
+            Self::Nmi => f.write_str("NMI injected"),
+            Self::PowerButton => f.write_str("power button pressed"),
+            Self::Paused => f.write_str("paused; SIGUSR2 resumes"),
+            Self::Resumed => f.write_str("resumed"),
+            Self::Saved { path } => write!(f, "saved to {path}"),
+            Self::Restored { path } => write!(f, "restored from {path}"),
+            Self::Dump { path, bytes } => write!(f, "dumped {bytes} bytes of guest memory to {path}"),
+            Self::ActionFailed { action, reason } => write!(f, "{action} failed: {reason}"),
+            Self::Reset { cause: Cause::Watchdog, resets } => write!(f, "reset {resets}, by the watchdog"),
+            Self::Reset { cause: Cause::Guest, resets } => write!(f, "reset {resets}, by the guest itself"),
+            Self::Guest { message } => write!(f, "guest: {message}"),
+            Self::Log(line) => write!(f, "{line}"),
+            Self::Exit { status, reason } => write!(f, "exit {status}: {reason}"),
+        }
     }
 }
 
-/// A duration in seconds, for people.
-pub fn seconds(nanos: u64) -> String {
-    format!("{:.3} s", Duration::from_nanos(nanos).as_secs_f64())
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+    use std::time::{Duration, Instant};
+
+    use vm_watchdog::{Action, Stage, VmClock};
+    use vm_watchdog_timeline::{ENTRIES_AT_ONCE, ENTRIES_PER_SECOND, Expiry, Format};
+
+    use super::*;
+
+    /// What the timeline has written.
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl Written {
+        fn lines(&self) -> Vec<String> {
+            String::from_utf8(self.0.lock().unwrap().clone()).unwrap().lines().map(str::to_owned).collect()
+        }
+    }
+
+    impl Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn fire() -> Entry {
+        let expiry = Expiry {
+            stage: Stage::Timeout,
+            action: Action::Reset,
+            attempt: 1,
+            deadline_ns: 2_000_000_000,
+            observed_ns: 2_000_100_000,
+            lateness_ns: 100_000,
+        };
+        Entry::Fire {
+            id: "watchdog0".into(),
+            fire: Fire { expiry, heartbeats: 3, last_heartbeat_ns: Some(993_367_040) },
+        }
+    }
+
+    #[test]
+    fn json_is_one_object_a_line() {
+        let (clock, time) = VmClock::manual();
+        let written = Written::default();
+        let timeline = Timeline::new(clock, Format::Json, Box::new(written.clone()));
+        time.advance(Duration::from_nanos(2_000_200_000));
+        timeline.record(fire());
+        let line: serde_json::Value = serde_json::from_str(&written.lines()[0]).unwrap();
+        assert_eq!(
+            line,
+            serde_json::json!({
+                "event": "fire", "vm_time_ns": 2_000_200_000_u64, "id": "watchdog0", "stage": "timeout",
+                "action": "reset", "attempt": 1, "deadline_ns": 2_000_000_000_u64, "observed_ns": 2_000_100_000_u64,
+                "lateness_ns": 100_000, "heartbeats": 3, "last_heartbeat_ns": 993_367_040,
+            })
+        );
+    }
+
+    #[test]
+    fn text_reads_as_a_sentence() {
+        let (clock, time) = VmClock::manual();
+        let written = Written::default();
+        let timeline = Timeline::new(clock, Format::Text, Box::new(written.clone()));
+        time.advance(Duration::from_millis(2_000));
+        timeline.record(fire());
+        assert_eq!(
+            written.lines(),
+            [
+                "[    2.000000 s] watchdog0: timeout 1.007 s after the last of 3 heartbeats (due at 2.000 s, 0.100 ms late): reset"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_guest_that_feeds_all_the_time_does_not_hide_a_timeout_and_does_not_flood() {
+        let (clock, _time) = VmClock::manual();
+        let written = Written::default();
+        let started = Instant::now();
+        let timeline = Timeline::new(clock, Format::Json, Box::new(written.clone()));
+        for heartbeats in 0..100_000 {
+            timeline.record(Entry::Heartbeat { id: "watchdog0".into(), heartbeats, last_heartbeat_ns: None });
+        }
+        timeline.record(fire());
+        let lines = written.lines();
+        let limit = f64::from(ENTRIES_AT_ONCE + 1) + started.elapsed().as_secs_f64() * f64::from(ENTRIES_PER_SECOND);
+        assert!(lines.len() as f64 <= limit, "{}", lines.len());
+        assert!(lines.last().unwrap().contains("\"fire\""));
+        assert!(lines.last().unwrap().contains("\"suppressed\":"));
+    }
 }

@@ -1,0 +1,92 @@
+//! The command line: the two commands, and what their arguments share.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use vm_watchdog_vmm::ExitStatus;
+
+use crate::boot::BootArguments;
+use crate::exit;
+use crate::serve::options::ServeOptions;
+
+/// Watchdog devices for virtual machines.
+#[derive(Debug, Parser)]
+#[command(name = "vm-watchdog", version, after_help = exit::BOOT_HELP)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// A command.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Boot a guest in a small VMM (the default, with its built-in guest)
+    #[command(after_help = exit::BOOT_HELP)]
+    Boot(BootArguments),
+    /// Serve watchdogs to VMs of QEMU and Cloud Hypervisor, over vfio-user
+    #[command(after_help = exit::SERVE_HELP)]
+    Serve(ServeOptions),
+}
+
+/// The command to run, or the status to end with after help or an error was printed.
+pub fn parse() -> Result<Command, ExitCode> {
+    parse_from(std::env::args_os()).map_err(|error| {
+        if error.use_stderr() {
+            eprintln!("vm-watchdog: {}", one_line(&error));
+            ExitStatus::Usage.into()
+        } else {
+            // It is no failure if help cannot be written, as to a closed pipe.
+            let _ = error.print();
+            ExitCode::SUCCESS
+        }
+    })
+}
+
+fn parse_from<T: Into<std::ffi::OsString> + Clone>(
+    arguments: impl IntoIterator<Item = T>,
+) -> clap::error::Result<Command> {
+    match Cli::try_parse_from(arguments)?.command {
+        Some(command) => Ok(command),
+        None => parse_from(["vm-watchdog", "boot"]),
+    }
+}
+
+/// The message alone, without the usage that clap adds to it.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let message: Vec<_> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+    message.join(" ").trim_start_matches("error: ").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn nothing_means_boot_with_the_built_in_guest() {
+        let Command::Boot(arguments) = parse_from(["vm-watchdog"]).unwrap() else { panic!() };
+        assert_eq!((arguments.kernel, arguments.watchdogs.len()), (None, 1));
+    }
+
+    #[test]
+    fn mistakes_are_one_line() {
+        let mistakes = [
+            ("--watchdog=i6300esb,action=explode", "explode"),
+            ("--watchdog=tco", "tco"),
+            ("--memory=lots", "lots"),
+            ("--initrd=x", "--kernel"),
+            ("--events=xml", "text, json"),
+            ("--nonsense", "--nonsense"),
+        ];
+        for (argument, mentions) in mistakes {
+            let line = one_line(&parse_from(["vm-watchdog", "boot", argument]).expect_err(argument));
+            assert!(line.contains(mentions) && !line.contains('\n'), "{line}");
+        }
+    }
+}

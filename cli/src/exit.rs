@@ -1,0 +1,37 @@
+//! Exit statuses, as `--help` explains them. The numbers are an interface: scripts and guest tests depend on them.
+
+/// What the statuses mean after `vm-watchdog serve`, for its `--help`.
+pub const SERVE_HELP: &str = "\
+Exit status:
+  0  SIGTERM or SIGINT ended the server
+  1  a socket, a state file or the address for the metrics cannot be used, or the host refuses something else
+  2  the command line cannot be used";
+
+/// What the statuses mean after `vm-watchdog boot`, for its `--help`.
+pub const BOOT_HELP: &str = "\
+Exit status:
+  0  the guest powered itself off (the built-in guest: when its watchdog caused the last reset)
+  1  the VMM failed
+  2  the command line cannot be used
+  3  a watchdog expired and its action powered the guest off
+  4  the kernel or initrd cannot be read or used
+  5  a kernel was given and KVM cannot be used
+  6  too little memory
+  7  the built-in guest read an unexpected value
+  8  the snapshot cannot be read or used
+
+Linux powers itself off by ACPI; a guest without it writes the word 0x2000 to port 0x604.
+A guest that resets itself (port 0x64, value 0xfe, or a triple fault) is rebooted in place.";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_watchdog_vmm::ExitStatus;
+
+    #[test]
+    fn help_lists_every_status() {
+        for status in 0..=ExitStatus::BadSnapshot as u8 {
+            assert!(BOOT_HELP.contains(&format!("\n  {status}  ")), "{status}");
+        }
+    }
+}

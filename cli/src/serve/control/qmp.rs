@@ -1,0 +1,283 @@
+//! QEMU's machine protocol (QMP): one connection for the events of the VM and for the actions.
+//!
+//! A thread reads the connection, and reconnects when it is lost, because the events say when the VM is paused. A handler
+//! writes its command from its own thread and waits until the reader has received the answer.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+use vm_watchdog::{Action, Event, HandlerError};
+
+use crate::serve::control::connect::connect;
+
+/// How long QEMU may take to answer a command.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long QEMU may take to send its greeting. It sends none while another client is connected.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
+/// The first delay before reconnecting; it doubles with each failure.
+const FIRST_DELAY: Duration = Duration::from_millis(100);
+/// The longest delay.
+const LONGEST_DELAY: Duration = Duration::from_secs(2);
+/// The longest line that is read. QEMU's are much shorter.
+const LONGEST_LINE: u64 = 64 << 10;
+
+/// How many characters of a reason are kept.
+const REASON_LENGTH: usize = 200;
+
+/// A QMP connection.
+pub struct Qmp {
+    path: PathBuf,
+    /// Locked during a command: there is one at a time.
+    command: Mutex<()>,
+    link: Mutex<Link>,
+    /// Signalled when an answer was received, or the connection was lost.
+    answered: Condvar,
+}
+
+/// The state of the connection.
+struct Link {
+    stream: Option<UnixStream>,
+    /// Why there is no connection.
+    why_not: String,
+    last_id: u64,
+    answer: Option<(u64, Result<Value, String>)>,
+}
+
+/// Is notified of the events of a VM.
+pub trait VmListener: Send + Sync {
+    /// Called for each event, by the thread that reads QMP, so it must not wait for a handler.
+    fn vm_event(&self, event: VmEvent);
+}
+
+/// An event of a VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VmEvent {
+    /// It runs (true), or is paused (false).
+    Runs(bool),
+    /// It was reset.
+    Reset { reason: Option<String> },
+    /// It has shut down.
+    Shutdown { reason: Option<String> },
+    /// The control connection was established, or lost.
+    Control { socket: String, connected: bool, reason: Option<String> },
+}
+
+/// Why a connection ended.
+type Lost = Box<dyn std::error::Error + Send + Sync>;
+
+impl Qmp {
+    pub fn new(path: PathBuf) -> Arc<Self> {
+        let link = Link { stream: None, why_not: "not tried yet".to_owned(), last_id: 0, answer: None };
+        Arc::new(Self { path, command: Mutex::default(), link: Mutex::new(link), answered: Condvar::new() })
+    }
+
+    /// Connects, and reconnects when the connection is lost, on a thread of its own. Notifies `listener` of events.
+    ///
+    /// # Errors
+    ///
+    /// The error of the host if it cannot start a thread.
+    pub fn listen(self: &Arc<Self>, listener: Arc<dyn VmListener>) -> io::Result<()> {
+        let qmp = self.clone();
+        thread::Builder::new().name("qmp".into()).spawn(move || qmp.keep_connected(&*listener))?;
+        Ok(())
+    }
+
+    /// Whether QMP is connected.
+    pub fn is_connected(&self) -> bool {
+        self.link().stream.is_some()
+    }
+
+    /// Performs an action.
+    ///
+    /// # Errors
+    ///
+    /// The error of QEMU, or why it did not answer.
+    pub fn perform(&self, event: &Event, dump_folder: Option<&Path>) -> Result<(), HandlerError> {
+        match event.action {
+            Action::Reset => self.execute("system_reset", None),
+            Action::Shutdown => self.execute("system_powerdown", None),
+            Action::Poweroff => self.execute("quit", None),
+            Action::Pause => self.execute("stop", None),
+            Action::InjectNmi => self.execute("inject-nmi", None),
+            Action::Dump => {
+                let folder = dump_folder.ok_or("no --dump-folder was given")?;
+                let path = folder.join(dump_name(&event.id)).display().to_string();
+                // Detached, because writing the memory of a large guest takes longer than the timeout.
+                let arguments = json!({ "paging": false, "protocol": format!("file:{path}"), "detach": true });
+                self.execute("dump-guest-memory", Some(arguments))
+            }
+            action => Err(format!("QEMU has no action {action}").into()),
+        }
+    }
+
+    /// Sends a command and waits for its answer.
+    fn execute(&self, command: &str, arguments: Option<Value>) -> Result<(), HandlerError> {
+        let _command = self.command.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut link = self.link();
+        let id = link.send(command, arguments).map_err(|error| format!("QMP {}: {error}", self.path.display()))?;
+        let deadline = Instant::now() + ANSWER_TIMEOUT;
+        loop {
+            if let Some((_, answer)) = link.answer.take_if(|(answered, _)| *answered == id) {
+                return answer.map(|_| ()).map_err(|error| format!("QEMU refuses {command}: {error}").into());
+            }
+            if link.stream.is_none() {
+                // After `quit` QEMU ends. Its vfio-user connection ends too, which drops the retry.
+                return Err(link.why_not.clone().into());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(format!("QEMU has not answered {command} within {ANSWER_TIMEOUT:?}").into());
+            }
+            link = self.answered.wait_timeout(link, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn keep_connected(&self, listener: &dyn VmListener) {
+        let socket = format!("QMP {}", self.path.display());
+        let mut delay = FIRST_DELAY;
+        let mut reported = None;
+        loop {
+            let lost = match self.read_events(listener, &socket, &mut delay) {
+                Ok(never) => match never {},
+                Err(lost) => lost.to_string(),
+            };
+            let was_connected = {
+                let mut link = self.link();
+                link.why_not = format!("{socket}: {lost}");
+                link.stream.take().is_some()
+            };
+            self.answered.notify_all();
+            if was_connected || reported.as_ref() != Some(&lost) {
+                let reason = Some(lost.clone());
+                listener.vm_event(VmEvent::Control { socket: socket.clone(), connected: false, reason });
+                reported = Some(lost);
+            }
+            // Without QMP a resume would not be noticed, and a watchdog with a paused clock never fires. So the VM counts
+            // as running; the next connection corrects that.
+            listener.vm_event(VmEvent::Runs(true));
+            thread::sleep(delay);
+            delay = (delay * 2).min(LONGEST_DELAY);
+        }
+    }
+
+    /// Connects, and reads until the connection ends.
+    fn read_events(
+        &self,
+        listener: &dyn VmListener,
+        socket: &str,
+        delay: &mut Duration,
+    ) -> Result<std::convert::Infallible, Lost> {
+        let stream = connect(&self.path)?;
+        let mut lines = Lines(BufReader::new(stream.try_clone()?));
+
+        stream.set_read_timeout(Some(GREETING_TIMEOUT))?;
+        let greeting = lines.next().map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => "no greeting: is another client connected to it?".to_owned(),
+            _ => error.to_string(),
+        })?;
+        greeting.get("QMP").ok_or("no greeting, so it is no QMP socket")?;
+        write_command(&stream, 0, "qmp_capabilities", None)?;
+        lines.answer(0, listener)?.map_err(|error| format!("qmp_capabilities: {error}"))?;
+        write_command(&stream, 0, "query-status", None)?;
+        let status = lines.answer(0, listener)?.map_err(|error| format!("query-status: {error}"))?;
+        let runs = status.get("running").and_then(Value::as_bool).ok_or("query-status: no answer")?;
+
+        stream.set_read_timeout(None)?;
+        self.link().stream = Some(stream);
+        *delay = FIRST_DELAY;
+        listener.vm_event(VmEvent::Control { socket: socket.to_owned(), connected: true, reason: None });
+        listener.vm_event(VmEvent::Runs(runs));
+        loop {
+            let message = lines.next()?;
+            if let Some(event) = parse_event(&message) {
+                listener.vm_event(event);
+            } else if let Some((id, answer)) = parse_answer(&message) {
+                self.link().answer = Some((id, answer));
+                self.answered.notify_all();
+            }
+        }
+    }
+
+    fn link(&self) -> MutexGuard<'_, Link> {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Link {
+    fn send(&mut self, command: &str, arguments: Option<Value>) -> Result<u64, HandlerError> {
+        let stream = self.stream.as_ref().ok_or_else(|| self.why_not.clone())?;
+        self.last_id += 1;
+        self.answer = None;
+        write_command(stream, self.last_id, command, arguments)?;
+        Ok(self.last_id)
+    }
+}
+
+fn write_command(mut stream: &UnixStream, id: u64, command: &str, arguments: Option<Value>) -> io::Result<()> {
+    let mut message = json!({ "execute": command, "id": id });
+    if let Some(arguments) = arguments {
+        message["arguments"] = arguments;
+    }
+    stream.write_all(format!("{message}\n").as_bytes())
+}
+
+/// The messages of QEMU, one a line.
+struct Lines(BufReader<UnixStream>);
+
+impl Lines {
+    fn next(&mut self) -> io::Result<Value> {
+        let mut line = Vec::new();
+        self.0.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line)?;
+        if line.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "closed by QEMU"));
+        }
+        serde_json::from_slice(&line).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    }
+
+    /// The answer to a command. Forwards the events that come before it.
+    fn answer(&mut self, id: u64, listener: &dyn VmListener) -> io::Result<Result<Value, String>> {
+        loop {
+            let message = self.next()?;
+            match (parse_event(&message), parse_answer(&message)) {
+                (Some(event), _) => listener.vm_event(event),
+                (None, Some((answered, answer))) if answered == id => return Ok(answer),
+                _ => {}
+            }
+        }
+    }
+}
+
+fn parse_event(message: &Value) -> Option<VmEvent> {
+    let reason = || sanitized(message, "/data/reason");
+    match message.get("event")?.as_str()? {
+        "STOP" => Some(VmEvent::Runs(false)),
+        "RESUME" => Some(VmEvent::Runs(true)),
+        "RESET" => Some(VmEvent::Reset { reason: reason() }),
+        "SHUTDOWN" => Some(VmEvent::Shutdown { reason: reason() }),
+        _ => None,
+    }
+}
+
+fn parse_answer(message: &Value) -> Option<(u64, Result<Value, String>)> {
+    let id = message.get("id")?.as_u64()?;
+    let error = || sanitized(message, "/error/desc").unwrap_or_else(|| "no reason given".to_owned());
+    Some((id, message.get("return").cloned().ok_or_else(error)))
+}
+
+/// Untrusted text from QEMU, sanitized and truncated for a line of the log.
+fn sanitized(message: &Value, pointer: &str) -> Option<String> {
+    let printable = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
+    Some(message.pointer(pointer)?.as_str()?.chars().take(REASON_LENGTH).map(printable).collect())
+}
+
+/// A name for a dump, unique by its time.
+fn dump_name(id: &str) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let id: String = id.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
+    format!("{id}-{}.{:03}.elf", now.as_secs(), now.subsec_millis())
+}

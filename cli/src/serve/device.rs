@@ -1,0 +1,43 @@
+//! The watchdog as a device of the vfio-user server.
+
+use std::sync::Arc;
+
+use vm_watchdog::Watchdog;
+use vm_watchdog::i6300esb::{BAR0_SIZE, I6300esb};
+use vm_watchdog_vfio_user::{BARS, Intx, PciDevice};
+
+/// A watchdog, and the line of its interrupt pin if it has one.
+pub struct WatchdogDevice {
+    pub watchdog: Watchdog<I6300esb>,
+    pub intx: Option<Arc<Intx>>,
+}
+
+impl PciDevice for WatchdogDevice {
+    fn bar_sizes(&self) -> [u64; BARS] {
+        [BAR0_SIZE.into(), 0, 0, 0, 0, 0]
+    }
+
+    fn read_bar(&mut self, _bar: usize, offset: u64, data: &mut [u8]) {
+        self.watchdog.read_bar(offset, data);
+    }
+
+    fn write_bar(&mut self, _bar: usize, offset: u64, data: &[u8]) {
+        self.watchdog.write_bar(offset, data);
+    }
+
+    fn read_config(&mut self, offset: u16, data: &mut [u8]) {
+        self.watchdog.read_config(offset, data);
+    }
+
+    fn write_config(&mut self, offset: u16, data: &[u8]) {
+        self.watchdog.write_config(offset, data);
+    }
+
+    fn reset(&mut self) {
+        self.watchdog.reset();
+    }
+
+    fn intx(&self) -> Option<&Intx> {
+        self.intx.as_deref()
+    }
+}

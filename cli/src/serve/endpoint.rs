@@ -1,0 +1,214 @@
+//! One watchdog of a VM in another process: shared by its socket, its handler, its VM and its metrics.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+
+use vm_watchdog::i6300esb::I6300esb;
+use vm_watchdog::{Action, ActionHandler, Event, HandlerError, Watchdog};
+use vm_watchdog_timeline::Fire;
+use vm_watchdog_vfio_user::{CloseReason, Intx};
+
+use crate::serve::control::Control;
+use crate::serve::control::qmp::{VmEvent, VmListener};
+use crate::serve::device::WatchdogDevice;
+use crate::serve::events::{Entry, ServerEvent, Timeline};
+use crate::serve::options::EndpointOptions;
+use crate::serve::state::StateWriter;
+use crate::serve::vm::Vm;
+
+/// A watchdog of a VM that runs in another process.
+pub struct Endpoint {
+    pub watchdog: Watchdog<I6300esb>,
+    intx: Option<Arc<Intx>>,
+    pub socket: PathBuf,
+    pub vm: Arc<Vm>,
+    pub clients: Clients,
+    timeline: Timeline,
+    control: Control,
+    state: Option<StateWriter>,
+    /// Whether the watchdog was armed, and had timed out, at the last [`observe`](Endpoint::observe).
+    seen: Mutex<(bool, bool)>,
+}
+
+/// Counts the clients of a socket.
+#[derive(Debug, Default)]
+pub struct Clients {
+    pub is_connected: AtomicBool,
+    pub connections: AtomicU64,
+    pub refused: AtomicU64,
+    pub protocol_errors: AtomicU64,
+}
+
+/// The handler of the watchdog. Its endpoint is set once the endpoint is built.
+#[derive(Clone, Default)]
+struct Handler(Arc<OnceLock<Weak<Endpoint>>>);
+
+impl Endpoint {
+    /// Builds a watchdog and its endpoint.
+    pub fn build(
+        options: &EndpointOptions,
+        vm: Arc<Vm>,
+        control: Control,
+        timeline: Timeline,
+        state: Option<StateWriter>,
+    ) -> Result<Arc<Self>, vm_watchdog::Error> {
+        let config = &options.watchdog;
+        let intx = config.interrupt.then(Arc::<Intx>::default);
+        let device = I6300esb::new(config.i6300esb());
+        let builder = Watchdog::builder(&*options.id, device).clock(vm.clock.clone()).policy(config.policy);
+        let builder = match intx.clone() {
+            Some(intx) => builder.interrupt_line(move |high| Ok(intx.set_level(high)?)),
+            None => builder,
+        };
+        let handler = Handler::default();
+        let endpoint = Arc::new(Self {
+            watchdog: builder.build(handler.clone())?,
+            intx,
+            socket: options.socket.clone(),
+            vm,
+            clients: Clients::default(),
+            timeline,
+            control,
+            state,
+            seen: Mutex::new((false, false)),
+        });
+        // The cell is empty: this is the only place that sets it.
+        let _ = handler.0.set(Arc::downgrade(&endpoint));
+        let listener: Arc<dyn VmListener> = endpoint.clone();
+        endpoint.vm.add(Arc::downgrade(&listener));
+        Ok(endpoint)
+    }
+
+    /// The device for a client.
+    pub fn device(&self) -> WatchdogDevice {
+        WatchdogDevice { watchdog: self.watchdog.clone(), intx: self.intx.clone() }
+    }
+
+    /// Writes to the timeline.
+    pub fn record(&self, event: ServerEvent) {
+        self.timeline.record(Entry { id: self.watchdog.id().to_owned(), event });
+    }
+
+    /// Records that its socket is served from now on.
+    pub fn listening(&self) {
+        // A restored watchdog may have timed out already. Observed here, so that a guest that clears it is a change.
+        self.observe();
+        self.record(ServerEvent::Listening {
+            socket: self.socket.display().to_string(),
+            actions: self.control.as_str(),
+        });
+    }
+
+    /// Records that a client has connected.
+    pub fn connected(&self) {
+        self.clients.is_connected.store(true, Ordering::Relaxed);
+        self.clients.connections.fetch_add(1, Ordering::Relaxed);
+        self.record(ServerEvent::Connected);
+    }
+
+    /// Records that the connection of the client is closed.
+    pub fn disconnected(&self, reason: CloseReason) {
+        self.clients.is_connected.store(false, Ordering::Relaxed);
+        if reason != CloseReason::Left {
+            self.clients.protocol_errors.fetch_add(1, Ordering::Relaxed);
+        }
+        self.record(ServerEvent::Disconnected { reason });
+        self.observe();
+        // The end of the connection drops what was pending, which `observe` does not see.
+        self.save_soon();
+    }
+
+    /// Records that a surplus client was refused.
+    pub fn refused(&self) {
+        self.clients.refused.fetch_add(1, Ordering::Relaxed);
+        self.record(ServerEvent::Refused);
+    }
+
+    /// Records and saves what has changed since the last call.
+    pub fn observe(&self) {
+        // Read under the lock, so that no thread replaces a newer observation by an older one.
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = (self.watchdog.stats().armed, self.watchdog.timed_out());
+        let before = std::mem::replace(&mut *seen, now);
+        drop(seen);
+        if now.0 != before.0 {
+            self.record(if now.0 { ServerEvent::Armed } else { ServerEvent::Disarmed });
+        }
+        if now != before {
+            self.save_soon();
+        }
+    }
+
+    /// Drops a pending action, because the VM was reset or shut down.
+    fn acknowledge(&self) {
+        self.watchdog.acknowledge();
+        self.save_soon();
+    }
+
+    /// Saves the state now, if there is a file for it.
+    pub fn save_now(&self) {
+        if let Some(state) = &self.state {
+            state.save_now();
+        }
+    }
+
+    fn save_soon(&self) {
+        if let Some(state) = &self.state {
+            state.save_soon();
+        }
+    }
+
+    fn perform(&self, event: &Event) -> Result<(), HandlerError> {
+        self.record(ServerEvent::Fire(Fire::new(event, self.watchdog.stats().heartbeats)));
+        self.observe();
+        if event.attempt == 1 {
+            // The action may end the VM, and then this server may be ended too.
+            self.save_now();
+        }
+        let action = event.action;
+        if matches!(action, Action::None | Action::Debug) {
+            return Ok(());
+        }
+        let outcome = self.control.perform(event, &self.socket);
+        self.record(match &outcome {
+            Ok(()) => ServerEvent::Performed { action },
+            Err(error) => ServerEvent::ActionFailed { action, reason: error.to_string() },
+        });
+        self.save_soon();
+        outcome
+    }
+}
+
+impl VmListener for Endpoint {
+    fn vm_event(&self, event: VmEvent) {
+        match event {
+            VmEvent::Runs(true) => self.record(ServerEvent::Resumed),
+            VmEvent::Runs(false) => self.record(ServerEvent::Paused),
+            // The device is reset through its own socket. QMP only tells that the VM was reset.
+            VmEvent::Reset { reason } => {
+                self.acknowledge();
+                self.record(ServerEvent::Vm { name: "reset", reason });
+            }
+            VmEvent::Shutdown { reason } => {
+                self.acknowledge();
+                self.record(ServerEvent::Vm { name: "shutdown", reason });
+            }
+            VmEvent::Control { socket, connected, reason } => {
+                self.record(ServerEvent::Control { socket, connected, reason });
+            }
+        }
+    }
+}
+
+impl ActionHandler for Handler {
+    fn perform(&self, event: &Event) -> Result<(), HandlerError> {
+        let endpoint = self.0.get().and_then(Weak::upgrade).ok_or("the server is about to end")?;
+        endpoint.perform(event)
+    }
+
+    fn note(&self, event: &Event) {
+        // An event without an action cannot fail.
+        let _ = self.perform(event);
+    }
+}

@@ -1,0 +1,192 @@
+//! The entries of the server's timeline, and an output that never blocks a watchdog.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::thread;
+use std::time::Duration;
+
+use serde::Serialize;
+use vm_watchdog::Action;
+use vm_watchdog_timeline::{Fire, Kind, LogLine, TimelineEntry};
+use vm_watchdog_vfio_user::CloseReason;
+
+/// The timeline of one watchdog.
+pub type Timeline = vm_watchdog_timeline::Timeline<Entry>;
+
+/// How many lines the queue to the writer holds. Further lines are dropped.
+const QUEUE_LENGTH: usize = 1024;
+/// How long the end of the process waits for the last lines.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Something that happened to the watchdog `id`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Entry {
+    pub id: String,
+    #[serde(flatten)]
+    pub event: ServerEvent,
+}
+
+/// What happened. The JSON form is the serialization; its field `event` is the name in kebab case.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum ServerEvent {
+    /// The socket listens.
+    Listening { socket: String, actions: &'static str },
+    /// Metrics are served at this address and port.
+    Metrics { address: String },
+    /// A VMM has connected: the watchdog was powered on.
+    Connected,
+    /// The VMM has disconnected: the watchdog is disarmed.
+    Disconnected { reason: CloseReason },
+    /// A second VMM was refused.
+    Refused,
+    /// The guest has started its watchdog.
+    Armed,
+    /// The guest has stopped it, or a reset has.
+    Disarmed,
+    /// A watchdog fired.
+    Fire(Fire),
+    /// Its action was performed.
+    Performed { action: Action },
+    /// Its action failed.
+    ActionFailed { action: Action, reason: String },
+    /// The control socket of the VM is connected, or no longer.
+    Control { socket: String, connected: bool, reason: Option<String> },
+    /// The VM is paused, and with it the clock of its watchdogs.
+    Paused,
+    /// The VM is resumed.
+    Resumed,
+    /// The VM reports an event.
+    Vm { name: &'static str, reason: Option<String> },
+    /// A saved state was found.
+    Restored { wdt_timeout: bool, was_armed: bool },
+    /// A log line of the watchdog library or of the server.
+    Log(LogLine),
+    /// The socket is closed.
+    Stopped,
+}
+
+/// A log line of the server.
+impl From<LogLine> for Entry {
+    fn from(line: LogLine) -> Self {
+        Self { id: "server".to_owned(), event: ServerEvent::Log(line) }
+    }
+}
+
+impl TimelineEntry for Entry {
+    fn kind(&self) -> Option<Kind> {
+        match self.event {
+            ServerEvent::Armed | ServerEvent::Disarmed => Some(Kind::Feeding),
+            ServerEvent::Fire(_) | ServerEvent::Performed { .. } | ServerEvent::ActionFailed { .. } => {
+                Some(Kind::Firing)
+            }
+            ServerEvent::Listening { .. }
+            | ServerEvent::Metrics { .. }
+            | ServerEvent::Restored { .. }
+            | ServerEvent::Stopped => None,
+            ServerEvent::Connected
+            | ServerEvent::Disconnected { .. }
+            | ServerEvent::Refused
+            | ServerEvent::Control { .. }
+            | ServerEvent::Paused
+            | ServerEvent::Resumed
+            | ServerEvent::Vm { .. }
+            | ServerEvent::Log(_) => Some(Kind::Remark),
+        }
+    }
+}
+
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let because = |reason: &Option<String>| reason.as_ref().map_or(String::new(), |reason| format!(": {reason}"));
+        write!(f, "{}: ", self.id)?;
+        match &self.event {
+            ServerEvent::Listening { socket, actions } => write!(f, "listening on {socket}, actions by {actions}"),
+            ServerEvent::Metrics { address } => write!(f, "metrics at http://{address}/metrics"),
+            ServerEvent::Connected => f.write_str("a VMM has connected"),
+            ServerEvent::Disconnected { reason } => write!(f, "{reason}"),
+            ServerEvent::Refused => f.write_str("a second VMM was refused"),
+            ServerEvent::Armed => f.write_str("armed"),
+            ServerEvent::Disarmed => f.write_str("disarmed"),
+            ServerEvent::Fire(fire) => write!(f, "{fire}"),
+            ServerEvent::Performed { action } => write!(f, "{action} done"),
+            ServerEvent::ActionFailed { action, reason } => write!(f, "{action} failed: {reason}"),
+            ServerEvent::Control { socket, connected: true, .. } => write!(f, "{socket} connected"),
+            ServerEvent::Control { socket, connected: false, reason } => {
+                write!(f, "{socket} not connected{}", because(reason))
+            }
+            ServerEvent::Paused => f.write_str("the VM is paused"),
+            ServerEvent::Resumed => f.write_str("the VM is resumed"),
+            ServerEvent::Vm { name, reason } => write!(f, "the VM reports {name}{}", because(reason)),
+            ServerEvent::Restored { wdt_timeout, was_armed } => {
+                f.write_str("saved state found")?;
+                if *wdt_timeout {
+                    f.write_str("; the last reset came from the watchdog")?;
+                }
+                if *was_armed {
+                    f.write_str("; it was armed then, and is disarmed until a VM connects and arms it")?;
+                }
+                Ok(())
+            }
+            ServerEvent::Log(line) => write!(f, "{line}"),
+            ServerEvent::Stopped => f.write_str("no longer listening"),
+        }
+    }
+}
+
+/// Queues lines for a thread that writes them to standard output, so that a slow reader blocks no watchdog.
+#[derive(Clone)]
+pub struct Lines {
+    waiting: SyncSender<Line>,
+}
+
+/// A message to the thread.
+enum Line {
+    Next(Vec<u8>),
+    /// The last one. The sender waits until this is dropped.
+    Last(SyncSender<()>),
+}
+
+/// Starts the thread.
+pub fn open() -> io::Result<Lines> {
+    let (waiting, lines) = sync_channel(QUEUE_LENGTH);
+    thread::Builder::new().name("events".into()).spawn(move || {
+        for line in lines {
+            match line {
+                Line::Next(line) => {
+                    let mut out = io::stdout().lock();
+                    // If standard output is closed, there is no place left to report that.
+                    let _ = out.write_all(&line).and_then(|()| out.flush());
+                }
+                Line::Last(done) => drop(done),
+            }
+        }
+    })?;
+    Ok(Lines { waiting })
+}
+
+impl Lines {
+    /// Waits up to a second until the queued lines are written.
+    pub fn finish(self) {
+        let (done, is_done) = sync_channel(0);
+        if self.waiting.try_send(Line::Last(done)).is_ok() {
+            // Ends when the thread drops the other end, or after the timeout if the reader does not read.
+            let _ = is_done.recv_timeout(FLUSH_TIMEOUT);
+        }
+    }
+}
+
+impl Write for Lines {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        match self.waiting.try_send(Line::Next(line.to_vec())) {
+            Ok(()) => Ok(line.len()),
+            Err(TrySendError::Full(_)) => Err(io::ErrorKind::WouldBlock.into()),
+            Err(TrySendError::Disconnected(_)) => Err(io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,218 @@
+//! The thread that serves one socket: one client at a time, until the server stops.
+//!
+//! Each socket has a thread of its own, so that a client cannot delay the watchdog of another VM, not even with a
+//! descriptor that blocks. One poll() covers all descriptors of the thread.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use vm_watchdog_vfio_user::{Connection, Next, Session, refuse};
+
+use crate::serve::device::WatchdogDevice;
+use crate::serve::endpoint::Endpoint;
+use crate::serve::socket::Socket;
+
+/// How many surplus clients are connected at the same time.
+const MOST_SURPLUS_CLIENTS: usize = 4;
+/// How long a surplus client waits for the current client to disconnect. When a VMM reconnects, its new connection may
+/// arrive before the end of the old one, as when it has just forked.
+const HANDOVER_TIMEOUT: Duration = Duration::from_millis(250);
+/// How long a surplus client has, after that, to send a message that can be refused.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(2);
+/// The delay before the next accept after the host refused one.
+const ACCEPT_DELAY: Duration = Duration::from_secs(1);
+/// The stack of a serving thread, which has no deep calls and no large variables.
+const STACK: usize = 256 << 10;
+
+/// Serves `socket` until `stop` is readable, and then sends to `end`.
+///
+/// # Errors
+///
+/// The error of the host if it cannot start a thread.
+pub fn spawn(endpoint: Arc<Endpoint>, socket: Socket, stop: Arc<OwnedFd>, end: Sender<()>) -> io::Result<()> {
+    let mut server = Server { endpoint, socket, client: None, surplus: Vec::new(), accept_again: None };
+    let name = format!("serve {}", server.endpoint.watchdog.id()).replace('\0', "?");
+    thread::Builder::new().name(name).stack_size(STACK).spawn(move || {
+        let _end = End(end);
+        server.run(&stop);
+    })?;
+    Ok(())
+}
+
+/// Sends when it is dropped, so that the end of the thread is noticed even after a panic.
+struct End(Sender<()>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.send(()) {
+            log::debug!("the end of a serving thread is not awaited: {error}");
+        }
+    }
+}
+
+struct Server {
+    endpoint: Arc<Endpoint>,
+    socket: Socket,
+    client: Option<Client>,
+    surplus: Vec<SurplusClient>,
+    /// When clients are accepted again.
+    accept_again: Option<Instant>,
+}
+
+struct Client {
+    connection: Connection,
+    session: Session<WatchdogDevice>,
+}
+
+/// A client that connects while another one is connected. It takes over when that one disconnects, or is refused.
+struct SurplusClient {
+    connection: Connection,
+    arrived: Instant,
+}
+
+impl Server {
+    fn run(&mut self, stop: &OwnedFd) {
+        loop {
+            match self.wait(stop) {
+                Ok(true) => break,
+                Ok(false) => {}
+                Err(error) => {
+                    log::error!("watchdog {} is no longer served: {error}", self.endpoint.watchdog.id());
+                    break;
+                }
+            }
+            let now = Instant::now();
+            self.accept_again = self.accept_again.filter(|&again| again > now);
+            self.serve_client();
+            self.serve_surplus(now);
+            if self.accept_again.is_none() {
+                self.accept();
+            }
+        }
+        if let Some(Client { connection, session }) = &mut self.client {
+            connection.finish(|message, fds, reply| session.answer(message, fds, reply));
+        }
+        // Saved before the end of the session resets the device.
+        self.endpoint.save_now();
+    }
+
+    /// Waits for the next event or deadline; true if the server stops.
+    fn wait(&self, stop: &OwnedFd) -> io::Result<bool> {
+        let now = Instant::now();
+        let deadlines = self.surplus.iter().map(|client| client.deadline(now)).chain(self.accept_again);
+        let timeout = deadlines.min().map(|deadline| timespec(deadline.saturating_duration_since(now)));
+        let mut fds = vec![PollFd::new(stop, PollFlags::IN)];
+        if self.accept_again.is_none() {
+            fds.push(PollFd::new(&self.socket.listener, PollFlags::IN));
+        }
+        let refused = self.surplus.iter().filter(|client| client.is_refused(now));
+        let clients = self.client.iter().map(|client| &client.connection);
+        for connection in clients.chain(refused.map(|client| &client.connection)) {
+            fds.push(PollFd::from_borrowed_fd(connection.as_fd(), connection.interest()));
+        }
+        match rustix::event::poll(&mut fds, timeout.as_ref()) {
+            Ok(_) => Ok(!fds[0].revents().is_empty()),
+            Err(Errno::INTR) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn serve_client(&mut self) {
+        let Some(Client { connection, session }) = &mut self.client else {
+            return;
+        };
+        match connection.serve(|message, fds, reply| session.answer(message, fds, reply)) {
+            None => self.endpoint.observe(),
+            Some(reason) => {
+                self.client = None;
+                self.endpoint.disconnected(reason);
+            }
+        }
+    }
+
+    fn accept(&mut self) {
+        let stream = match self.socket.listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => return,
+            Err(error) => {
+                log::error!("watchdog {}: no client can be accepted: {error}", self.endpoint.watchdog.id());
+                self.accept_again = Some(Instant::now() + ACCEPT_DELAY);
+                return;
+            }
+        };
+        // The current client may have disconnected since it was last served.
+        while self.client.as_ref().is_some_and(|client| client.connection.has_hung_up()) {
+            self.serve_client();
+        }
+        if let Err(error) = self.admit(stream) {
+            log::error!("watchdog {}: a client cannot be served: {error}", self.endpoint.watchdog.id());
+        }
+    }
+
+    fn admit(&mut self, stream: UnixStream) -> io::Result<()> {
+        let connection = Connection::new(stream)?;
+        if self.client.is_none() {
+            self.begin(connection);
+            return Ok(());
+        }
+        if self.surplus.len() == MOST_SURPLUS_CLIENTS {
+            self.surplus.remove(0);
+            self.endpoint.refused();
+        }
+        self.surplus.push(SurplusClient { connection, arrived: Instant::now() });
+        Ok(())
+    }
+
+    fn begin(&mut self, connection: Connection) {
+        let session = Session::new(self.endpoint.device());
+        self.client = Some(Client { connection, session });
+        self.endpoint.connected();
+    }
+
+    /// Serves the first surplus client if no other one is connected, and refuses those that have waited too long.
+    fn serve_surplus(&mut self, now: Instant) {
+        if self.client.is_none() && !self.surplus.is_empty() {
+            let SurplusClient { connection, .. } = self.surplus.remove(0);
+            self.begin(connection);
+        }
+        let endpoint = &self.endpoint;
+        self.surplus.retain_mut(|client| {
+            if !client.is_refused(now) {
+                return true;
+            }
+            let closed = client.connection.serve(|message, _, reply| {
+                refuse(message, Errno::BUSY, reply);
+                Next::Close
+            });
+            let stays = closed.is_none() && now < client.arrived + HANDOVER_TIMEOUT + REFUSAL_TIMEOUT;
+            if !stays {
+                endpoint.refused();
+            }
+            stays
+        });
+    }
+}
+
+impl SurplusClient {
+    fn is_refused(&self, now: Instant) -> bool {
+        now >= self.arrived + HANDOVER_TIMEOUT
+    }
+
+    /// When it has to be handled, even if it sends nothing.
+    fn deadline(&self, now: Instant) -> Instant {
+        let handover_ends = self.arrived + HANDOVER_TIMEOUT;
+        if self.is_refused(now) { handover_ends + REFUSAL_TIMEOUT } else { handover_ends }
+    }
+}
+
+fn timespec(duration: Duration) -> Timespec {
+    Timespec { tv_sec: duration.as_secs() as i64, tv_nsec: duration.subsec_nanos().into() }
+}

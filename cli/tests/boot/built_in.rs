@@ -1,0 +1,163 @@
+//! The built-in guest, through the binary: on a vCPU where there is KVM, and in-process where there is none.
+
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
+
+use crate::support::{NO_KVM, Run, Temporary, boot, boot_for, each, has_kvm, number};
+
+/// Two stages of 512 << 15 ticks of 30 ns.
+const PERIOD_NS: u64 = 1_006_632_960;
+
+/// What must be true of every bite: to the nanosecond due a period after the last heartbeat, and never early.
+fn assert_bitten(run: &Run, action: &str) {
+    let fire = run.fire("timeout");
+    assert_eq!(fire["action"], action);
+    assert_eq!(fire["id"], "watchdog0");
+    // The reload before the start is none: nothing ran yet.
+    assert_eq!(number(&fire, "heartbeats"), 3);
+    assert_eq!(number(&fire, "deadline_ns") - number(&fire, "last_heartbeat_ns"), PERIOD_NS);
+    assert!(number(&fire, "observed_ns") >= number(&fire, "deadline_ns"));
+    assert!(number(&fire, "vm_time_ns") >= number(&fire, "observed_ns"));
+    assert_eq!(number(&fire, "lateness_ns"), number(&fire, "observed_ns") - number(&fire, "deadline_ns"));
+    assert_eq!(run.all("armed").len(), 1);
+    assert_eq!(run.all("heartbeat").len(), 3);
+}
+
+fn assert_reset_and_found_out(run: &Run) {
+    assert_eq!(run.status, Some(0), "{}", run.messages);
+    assert_bitten(run, "reset");
+    assert_eq!(run.all("reset")[0]["cause"], "watchdog");
+    assert_eq!(run.remarks().last().unwrap(), "the watchdog caused the last reset; powering off");
+    assert_eq!(run.events().last().unwrap()["status"], 0);
+}
+
+#[test]
+fn a_bite_on_a_vcpu_resets_in_place_and_the_guest_finds_out() {
+    if has_kvm() {
+        let run = boot(&["--events=json"]);
+        assert_eq!(run.all("boot")[0]["runs_on"], "kvm");
+        assert_reset_and_found_out(&run);
+    }
+}
+
+#[test]
+fn without_kvm_the_same_guest_is_played_in_process() {
+    let run = boot(&["--events=json", NO_KVM]);
+    assert_eq!(run.all("boot")[0]["runs_on"], "in-process");
+    assert_reset_and_found_out(&run);
+}
+
+#[test]
+fn the_first_line_says_that_there_is_no_kvm_and_why() {
+    let run = boot(&[NO_KVM, "--watchdog=i6300esb,action=poweroff"]);
+    let first = run.messages.lines().next().unwrap();
+    assert!(first.contains("in-process") && first.contains("/nonexistent/kvm"), "{first}");
+    assert!(first.contains("No such file or directory"), "{first}");
+}
+
+#[test]
+fn a_bite_that_powers_off_has_its_own_status() {
+    let arguments = ["--events=json", "--watchdog=i6300esb,action=poweroff"];
+    for run in on_each(&arguments) {
+        assert_eq!(run.status, Some(3), "{}", run.messages);
+        assert_bitten(&run, "poweroff");
+        assert_eq!(run.events().last().unwrap()["event"], "exit");
+    }
+}
+
+#[test]
+fn a_guest_whose_watchdog_does_nothing_goes_on() {
+    for run in on_each(&["--events=json", "--watchdog=i6300esb,action=none"]) {
+        assert_eq!(run.status, Some(0), "{}", run.messages);
+        assert_bitten(&run, "none");
+        assert!(run.remarks().last().unwrap().contains("I am still here"));
+        assert_eq!(run.all("disarmed").len(), 1);
+    }
+}
+
+#[test]
+fn an_nmi_reaches_the_guest_before_the_bite() {
+    for run in on_each(&["--events=json", "--watchdog=i6300esb,pretimeout=inject-nmi,interrupt=intx"]) {
+        assert_reset_and_found_out(&run);
+        assert_eq!(run.fire("pretimeout")["action"], "inject-nmi");
+        assert_eq!(run.all("nmi").len(), 1);
+        assert_eq!(run.remarks().iter().filter(|remark| *remark == "got an NMI").count(), 1);
+    }
+}
+
+#[test]
+fn a_guest_that_does_not_heed_its_power_button_is_powered_off_after_the_grace() {
+    for run in on_each(&["--events=json", "--watchdog=i6300esb,action=shutdown,grace=200ms,then=poweroff"]) {
+        assert_eq!(run.status, Some(3), "{}", run.messages);
+        assert_bitten(&run, "shutdown");
+        assert_eq!(run.all("power-button").len(), 1);
+        let (asked, forced) = (run.fire("timeout"), run.fire("escalation"));
+        assert_eq!(forced["action"], "poweroff");
+        let waited = number(&forced, "observed_ns") - number(&asked, "observed_ns");
+        assert!(waited >= 200_000_000, "{waited}");
+    }
+}
+
+#[test]
+fn a_paused_guest_stands_still_with_its_clock() {
+    for kvm in each() {
+        let arguments =
+            [&["--events=json", "--watchdog=i6300esb,action=pause,grace=100ms,then=poweroff"], kvm].concat();
+        let run = boot_for(&arguments, Duration::from_secs(4));
+        assert_eq!(run.status, None, "killed by us: {}", run.messages);
+        assert_eq!(run.events().last().unwrap()["event"], "paused", "{}", run.messages);
+    }
+}
+
+#[test]
+fn a_dump_is_an_elf_core_with_the_guest_in_it() {
+    if !has_kvm() {
+        return;
+    }
+    let core = Temporary::new("guest.core");
+    let run = boot(&["--events=json", "--watchdog=i6300esb,action=dump", "--dump-file", core.path(), "--memory=32M"]);
+    assert_eq!(run.status, Some(0), "{}", run.messages);
+    let dump = &run.all("dump")[0];
+    let file = std::fs::File::open(&core.0).unwrap();
+    assert_eq!(file.metadata().unwrap().len(), number(dump, "bytes"));
+
+    let read = |offset: u64| {
+        let mut bytes = [0; 8];
+        file.read_exact_at(&mut bytes, offset).unwrap();
+        u64::from_le_bytes(bytes)
+    };
+    assert_eq!(read(0), u64::from_le_bytes(*b"\x7FELF\x02\x01\x01\0"));
+    let (note, memory) = (read(64 + 8), read(120 + 8));
+    assert_eq!(read(120 + 32), 32 << 20);
+    let instruction_pointer = read(note + 20 + 112 + 16 * 8);
+    assert!((0x1_0000..0x1_1000).contains(&instruction_pointer), "{instruction_pointer:#x}");
+    assert_ne!(read(memory + instruction_pointer), 0, "there is code where it ran");
+}
+
+#[test]
+fn a_guest_without_memory_cannot_be_dumped_and_goes_on() {
+    let run = boot(&["--events=json", "--watchdog=i6300esb,action=dump", NO_KVM]);
+    assert_eq!(run.status, Some(0), "{}", run.messages);
+    assert_eq!(run.all("action-failed")[0]["action"], "dump");
+}
+
+#[test]
+fn several_watchdogs_share_the_bus() {
+    for run in on_each(&["--events=json", "--watchdog=i6300esb", "--watchdog=i6300esb,id=spare"]) {
+        assert_reset_and_found_out(&run);
+        assert_eq!(run.all("boot")[0]["watchdogs"].as_array().unwrap().len(), 2);
+    }
+}
+
+#[test]
+fn events_can_go_to_a_file() {
+    let events = Temporary::new("events");
+    let run = boot(&["--events=json", "--events-file", events.path(), NO_KVM, "--watchdog=i6300esb,action=poweroff"]);
+    assert_eq!(run.messages, "");
+    let written = std::fs::read_to_string(&events.0).unwrap();
+    assert!(written.starts_with("{\"event\":\"boot\"") && written.contains("\"event\":\"exit\""), "{written}");
+}
+
+fn on_each(arguments: &[&str]) -> Vec<Run> {
+    each().into_iter().map(|kvm| boot(&[arguments, kvm].concat())).collect()
+}

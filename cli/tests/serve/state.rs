@@ -1,0 +1,145 @@
+//! What survives the server.
+
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::fakes::FakeQmp;
+use crate::server::{Builder, PATIENCE, Server};
+
+const OPTIONS: &str = "--socket s --watchdog i6300esb,action=none --state state";
+
+fn saved(server: &Server) -> Value {
+    serde_json::from_str(&fs::read_to_string(server.path("state")).unwrap()).unwrap()
+}
+
+/// Waits until this field of the device is on the disk.
+fn wait_for(server: &Server, field: &str, value: impl Into<Value>) {
+    let value = value.into();
+    wait_until(server, |saved| saved["device"][field] == value);
+}
+
+fn wait_until(server: &Server, is_it: impl Fn(&Value) -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_it(&saved(server)) {
+        assert!(Instant::now() < deadline, "the state is still {}", saved(server));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn the_cause_of_the_last_reset_survives_a_server_that_is_killed() {
+    let server = Builder::new().options(OPTIONS).start();
+    let mut client = server.client();
+    client.arm(1);
+    server.expect_where("fire", |event| event["stage"] == "timeout");
+    wait_for(&server, "wdt_timeout", true);
+
+    let server = server.replaced_by(OPTIONS);
+    let mut client = server.client();
+    assert!(client.timed_out());
+    assert!(!client.is_enabled());
+    client.unlock();
+    client.write(crate::client::BAR0, 0x0C, &[0x00, 0x02]).unwrap();
+    assert!(!client.timed_out(), "the guest has cleared it");
+    wait_for(&server, "wdt_timeout", false);
+
+    let server = server.replaced_by(OPTIONS);
+    assert!(!server.client().timed_out());
+}
+
+#[test]
+fn what_the_guest_did_last_is_on_the_disk_after_a_server_that_was_told_to_end() {
+    let mut server = Builder::new().options(OPTIONS).start();
+    let mut client = server.client();
+    // It is written for the first change, and not again so soon for the second.
+    client.arm(60_000);
+    wait_for(&server, "wdt_lock", 2);
+    client.write(crate::client::CONFIG, 0x68, &[0]).unwrap();
+    assert!(server.signal(Signal::TERM).success());
+    assert_eq!(saved(&server)["device"]["wdt_lock"], 0);
+}
+
+#[test]
+fn the_state_is_kept_before_the_action_that_may_end_it_all() {
+    let server = Builder::new()
+        .options("--socket s --watchdog i6300esb,action=poweroff --state state")
+        .option("--exec", "cp state state.at-the-action")
+        .start();
+    let mut client = server.client();
+    client.arm(1);
+    server.expect("performed");
+    let then: Value = serde_json::from_str(&fs::read_to_string(server.path("state.at-the-action")).unwrap()).unwrap();
+    assert_eq!(then["device"]["wdt_timeout"], true);
+}
+
+#[test]
+fn a_watchdog_that_was_armed_protects_nobody_after_a_restart_and_the_server_says_so() {
+    // On a clock that stands, so that two milliseconds are left however long this takes.
+    let builder = Builder::new().options(OPTIONS).options("--qmp q");
+    let qmp = FakeQmp::listen(&builder.path().join("q"));
+    let server = builder.start();
+    let _qmp = qmp.accept(&server, false);
+    server.expect("paused");
+    let mut client = server.client();
+    client.arm(1);
+    wait_for(&server, "wdt_lock", 2);
+    let server = server.replaced_by_and(OPTIONS, |server| {
+        let restored = server.expect("restored");
+        assert_eq!((&restored["was_armed"], &restored["wdt_timeout"]), (&true.into(), &false.into()));
+    });
+    server.expect_none("fire", Duration::from_millis(300));
+}
+
+#[test]
+fn a_timeout_whose_action_keeps_failing_is_reported_as_not_dealt_with() {
+    const OPTIONS: &str = "--socket s --watchdog i6300esb,action=poweroff --state state --exec false";
+    let server = Builder::new().options(OPTIONS).start();
+    let mut client = server.client();
+    client.arm(1);
+    wait_until(&server, |saved| saved["timeout"]["attempt"].as_u64() > Some(1));
+    let server = server.replaced_by_and(OPTIONS, |server| {
+        server.expect("restored");
+        assert!(server.expect("log")["message"].as_str().unwrap().contains("is not performed"));
+    });
+    server.expect_none("fire", Duration::from_millis(300));
+}
+
+#[test]
+fn a_timeout_whose_vmm_has_gone_is_dealt_with() {
+    const OPTIONS: &str = "--socket s --watchdog i6300esb,action=poweroff --state state --exec false";
+    let server = Builder::new().options(OPTIONS).start();
+    let mut client = server.client();
+    client.arm(1);
+    wait_until(&server, |saved| !saved["timeout"].is_null());
+    drop(client);
+    wait_until(&server, |saved| saved["timeout"].is_null());
+}
+
+#[test]
+fn a_corrupt_file_is_set_aside_with_a_message() {
+    let builder = Builder::new().options(OPTIONS);
+    fs::write(builder.path().join("state"), "{\"version\":1").unwrap();
+    let server = builder.start_and(|server| {
+        let log = server.expect("log");
+        let message = log["message"].as_str().unwrap();
+        assert!(message.contains("EOF while parsing") && message.contains("state.corrupt"), "{message}");
+    });
+    assert_eq!(fs::read_to_string(server.path("state.corrupt")).unwrap(), "{\"version\":1");
+    assert_eq!(saved(&server)["version"], 1);
+    assert!(!server.client().timed_out());
+}
+
+#[test]
+fn a_fifo_or_a_folder_in_the_place_of_the_file_is_refused() {
+    for make in ["mkfifo", "mkdir"] {
+        let builder = Builder::new().options(OPTIONS);
+        let path = builder.path().join("state");
+        assert!(Command::new(make).arg(path).status().unwrap().success());
+        let message = "vm-watchdog: state state: it is there and is no regular file\n".to_owned();
+        assert_eq!(builder.fail(), (1, message), "{make}");
+    }
+}

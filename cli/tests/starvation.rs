@@ -1,0 +1,219 @@
+//! A host with too much to do: the vCPU's thread on SCHED_IDLE, beside busy loops on its processor.
+//!
+//! The tests run one after the other: they take a processor for themselves.
+
+#[path = "boot/support.rs"]
+mod support;
+
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::process::Pid;
+use support::{Run, Running, has_kvm, number};
+
+/// Two stages of 1024 << 15 ticks of 30 ns.
+const PERIOD_NS: u64 = 2_013_265_920;
+const PATIENCE: u64 = 3;
+const POWEROFF: &str = "--watchdog=i6300esb,action=poweroff";
+const PATIENT: &str = "--watchdog=i6300esb,action=poweroff,patience=3";
+/// How seldom Linux is asked, and so how much later than due a deadline may be seen to.
+const READING_NS: u64 = 100_000_000;
+/// The most that a busy host adds to that.
+const LATE_NS: u64 = READING_NS + 400_000_000;
+/// The most for a guest that has halted: on a busy host it waits for the processor when it has to leave KVM for a moment.
+const HALTED_NS: u64 = PERIOD_NS * 3 / 2;
+const END: Duration = Duration::from_secs(60);
+/// Longer than the timeout, shorter than the patience.
+const STARVED: Duration = Duration::from_millis(3500);
+/// A thread of SCHED_IDLE weighs 3 and each of these 1024, so that it runs for a ten-thousandth of the time. It runs for
+/// about half a millisecond at once, and then not for five seconds: more than the timeout. (With eight loops it was one
+/// second, in which a healthy guest feeds in time.)
+const BUSY_LOOPS: usize = 32;
+
+/// Programs that use a processor all the time.
+struct BusyLoops(Vec<Child>);
+
+impl BusyLoops {
+    /// Starves a thread on the first processor that we may use.
+    fn beside(thread: Pid) -> Self {
+        let processor = first_processor();
+        run("chrt", &["--idle", "--pid", "0", &thread.to_string()]);
+        run("taskset", &["--cpu-list", "--pid", &processor, &thread.to_string()]);
+        let busy = |_| {
+            let arguments = ["--cpu-list", &processor, "sh", "-c", "while :; do :; done"];
+            Command::new("taskset").args(arguments).spawn().unwrap()
+        };
+        Self((0..BUSY_LOOPS).map(busy).collect())
+    }
+}
+
+impl Drop for BusyLoops {
+    fn drop(&mut self) {
+        // All of them first: to wait for one takes a while beside the others.
+        self.0.iter_mut().for_each(|busy| drop(busy.kill()));
+        self.0.iter_mut().for_each(|busy| drop(busy.wait()));
+    }
+}
+
+fn first_processor() -> String {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap().trim();
+    allowed.split(['-', ',']).next().unwrap().to_owned()
+}
+
+fn run(program: &str, arguments: &[&str]) {
+    let status = Command::new(program).args(arguments).stdout(Stdio::null()).status();
+    assert!(status.unwrap().success(), "{program} {arguments:?}");
+}
+
+/// Starts a guest, and waits until it has armed its watchdog.
+fn armed(guest: &str, watchdog: &str) -> Running {
+    let mut running = Running::start(&["--events=json", guest, watchdog]);
+    running.wait_for("armed");
+    running
+}
+
+/// A guest whose vCPU is starved from the moment at which it has armed its watchdog, to the end.
+fn starved(guest: &str, watchdog: &str) -> Run {
+    let running = armed(guest, watchdog);
+    let _busy = BusyLoops::beside(running.vcpu());
+    running.finish(END)
+}
+
+/// How long the vCPU's thread has run, by Linux' account; None once it has ended.
+fn processor_time(process: Pid, thread: Pid) -> Option<Duration> {
+    let account = std::fs::read_to_string(format!("/proc/{process}/task/{thread}/schedstat")).ok()?;
+    account.split(' ').next()?.parse().ok().map(Duration::from_nanos)
+}
+
+/// Runs to the end. Returns how long the vCPU's thread ran from now on, too.
+fn finish_and_account(running: Running) -> (Run, Duration) {
+    let (process, vcpu) = (running.id(), running.vcpu());
+    let account = move || processor_time(process, vcpu);
+    let before = account().expect("the vCPU runs");
+    let last = std::thread::spawn(move || {
+        let every = |_: &Duration| {
+            std::thread::sleep(Duration::from_millis(10));
+            account()
+        };
+        std::iter::successors(Some(before), every).last().unwrap_or(before)
+    });
+    let run = running.finish(END);
+    (run, last.join().unwrap() - before)
+}
+
+/// KVM, and the processor for ourselves.
+fn quiet_host() -> Option<MutexGuard<'static, ()>> {
+    static HOST: Mutex<()> = Mutex::new(());
+    has_kvm().then(|| HOST.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// A timeout, in nanoseconds of the VM's clock.
+struct Timeout {
+    /// The deadline, after the last heartbeat, or after the start if there was none. The guest says a word just before it
+    /// starts the watchdog, and the start is noted just after it: the least that it may be, and the most.
+    due_after: (u64, u64),
+    /// When it was acted upon, after the same. (The process ends later: its vCPU has to run for that.)
+    after: u64,
+}
+
+/// The timeout that ended this run. Checks that it did not come before its deadline, nor that before its time.
+fn timeout(run: &Run) -> Timeout {
+    assert_eq!(run.status, Some(3), "{}", run.messages);
+    let fire = run.fire("timeout");
+    let (started_after, started_before) = match fire["last_heartbeat_ns"].as_u64() {
+        Some(last_heartbeat) => (last_heartbeat, last_heartbeat),
+        None => (number(&run.all("guest")[0], "vm_time_ns"), number(&run.all("armed")[0], "vm_time_ns")),
+    };
+    let deadline = number(&fire, "deadline_ns");
+    assert!(number(&fire, "observed_ns") >= deadline, "early: {fire}");
+    assert!(deadline >= started_after + PERIOD_NS, "early: {fire}");
+    Timeout {
+        due_after: (deadline - started_before, deadline - started_after),
+        after: number(&fire, "observed_ns") - started_before,
+    }
+}
+
+/// Checks that not a nanosecond was added to the timeout.
+fn assert_not_extended(timeout: &Timeout) {
+    assert!(timeout.due_after.0 <= PERIOD_NS, "due after {} ns", timeout.due_after.0);
+    assert!(timeout.after < PERIOD_NS + LATE_NS, "{}", timeout.after);
+}
+
+#[test]
+fn a_starved_guest_does_not_time_out_with_patience() {
+    if let Some(_host) = quiet_host() {
+        let running = armed("--built-in=feeding", PATIENT);
+        let (process, vcpu) = (running.id(), running.vcpu());
+        let started = Instant::now();
+        let busy = BusyLoops::beside(vcpu);
+        let before = processor_time(process, vcpu).expect("the vCPU runs");
+        std::thread::sleep(STARVED.saturating_sub(started.elapsed()));
+        let ran = processor_time(process, vcpu).expect("the vCPU runs") - before;
+        drop(busy);
+        // Beside whatever else the host does it would be starved still.
+        run("chrt", &["--other", "--pid", "0", &vcpu.to_string()]);
+        assert!(ran < STARVED / 10, "not starved: it ran for {ran:?} of {STARVED:?}");
+        let run = running.finish(END);
+        assert_eq!(run.status, Some(0), "{}", run.messages);
+        assert_eq!(run.all("fire").iter().filter(|fire| fire["stage"] == "timeout").count(), 0, "{}", run.messages);
+        assert_eq!(run.all("disarmed").len(), 1, "{}", run.messages);
+    }
+}
+
+#[test]
+fn a_starved_guest_times_out_without() {
+    if let Some(_host) = quiet_host() {
+        // Now and then it runs for a moment, and feeds: so it is starved until such a moment comes too late.
+        let timeout = timeout(&starved("--built-in=feeding", POWEROFF));
+        eprintln!("starved, without patience: timeout after {} ns", timeout.after);
+        assert_not_extended(&timeout);
+    }
+}
+
+#[test]
+fn patience_with_a_starved_guest_ends() {
+    if let Some(_host) = quiet_host() {
+        let timeout = timeout(&starved("--built-in=spinning", PATIENT));
+        eprintln!("starved for ever, patience {PATIENCE}: timeout after {} ns", timeout.after);
+        let most = PERIOD_NS * PATIENCE;
+        assert!(timeout.due_after.1 >= most, "starved all the time, but due after {} ns", timeout.due_after.1);
+        assert!(timeout.due_after.0 <= most + READING_NS, "due after {} ns", timeout.due_after.0);
+        assert!(timeout.after < most + LATE_NS, "{}", timeout.after);
+    }
+}
+
+#[test]
+fn a_halted_guest_is_not_starved_even_beside_busy_loops() {
+    if let Some(_host) = quiet_host() {
+        let running = armed("--built-in=halting", PATIENT);
+        // Starved before it can halt, it would be a guest that wants to run.
+        std::thread::sleep(Duration::from_millis(300));
+        let _busy = BusyLoops::beside(running.vcpu());
+        let timeout = timeout(&running.finish(END));
+        eprintln!("halted beside busy loops, patience {PATIENCE}: timeout after {} ns", timeout.after);
+        assert!(timeout.after < HALTED_NS, "{}", timeout.after);
+    }
+}
+
+#[test]
+fn a_guest_that_spins_or_halts_times_out_with_patience_and_without() {
+    if let Some(_host) = quiet_host() {
+        for guest in ["--built-in=spinning", "--built-in=halting"] {
+            for watchdog in [POWEROFF, PATIENT] {
+                let (run, ran) = finish_and_account(armed(guest, watchdog));
+                let timeout = timeout(&run);
+                eprintln!("{guest} {watchdog}: timeout after {} ns, of which it ran for {ran:?}", timeout.after);
+                match (guest, watchdog) {
+                    // Whatever else the host does meanwhile, it has had its time once it has run for that long.
+                    ("--built-in=spinning", PATIENT) => {
+                        assert!(ran < Duration::from_nanos(PERIOD_NS + LATE_NS), "it ran for {ran:?}");
+                    }
+                    (_, PATIENT) => assert!(timeout.after < HALTED_NS, "{}", timeout.after),
+                    _ => assert_not_extended(&timeout),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! INTx over vfio-user: a level-triggered line that signals an eventfd once, until the client unmasks it.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::OFlags;
+use rustix::io::{Errno, retry_on_intr};
+
+/// The interrupt line of a device as VFIO has it: level triggered and automasked.
+///
+/// When the line rises the client's eventfd is signalled and the line masked. The client lowers its copy of the line at
+/// the guest's next access and unmasks it; if it is still asserted the eventfd is signalled again.
+#[derive(Debug, Default)]
+pub struct Intx {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The eventfd of the client.
+    eventfd: Option<OwnedFd>,
+    masked: bool,
+    asserted: bool,
+}
+
+impl Intx {
+    /// Sets the level of the line.
+    ///
+    /// # Errors
+    ///
+    /// The error of the client's eventfd.
+    pub fn set_level(&self, high: bool) -> Result<(), Errno> {
+        let mut state = self.state();
+        state.asserted = high;
+        state.sync()
+    }
+
+    /// Signals `eventfd` from now on; `None` disconnects the line. The line is no longer masked.
+    ///
+    /// # Errors
+    ///
+    /// EINVAL if it is no eventfd: a write to anything else might never return.
+    pub(crate) fn connect(&self, eventfd: Option<OwnedFd>) -> Result<(), Errno> {
+        if let Some(fd) = &eventfd {
+            check_eventfd(fd.as_fd())?;
+        }
+        let mut state = self.state();
+        state.eventfd = eventfd;
+        state.masked = false;
+        state.sync()
+    }
+
+    pub(crate) fn mask(&self) {
+        self.state().masked = true;
+    }
+
+    pub(crate) fn unmask(&self) -> Result<(), Errno> {
+        let mut state = self.state();
+        state.masked = false;
+        state.sync()
+    }
+
+    /// Signals whatever the level is. Clients may ask for it as a test.
+    pub(crate) fn trigger(&self) -> Result<(), Errno> {
+        self.state().signal()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Signals the eventfd if the line is asserted and not masked, and masks the line.
+    fn sync(&mut self) -> Result<(), Errno> {
+        if self.asserted && !self.masked && self.eventfd.is_some() {
+            self.masked = true;
+            return self.signal();
+        }
+        Ok(())
+    }
+
+    fn signal(&self) -> Result<(), Errno> {
+        let Some(eventfd) = &self.eventfd else {
+            return Ok(());
+        };
+        // A full counter is a signal that the client has not read yet.
+        if !is_writable(eventfd.as_fd())? {
+            return Ok(());
+        }
+        match rustix::io::write(eventfd, &1u64.to_ne_bytes()) {
+            Ok(_) | Err(Errno::AGAIN) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+}
+
+/// Whether a write does not block. The client shares the flags of its eventfd, and may have taken O_NONBLOCK away.
+fn is_writable(eventfd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut fds = [PollFd::from_borrowed_fd(eventfd, PollFlags::OUT)];
+    retry_on_intr(|| rustix::event::poll(&mut fds, Some(&now)))?;
+    Ok(fds[0].revents().contains(PollFlags::OUT))
+}
+
+/// Refuses a descriptor that is no eventfd, and makes writes to an eventfd non-blocking.
+fn check_eventfd(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    let link = rustix::fs::readlink(format!("/proc/self/fd/{}", fd.as_raw_fd()), Vec::new());
+    if link.is_ok_and(|link| link.to_bytes() == b"anon_inode:[eventfd]") {
+        let flags = rustix::fs::fcntl_getfl(fd)?;
+        rustix::fs::fcntl_setfl(fd, flags | OFlags::NONBLOCK)
+    } else {
+        Err(Errno::INVAL)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::{EventfdFlags, eventfd};
+
+    /// A connected line, and the client's end.
+    fn connected() -> (Intx, OwnedFd) {
+        let client = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+        let line = Intx::default();
+        line.connect(Some(client.try_clone().unwrap())).unwrap();
+        (line, client)
+    }
+
+    /// How often it was signalled since the last call.
+    fn signals(client: &OwnedFd) -> u64 {
+        let mut counter = [0; 8];
+        match rustix::io::read(client, &mut counter) {
+            Ok(_) => u64::from_ne_bytes(counter),
+            Err(_) => 0,
+        }
+    }
+
+    #[test]
+    fn a_line_signals_once_until_it_is_unmasked() {
+        let (line, client) = connected();
+        line.set_level(true).unwrap();
+        line.set_level(true).unwrap();
+        assert_eq!(signals(&client), 1);
+        line.unmask().unwrap();
+        assert_eq!(signals(&client), 1, "it is still asserted");
+        line.set_level(false).unwrap();
+        line.unmask().unwrap();
+        assert_eq!(signals(&client), 0);
+        line.set_level(true).unwrap();
+        assert_eq!(signals(&client), 1);
+    }
+
+    #[test]
+    fn a_masked_line_waits_for_the_unmask() {
+        let (line, client) = connected();
+        line.mask();
+        line.set_level(true).unwrap();
+        assert_eq!(signals(&client), 0);
+        line.unmask().unwrap();
+        assert_eq!(signals(&client), 1);
+    }
+
+    #[test]
+    fn a_line_that_is_asserted_when_the_client_connects_signals_at_once() {
+        let line = Intx::default();
+        line.set_level(true).unwrap();
+        let client = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+        line.connect(Some(client.try_clone().unwrap())).unwrap();
+        assert_eq!(signals(&client), 1);
+        line.connect(None).unwrap();
+        line.unmask().unwrap();
+        line.trigger().unwrap();
+        assert_eq!(signals(&client), 0);
+    }
+
+    #[test]
+    fn other_descriptors_are_refused_and_a_full_eventfd_does_not_block() {
+        let line = Intx::default();
+        let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert_eq!(line.connect(Some(socket.into())), Err(Errno::INVAL));
+
+        let blocking = eventfd(0, EventfdFlags::empty()).unwrap();
+        rustix::io::write(&blocking, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+        line.connect(Some(blocking)).unwrap();
+        assert_eq!(line.set_level(true), Ok(()));
+    }
+}

@@ -1,0 +1,213 @@
+//! The steps of the built-in guests. Their accesses are those of the Linux driver (`i6300esb.c`).
+
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// The built-in guests. The first one is for users; the others are for tests on a real vCPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BuiltInGuest {
+    /// Feeds the watchdog three times and stops. After the reset it reads that the watchdog caused it.
+    #[default]
+    Expiring,
+    /// Feeds the watchdog for nine seconds, stops it and powers off.
+    Feeding,
+    /// Arms the watchdog, and from then on only looks at the clock.
+    Spinning,
+    /// Arms the watchdog and halts with interrupts off.
+    Halting,
+}
+
+/// One thing that the guest does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Shows a remark in the timeline.
+    Say(&'static str),
+    /// Writes.
+    Write(Place, Data),
+    /// Reads, and gives up unless the bits of the mask are as expected.
+    Expect(Place, Mask, Data),
+    /// Reads, and if any bit of the mask is set says so and powers the machine off.
+    EndIf(Place, Mask, &'static str),
+    /// Waits so many milliseconds of the VM's clock.
+    Wait(u32),
+}
+
+/// Where an access goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// An I/O port.
+    Port(u16),
+    /// An offset in the watchdog's BAR0.
+    Bar(u16),
+}
+
+/// One to four bytes, little-endian, and so the width of an access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Data {
+    /// 8 bits.
+    Byte(u8),
+    /// 16 bits.
+    Word(u16),
+    /// 32 bits.
+    Long(u32),
+}
+
+/// The bits that matter, as wide as the access.
+pub type Mask = Data;
+
+impl Data {
+    /// The bytes as they lie in memory, and how many of them count.
+    pub fn to_bytes(self) -> ([u8; 4], usize) {
+        (self.value().to_le_bytes(), self.width())
+    }
+
+    /// The value.
+    pub fn value(self) -> u32 {
+        match self {
+            Self::Byte(value) => value.into(),
+            Self::Word(value) => value.into(),
+            Self::Long(value) => value,
+        }
+    }
+
+    /// The width in bytes.
+    pub fn width(self) -> usize {
+        match self {
+            Self::Byte(_) => 1,
+            Self::Word(_) => 2,
+            Self::Long(_) => 4,
+        }
+    }
+}
+
+use Data::{Byte, Long, Word};
+use Place::{Bar, Port};
+use Step::{EndIf, Expect, Say, Wait, Write};
+
+const CONFIG_DATA: Place = Port(0xCFC);
+const PRELOAD_1: Place = Bar(0x00);
+const PRELOAD_2: Place = Bar(0x04);
+const RELOAD: Place = Bar(0x0C);
+
+/// Makes the configuration data port mean this register of the device at 00:03.0.
+const fn select(register: u32) -> Step {
+    Write(Port(0xCF8), Long(0x8000_1800 | register))
+}
+
+const UNLOCK_FIRST: Step = Write(RELOAD, Word(0x80));
+const UNLOCK_SECOND: Step = Write(RELOAD, Word(0x86));
+const HEARTBEAT: Step = Write(RELOAD, Word(1 << 8));
+const WDT_TIMEOUT: Data = Word(1 << 9);
+/// How a guest that does not read the ACPI tables powers this machine off.
+pub const POWER_OFF: (u16, u16) = (0x604, 1 << 13);
+
+/// Finds the device and arms it.
+const ARM: &[Step] = &[
+    // Find the device, and let it decode the memory that firmware has assigned.
+    select(0x00),
+    Expect(CONFIG_DATA, Long(u32::MAX), Long(0x25AB_8086)),
+    select(0x04),
+    Write(CONFIG_DATA, Word(0x0002)),
+    // Did it cause the last reset?
+    EndIf(RELOAD, WDT_TIMEOUT, "the watchdog caused the last reset; powering off"),
+    Say("the watchdog did not cause the last reset"),
+    // Output enabled, 1 kHz prescaler, no interrupt; stopped and unlocked.
+    select(0x60),
+    Write(CONFIG_DATA, Word(0x0003)),
+    select(0x68),
+    Expect(CONFIG_DATA, Byte(0x03), Byte(0x00)),
+];
+
+/// Feeds it, whether it runs or not.
+const FEED: &[Step] = &[UNLOCK_FIRST, UNLOCK_SECOND, HEARTBEAT];
+
+/// Stops it and powers the machine off.
+const STOP: &[Step] = &[
+    select(0x68),
+    Write(CONFIG_DATA, Byte(0x00)),
+    Expect(CONFIG_DATA, Byte(0x02), Byte(0x00)),
+    Write(Port(POWER_OFF.0), Word(POWER_OFF.1)),
+];
+
+impl BuiltInGuest {
+    /// Every guest.
+    pub const ALL: [Self; 4] = [Self::Expiring, Self::Feeding, Self::Spinning, Self::Halting];
+
+    /// Its name on the command line and in snapshots.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Expiring => "expiring",
+            Self::Feeding => "feeding",
+            Self::Spinning => "spinning",
+            Self::Halting => "halting",
+        }
+    }
+
+    /// What the guest does.
+    pub fn steps(self) -> Vec<Step> {
+        let mut steps = ARM.to_vec();
+        match self {
+            Self::Expiring => {
+                // Two stages of 512 units of 2^15 * 30 ns: 1.007 s, which Linux calls one second.
+                arm(&mut steps, 512, "armed the watchdog for 1.007 s; feeding it every 300 ms");
+                feed(&mut steps, 3);
+                steps.extend([Say("no more heartbeats"), Wait(1500)]);
+                // The guest gets here only if the action of the timeout lets it run on.
+                steps.push(Expect(RELOAD, WDT_TIMEOUT, WDT_TIMEOUT));
+                steps.push(Say("the watchdog has expired, and I am still here; stopping it and powering off"));
+                steps.extend(STOP);
+            }
+            Self::Feeding => {
+                arm(&mut steps, 1024, "armed the watchdog for 2.013 s; feeding it for 9 s");
+                feed(&mut steps, 30);
+                steps.push(Say("stopping the watchdog and powering off"));
+                steps.extend(STOP);
+            }
+            Self::Spinning => {
+                arm(&mut steps, 1024, "armed the watchdog for 2.013 s; spinning");
+                steps.push(Wait(u32::MAX));
+            }
+            Self::Halting => arm(&mut steps, 1024, "armed the watchdog for 2.013 s; halting"),
+        }
+        steps
+    }
+}
+
+impl FromStr for BuiltInGuest {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let guest = Self::ALL.into_iter().find(|guest| guest.as_str() == name);
+        guest.ok_or_else(|| format!("accepted are {}", Self::ALL.map(Self::as_str).join(", ")))
+    }
+}
+
+/// Starts two stages of `stage` units each.
+fn arm(steps: &mut Vec<Step>, stage: u32, remark: &'static str) {
+    for preload in [PRELOAD_1, PRELOAD_2] {
+        steps.extend([UNLOCK_FIRST, UNLOCK_SECOND, Write(preload, Long(stage))]);
+    }
+    steps.extend(FEED);
+    // WDT_ENABLE, in the lock register, which is selected.
+    steps.extend([Write(CONFIG_DATA, Byte(0x02)), Say(remark)]);
+}
+
+/// Feeds it every 300 ms, so many times.
+fn feed(steps: &mut Vec<Step>, times: usize) {
+    for _ in 0..times {
+        steps.push(Wait(300));
+        steps.extend(FEED);
+    }
+}
+
+/// What the guest says, by the number that it writes to the remark port: the number of the step, or one more than the
+/// last for a non-maskable interrupt.
+pub fn remarks(steps: &[Step]) -> Vec<Option<&'static str>> {
+    let remark = |step: &Step| match *step {
+        Say(remark) | EndIf(_, _, remark) => Some(remark),
+        _ => None,
+    };
+    steps.iter().map(remark).chain([Some("got an NMI")]).collect()
+}
