@@ -1,7 +1,10 @@
-//! A writer for initramfs images: cpio archives in the "newc" format, as `Documentation/driver-api/early-userspace/
-//! buffer-format.rst` of Linux describes them. No root needed: the guest gets its device nodes from devtmpfs.
+//! Initramfs images: cpio archives in the "newc" format, as `Documentation/driver-api/early-userspace/buffer-format.rst`
+//! of Linux describes them. No root needed: the guest gets its device nodes from devtmpfs.
 
 use std::collections::BTreeSet;
+use std::io::Write;
+
+use cpio::newc;
 
 use crate::channel;
 use crate::kernel::Module;
@@ -79,7 +82,7 @@ impl Initramfs {
 
     /// The image. Not compressed, since a guest on an emulated CPU unpacks slowly.
     pub fn build(self) -> Vec<u8> {
-        let mut archive = self.entry("TRAILER!!!", 0, &[]).archive;
+        let mut archive = newc::trailer(self.archive).expect("writing to memory does not fail");
         archive.resize(archive.len().next_multiple_of(512), 0);
         archive
     }
@@ -96,24 +99,10 @@ impl Initramfs {
     fn entry(mut self, name: &str, mode: u32, content: &[u8]) -> Self {
         self.entries += 1;
         let size = u32::try_from(content.len()).expect("newc holds files below 4 GiB");
-        let name_size = u32::try_from(name.len() + 1).expect("a short name");
-        let (links, owner, time, device, check) = (1, 0, 0, 0, 0);
-        let fields =
-            [self.entries, mode, owner, owner, links, time, size, device, device, device, device, name_size, check];
-        self.archive.extend_from_slice(b"070701");
-        for field in fields {
-            self.archive.extend_from_slice(format!("{field:08x}").as_bytes());
-        }
-        self.archive.extend_from_slice(name.as_bytes());
-        self.archive.push(0);
-        self.pad();
-        self.archive.extend_from_slice(content);
-        self.pad();
+        let mut entry = newc::Builder::new(name).ino(self.entries).mode(mode).write(&mut self.archive, size);
+        let written = entry.write_all(content).and_then(|()| entry.finish().map(drop));
+        written.expect("writing to memory does not fail");
         self
-    }
-
-    fn pad(&mut self) {
-        self.archive.resize(self.archive.len().next_multiple_of(4), 0);
     }
 }
 
