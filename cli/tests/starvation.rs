@@ -142,7 +142,7 @@ fn assert_not_extended(timeout: &Timeout) {
 }
 
 #[test]
-fn a_starved_guest_does_not_time_out_with_patience() {
+fn a_starved_guest_does_not_time_out_with_compensation() {
     if let Some(_host) = quiet_host() {
         let running = armed("--built-in=feeding", PATIENT);
         let (process, vcpu) = (running.id(), running.vcpu());
@@ -163,7 +163,7 @@ fn a_starved_guest_does_not_time_out_with_patience() {
 }
 
 #[test]
-fn a_starved_guest_times_out_without() {
+fn a_starved_guest_times_out_without_compensation() {
     if let Some(_host) = quiet_host() {
         // Now and then it runs for a moment, and feeds: so it is starved until such a moment comes too late.
         let timeout = timeout(&starved("--built-in=feeding", POWEROFF));
@@ -173,7 +173,7 @@ fn a_starved_guest_times_out_without() {
 }
 
 #[test]
-fn patience_with_a_starved_guest_ends() {
+fn compensation_for_a_starved_guest_is_limited() {
     if let Some(_host) = quiet_host() {
         let timeout = timeout(&starved("--built-in=spinning", PATIENT));
         eprintln!("starved for ever, patience {PATIENCE}: timeout after {} ns", timeout.after);
@@ -198,7 +198,7 @@ fn a_halted_guest_is_not_starved_even_beside_busy_loops() {
 }
 
 #[test]
-fn a_guest_that_spins_or_halts_times_out_with_patience_and_without() {
+fn a_guest_that_spins_or_halts_times_out_with_compensation_and_without() {
     if let Some(_host) = quiet_host() {
         for guest in ["--built-in=spinning", "--built-in=halting"] {
             for watchdog in [POWEROFF, PATIENT] {

@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_are_found_however_the_stream_is_cut() {
+    fn messages_are_found_for_every_split_of_the_stream() {
         let long = MAX_MESSAGE + 1;
         let stream = [
             header(16),

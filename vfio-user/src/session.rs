@@ -221,7 +221,7 @@ fn dma_unmap(body: &[u8], reply: &mut Vec<u8>) -> Result<(), Errno> {
     const UNMAP_ALL: u32 = 1 << 2;
     let mut fields = Fields::exactly(body, DMA_UNMAP_SIZE)?;
     let (argsz, flags) = (fields.u32()?, fields.u32()?);
-    // The other flags ask for a bitmap of dirty pages, which is not kept, or for what only the kernel's VFIO has.
+    // The other flags ask for a bitmap of dirty pages, which is not kept, or exist only in the kernel's VFIO.
     if (argsz as usize) < DMA_UNMAP_SIZE || flags & !UNMAP_ALL != 0 {
         return Err(Errno::INVAL);
     }

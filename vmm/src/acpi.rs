@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_lies_where_no_memory_map_shows_memory() {
+    fn the_tables_lie_outside_the_memory_map() {
         let memory = tables();
         for address in (0..0xE_0000).chain(0x10_0000..0x20_0000).step_by(8) {
             assert_eq!(memory.read_obj::<u64>(GuestAddress(address)).unwrap(), 0, "{address:#x}");

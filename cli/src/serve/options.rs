@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn an_option_before_the_first_socket_holds_for_all_that_have_no_own() {
+    fn an_option_before_the_first_socket_is_the_default_of_all() {
         let options = parse("--qmp q --watchdog i6300esb,action=pause --socket a --socket b --qmp qb").unwrap();
         let qmp: Vec<_> = options.endpoints.iter().map(|endpoint| endpoint.control.qmp().unwrap()).collect();
         assert_eq!(qmp, [Path::new("q"), Path::new("qb")]);

@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_is_about_to_listen_is_not_taken_for_one_that_has_gone() {
+    fn a_server_that_is_about_to_listen_is_not_stale() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("watchdog");
         let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_socket_is_left_alone() {
+    fn a_file_that_is_no_socket_is_not_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("watchdog");
         fs::write(&path, "precious").unwrap();
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_has_taken_the_place_of_ours_is_left_alone() {
+    fn a_file_that_replaced_the_socket_is_not_removed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("watchdog");
         let socket = Socket::bind(&path, OWNER_ONLY).unwrap();

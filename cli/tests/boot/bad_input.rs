@@ -18,7 +18,7 @@ fn assert_refused(arguments: &[&str], status: i32, mentions: &[&str]) {
 }
 
 #[test]
-fn a_watchdog_that_is_not_to_be_had() {
+fn unknown_watchdogs_are_refused() {
     assert_refused(&["--watchdog=i6300esb,action=explode"], USAGE, &["explode", "poweroff"]);
     assert_refused(&["--watchdog=wdt9000"], USAGE, &["wdt9000", "i6300esb"]);
     assert_refused(&["--watchdog=i6300esb,colour=red"], USAGE, &["colour"]);
@@ -26,7 +26,7 @@ fn a_watchdog_that_is_not_to_be_had() {
 }
 
 #[test]
-fn memory_that_is_no_size_or_too_little() {
+fn invalid_and_too_small_memory_sizes_are_refused() {
     assert_refused(&["--memory=plenty"], USAGE, &["plenty", "256M"]);
     assert_refused(&["--memory=99999999999G"], USAGE, &["99999999999G"]);
     assert_refused(&["--memory=0"], NO_MEMORY, &["16 MiB"]);
@@ -37,7 +37,7 @@ fn memory_that_is_no_size_or_too_little() {
 }
 
 #[test]
-fn an_image_that_is_missing_unreadable_or_none() {
+fn missing_unreadable_and_invalid_images_are_refused() {
     let text = Temporary::with("text", b"not a kernel");
     assert_refused(&["--kernel=/nonexistent/vmlinux"], BAD_IMAGE, &["/nonexistent/vmlinux", "No such file"]);
     assert_refused(&["--kernel=/"], BAD_IMAGE, &["not a regular file"]);
@@ -45,7 +45,7 @@ fn an_image_that_is_missing_unreadable_or_none() {
 }
 
 #[test]
-fn a_kernel_without_kvm() {
+fn a_kernel_without_kvm_is_refused() {
     let kernel = Temporary::with("some-kernel", b"\x7FELF");
     let not_kvm = Temporary::with("not-kvm", b"");
     let reason = ["a kernel needs KVM", "No such file or directory"];
@@ -54,7 +54,7 @@ fn a_kernel_without_kvm() {
 }
 
 #[test]
-fn options_that_do_not_exist_or_do_not_go_together() {
+fn unknown_and_conflicting_options_are_refused() {
     assert_refused(&["--turbo"], USAGE, &["--turbo"]);
     assert_refused(&["--initrd=x"], USAGE, &["--kernel"]);
     assert_refused(&["--events=xml"], USAGE, &["xml", "json"]);

@@ -8,12 +8,12 @@ use crate::support::{NO_KVM, Run, Temporary, boot, boot_for, each, has_kvm, numb
 /// Two stages of 512 << 15 ticks of 30 ns.
 const PERIOD_NS: u64 = 1_006_632_960;
 
-/// What must be true of every bite: to the nanosecond due a period after the last heartbeat, and never early.
-fn assert_bitten(run: &Run, action: &str) {
+/// Checks a timeout: due exactly one period after the last heartbeat, and never early.
+fn assert_timed_out(run: &Run, action: &str) {
     let fire = run.fire("timeout");
     assert_eq!(fire["action"], action);
     assert_eq!(fire["id"], "watchdog0");
-    // The reload before the start is none: nothing ran yet.
+    // The reload before the start does not count: the watchdog did not run yet.
     assert_eq!(number(&fire, "heartbeats"), 3);
     assert_eq!(number(&fire, "deadline_ns") - number(&fire, "last_heartbeat_ns"), PERIOD_NS);
     assert!(number(&fire, "observed_ns") >= number(&fire, "deadline_ns"));
@@ -23,20 +23,20 @@ fn assert_bitten(run: &Run, action: &str) {
     assert_eq!(run.all("heartbeat").len(), 3);
 }
 
-fn assert_reset_and_found_out(run: &Run) {
+fn assert_reset_and_cause_seen(run: &Run) {
     assert_eq!(run.status, Some(0), "{}", run.messages);
-    assert_bitten(run, "reset");
+    assert_timed_out(run, "reset");
     assert_eq!(run.all("reset")[0]["cause"], "watchdog");
     assert_eq!(run.remarks().last().unwrap(), "the watchdog caused the last reset; powering off");
     assert_eq!(run.events().last().unwrap()["status"], 0);
 }
 
 #[test]
-fn a_bite_on_a_vcpu_resets_in_place_and_the_guest_finds_out() {
+fn a_timeout_on_a_vcpu_resets_in_place_and_the_guest_sees_the_cause() {
     if has_kvm() {
         let run = boot(&["--events=json"]);
         assert_eq!(run.all("boot")[0]["runs_on"], "kvm");
-        assert_reset_and_found_out(&run);
+        assert_reset_and_cause_seen(&run);
     }
 }
 
@@ -44,7 +44,7 @@ fn a_bite_on_a_vcpu_resets_in_place_and_the_guest_finds_out() {
 fn without_kvm_the_same_guest_is_played_in_process() {
     let run = boot(&["--events=json", NO_KVM]);
     assert_eq!(run.all("boot")[0]["runs_on"], "in-process");
-    assert_reset_and_found_out(&run);
+    assert_reset_and_cause_seen(&run);
 }
 
 #[test]
@@ -56,29 +56,29 @@ fn the_first_line_says_that_there_is_no_kvm_and_why() {
 }
 
 #[test]
-fn a_bite_that_powers_off_has_its_own_status() {
+fn a_timeout_that_powers_off_has_its_own_status() {
     let arguments = ["--events=json", "--watchdog=i6300esb,action=poweroff"];
     for run in on_each(&arguments) {
         assert_eq!(run.status, Some(3), "{}", run.messages);
-        assert_bitten(&run, "poweroff");
+        assert_timed_out(&run, "poweroff");
         assert_eq!(run.events().last().unwrap()["event"], "exit");
     }
 }
 
 #[test]
-fn a_guest_whose_watchdog_does_nothing_goes_on() {
+fn a_guest_whose_action_is_none_continues() {
     for run in on_each(&["--events=json", "--watchdog=i6300esb,action=none"]) {
         assert_eq!(run.status, Some(0), "{}", run.messages);
-        assert_bitten(&run, "none");
+        assert_timed_out(&run, "none");
         assert!(run.remarks().last().unwrap().contains("I am still here"));
         assert_eq!(run.all("disarmed").len(), 1);
     }
 }
 
 #[test]
-fn an_nmi_reaches_the_guest_before_the_bite() {
+fn an_nmi_reaches_the_guest_before_the_timeout() {
     for run in on_each(&["--events=json", "--watchdog=i6300esb,pretimeout=inject-nmi,interrupt=intx"]) {
-        assert_reset_and_found_out(&run);
+        assert_reset_and_cause_seen(&run);
         assert_eq!(run.fire("pretimeout")["action"], "inject-nmi");
         assert_eq!(run.all("nmi").len(), 1);
         assert_eq!(run.remarks().iter().filter(|remark| *remark == "got an NMI").count(), 1);
@@ -86,10 +86,10 @@ fn an_nmi_reaches_the_guest_before_the_bite() {
 }
 
 #[test]
-fn a_guest_that_does_not_heed_its_power_button_is_powered_off_after_the_grace() {
+fn a_guest_that_ignores_its_power_button_is_powered_off_after_the_grace() {
     for run in on_each(&["--events=json", "--watchdog=i6300esb,action=shutdown,grace=200ms,then=poweroff"]) {
         assert_eq!(run.status, Some(3), "{}", run.messages);
-        assert_bitten(&run, "shutdown");
+        assert_timed_out(&run, "shutdown");
         assert_eq!(run.all("power-button").len(), 1);
         let (asked, forced) = (run.fire("timeout"), run.fire("escalation"));
         assert_eq!(forced["action"], "poweroff");
@@ -99,7 +99,7 @@ fn a_guest_that_does_not_heed_its_power_button_is_powered_off_after_the_grace() 
 }
 
 #[test]
-fn a_paused_guest_stands_still_with_its_clock() {
+fn the_action_pause_stops_the_guest_and_its_clock() {
     for kvm in each() {
         let arguments =
             [&["--events=json", "--watchdog=i6300esb,action=pause,grace=100ms,then=poweroff"], kvm].concat();
@@ -135,7 +135,7 @@ fn a_dump_is_an_elf_core_with_the_guest_in_it() {
 }
 
 #[test]
-fn a_guest_without_memory_cannot_be_dumped_and_goes_on() {
+fn a_guest_without_memory_cannot_be_dumped_and_continues() {
     let run = boot(&["--events=json", "--watchdog=i6300esb,action=dump", NO_KVM]);
     assert_eq!(run.status, Some(0), "{}", run.messages);
     assert_eq!(run.all("action-failed")[0]["action"], "dump");
@@ -144,7 +144,7 @@ fn a_guest_without_memory_cannot_be_dumped_and_goes_on() {
 #[test]
 fn several_watchdogs_share_the_bus() {
     for run in on_each(&["--events=json", "--watchdog=i6300esb", "--watchdog=i6300esb,id=spare"]) {
-        assert_reset_and_found_out(&run);
+        assert_reset_and_cause_seen(&run);
         assert_eq!(run.all("boot")[0]["watchdogs"].as_array().unwrap().len(), 2);
     }
 }

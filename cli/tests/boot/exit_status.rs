@@ -32,7 +32,7 @@ fn a_vmm_that_fails_is_1() {
 }
 
 #[test]
-fn what_cannot_be_used_is_2_4_5_6_or_8() {
+fn invalid_input_is_2_4_5_6_or_8() {
     let kernel = Temporary::with("exit-kernel", b"\x7FELF");
     assert_status(2, &["--turbo"]);
     assert_status(4, &["--kernel=/nonexistent/vmlinux"]);
@@ -61,7 +61,7 @@ fn a_built_in_guest_that_reads_an_unexpected_value_is_7() {
 }
 
 #[test]
-fn a_server_that_is_told_to_end_is_0_and_one_that_cannot_serve_is_1_or_2() {
+fn a_server_ended_by_a_signal_is_0_and_one_that_cannot_serve_is_1_or_2() {
     let folder = tempfile::tempdir().unwrap();
     let serve = |arguments: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vm-watchdog"));

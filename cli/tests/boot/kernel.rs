@@ -49,7 +49,7 @@ fn a_kernel_finds_its_command_line_and_console_and_powers_off() {
 }
 
 #[test]
-fn a_guest_that_resets_itself_all_the_time_is_rebooted_at_a_bounded_rate() {
+fn a_guest_that_resets_itself_repeatedly_is_rebooted_at_a_bounded_rate() {
     if !has_kvm() {
         return;
     }
@@ -65,11 +65,11 @@ fn a_guest_that_resets_itself_all_the_time_is_rebooted_at_a_bounded_rate() {
 }
 
 #[test]
-fn a_guest_that_hangs_with_interrupts_off_is_bitten() {
+fn a_guest_that_hangs_with_interrupts_off_times_out() {
     if !has_kvm() {
         return;
     }
-    // Both preloads are at their largest, so at 1 MHz it bites after 2 * (0xFFFFF << 5) * 30 ns, about two seconds.
+    // Both preloads are at their largest, so at 1 MHz it times out after 2 * (0xFFFFF << 5) * 30 ns, about two seconds.
     let mut code = Vec::new();
     let mut outl = |port: u16, value: u32| {
         code.push(0xBA);
@@ -92,7 +92,7 @@ fn a_guest_that_hangs_with_interrupts_off_is_bitten() {
 }
 
 #[test]
-fn a_file_that_is_no_kernel_is_refused_once_there_is_kvm() {
+fn a_file_that_is_no_kernel_is_refused() {
     if !has_kvm() {
         return;
     }

@@ -10,7 +10,7 @@ use crate::support::{NO_KVM, Run, Running, Temporary, boot, each, number};
 const PERIOD_NS: u64 = 1_006_632_960;
 const END: Duration = Duration::from_secs(60);
 
-/// Lets the guest feed its watchdog for the last time, and pauses it then.
+/// Pauses the guest after it has fed its watchdog for the last time.
 fn paused_after_the_last_heartbeat(arguments: &[&str]) -> (Running, u64, u64) {
     let mut running = Running::start(&[&["--events=json"], arguments].concat());
     let last_heartbeat =
@@ -21,14 +21,14 @@ fn paused_after_the_last_heartbeat(arguments: &[&str]) -> (Running, u64, u64) {
     (running, last_heartbeat, paused)
 }
 
-fn left_until_bite(run: &Run, since: u64) -> u64 {
+fn left_until_timeout(run: &Run, since: u64) -> u64 {
     let fire = run.fire("timeout");
     assert!(number(&fire, "observed_ns") >= number(&fire, "deadline_ns"));
     number(&fire, "deadline_ns") - since
 }
 
 #[test]
-fn a_guest_paused_longer_than_its_timeout_is_bitten_after_resume_by_what_was_left() {
+fn a_guest_paused_longer_than_its_timeout_times_out_after_the_remaining_time() {
     for kvm in each() {
         let (running, last_heartbeat, paused) =
             paused_after_the_last_heartbeat(&[&["--watchdog=i6300esb,action=poweroff"], kvm].concat());
@@ -43,13 +43,13 @@ fn a_guest_paused_longer_than_its_timeout_is_bitten_after_resume_by_what_was_lef
         assert_eq!(at("resumed"), at("paused") + 1, "nothing happens in between: {names:?}");
         assert_eq!(number(&run.all("resumed")[0], "vm_time_ns"), paused);
         let left = last_heartbeat + PERIOD_NS - paused;
-        assert_eq!(left_until_bite(&run, paused), left);
-        assert!(waited >= Duration::from_nanos(left), "bitten after {waited:?} of {left} ns");
+        assert_eq!(left_until_timeout(&run, paused), left);
+        assert!(waited >= Duration::from_nanos(left), "timed out after {waited:?} of {left} ns");
     }
 }
 
 #[test]
-fn a_guest_saved_and_restored_in_another_process_is_bitten_by_what_was_left() {
+fn a_guest_restored_in_another_process_times_out_after_the_remaining_time() {
     for kvm in each() {
         let snapshot = Temporary::new("snapshot");
         let saving = [&["--watchdog=i6300esb,action=poweroff,id=wd", "--snapshot", snapshot.path()], kvm].concat();
@@ -63,7 +63,7 @@ fn a_guest_saved_and_restored_in_another_process_is_bitten_by_what_was_left() {
         assert_eq!(restored.status, Some(3), "{}", restored.messages);
         let restored_at = number(&restored.all("restored")[0], "vm_time_ns");
         assert!((paused..paused + 1_000_000).contains(&restored_at), "the VM's time goes on: {restored_at}");
-        assert_eq!(left_until_bite(&restored, restored_at), last_heartbeat + PERIOD_NS - paused);
+        assert_eq!(left_until_timeout(&restored, restored_at), last_heartbeat + PERIOD_NS - paused);
         assert_eq!(restored.fire("timeout")["id"], "wd");
         assert_eq!(restored.fire("timeout")["action"], "poweroff", "the policy is part of the state");
         assert_eq!(restored.all("armed").len(), 0, "it was armed");
@@ -71,7 +71,7 @@ fn a_guest_saved_and_restored_in_another_process_is_bitten_by_what_was_left() {
 }
 
 #[test]
-fn a_guest_restored_before_its_end_goes_on_and_feeds() {
+fn a_restored_guest_continues_to_feed() {
     for kvm in each() {
         let snapshot = Temporary::new("feeding");
         let mut running =
@@ -89,7 +89,7 @@ fn a_guest_restored_before_its_end_goes_on_and_feeds() {
 }
 
 #[test]
-fn a_restored_guest_still_learns_that_the_watchdog_expired() {
+fn a_restored_guest_still_sees_that_the_watchdog_expired() {
     for kvm in each() {
         let snapshot = Temporary::new("expired");
         let policy = "--watchdog=i6300esb,action=pause,grace=100ms,then=reset";
@@ -99,7 +99,7 @@ fn a_restored_guest_still_learns_that_the_watchdog_expired() {
         running.wait_for("saved");
         drop(running);
 
-        // The escalation goes on too: it resets the guest, which reads WDT_TIMEOUT after its boot.
+        // The escalation continues: it resets the guest, which reads WDT_TIMEOUT after its boot.
         let restored = boot(&["--events=json", "--restore", snapshot.path()]);
         assert_eq!(restored.status, Some(0), "{}", restored.messages);
         assert_eq!(restored.fire("escalation")["action"], "reset");
@@ -119,7 +119,7 @@ fn a_snapshot_that_cannot_be_written_leaves_the_vm_paused() {
 }
 
 #[test]
-fn a_snapshot_that_no_vm_can_be_in_is_refused_by_its_field_and_starts_nothing() {
+fn an_invalid_snapshot_is_refused_by_its_field_and_starts_nothing() {
     let file = Temporary::new("good");
     let mut running = Running::start(&["--events=json", "--snapshot", file.path(), NO_KVM]);
     running.wait_for("armed");

@@ -1,10 +1,10 @@
-//! What guests do, and what must come of it.
+//! What guests do, and what the tests expect.
 
 use std::time::Duration;
 
 use crate::transcript::Transcript;
 
-/// One guest's life.
+/// What one guest does, and what the test expects.
 #[derive(Debug)]
 pub struct Scenario {
     /// The name of the test: what must hold.
@@ -29,12 +29,12 @@ const LATEST: Duration = Duration::from_secs(10);
 
 /// Documented exit statuses of `vm-watchdog boot`.
 const GUEST_POWERED_OFF: i32 = 0;
-const BITTEN: i32 = 3;
+const WATCHDOG_POWERED_OFF: i32 = 3;
 
-/// All of them.
+/// Every scenario.
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
-        name: "a_guest_that_stops_feeding_is_bitten_on_time",
+        name: "a_guest_that_stops_feeding_times_out_on_time",
         action: "poweroff",
         guest: r#"
             load_driver
@@ -47,17 +47,17 @@ pub const SCENARIOS: &[Scenario] = &[
         "#,
         guest_says: &["killed"],
         check: |run| {
-            assert_eq!(run.status, Some(BITTEN));
-            let bite = run.bite();
-            assert_eq!(bite["action"], "poweroff");
-            assert!(bite["heartbeats"].as_u64().unwrap() >= 4, "heartbeats arrive: {bite}");
+            assert_eq!(run.status, Some(WATCHDOG_POWERED_OFF));
+            let timeout = run.timeout();
+            assert_eq!(timeout["action"], "poweroff");
+            assert!(timeout["heartbeats"].as_u64().unwrap() >= 4, "heartbeats arrive: {timeout}");
             assert!(!run.events("heartbeat").is_empty());
-            assert_bite_on_time(run);
+            assert_timeout_on_time(run);
         },
         compare: false,
     },
     Scenario {
-        name: "after_a_reset_the_guest_reads_why",
+        name: "after_a_reset_the_guest_reads_the_cause",
         action: "reset",
         guest: r#"
             load_driver
@@ -73,14 +73,14 @@ pub const SCENARIOS: &[Scenario] = &[
         guest_says: &["bootstatus 0", "killed", "bootstatus 32"],
         check: |run| {
             assert_eq!(run.status, Some(GUEST_POWERED_OFF));
-            assert_eq!(run.bite()["action"], "reset");
+            assert_eq!(run.timeout()["action"], "reset");
             assert_eq!(run.only("reset")["cause"], "watchdog");
-            assert_bite_on_time(run);
+            assert_timeout_on_time(run);
         },
         compare: true,
     },
     Scenario {
-        name: "a_guest_that_closes_by_the_magic_character_is_not_bitten",
+        name: "a_guest_that_closes_by_the_magic_character_does_not_time_out",
         action: "poweroff",
         guest: r#"
             load_driver
@@ -114,9 +114,9 @@ pub const SCENARIOS: &[Scenario] = &[
         "#,
         guest_says: &["closed"],
         check: |run| {
-            assert_eq!(run.status, Some(BITTEN));
+            assert_eq!(run.status, Some(WATCHDOG_POWERED_OFF));
             assert_eq!(run.events("disarmed").len(), 0);
-            assert_bite_on_time(run);
+            assert_timeout_on_time(run);
         },
         compare: true,
     },
@@ -135,9 +135,9 @@ pub const SCENARIOS: &[Scenario] = &[
         "#,
         guest_says: &["killed"],
         check: |run| {
-            assert_eq!(run.status, Some(BITTEN));
+            assert_eq!(run.status, Some(WATCHDOG_POWERED_OFF));
             let end = Transcript::time(run.only("exit"), "vm_time_ns");
-            let killed = Transcript::time(run.bite(), "last_heartbeat_ns");
+            let killed = Transcript::time(run.timeout(), "last_heartbeat_ns");
             assert!(end - killed < Duration::from_secs(10), "ended {:?} after the kill", end - killed);
         },
         compare: false,
@@ -157,9 +157,9 @@ pub const SCENARIOS: &[Scenario] = &[
         guest_says: &["killed", "saw the nmi"],
         check: |run| {
             assert_eq!(run.status, Some(GUEST_POWERED_OFF));
-            assert_eq!(run.bite()["action"], "inject-nmi");
+            assert_eq!(run.timeout()["action"], "inject-nmi");
             run.only("nmi");
-            assert_bite_on_time(run);
+            assert_timeout_on_time(run);
         },
         compare: false,
     },
@@ -178,10 +178,10 @@ pub const SCENARIOS: &[Scenario] = &[
         guest_says: &["killed", "power button"],
         check: |run| {
             assert_eq!(run.status, Some(GUEST_POWERED_OFF));
-            assert_eq!(run.bite()["action"], "shutdown");
+            assert_eq!(run.timeout()["action"], "shutdown");
             run.only("power-button");
             assert!(run.events("fire").iter().all(|fire| fire["stage"] != "escalation"));
-            assert_bite_on_time(run);
+            assert_timeout_on_time(run);
         },
         compare: true,
     },
@@ -200,27 +200,27 @@ pub const SCENARIOS: &[Scenario] = &[
         "#,
         guest_says: &["hanging"],
         check: |run| {
-            assert_eq!(run.status, Some(BITTEN));
-            assert_eq!(run.bite()["action"], "shutdown");
+            assert_eq!(run.status, Some(WATCHDOG_POWERED_OFF));
+            assert_eq!(run.timeout()["action"], "shutdown");
             run.only("power-button");
             let forced = run.events("fire").into_iter().find(|fire| fire["stage"] == "escalation");
             let forced = forced.expect("an escalation");
             assert_eq!(forced["action"], "poweroff");
-            let waited = Transcript::time(forced, "observed_ns") - Transcript::time(run.bite(), "observed_ns");
+            let waited = Transcript::time(forced, "observed_ns") - Transcript::time(run.timeout(), "observed_ns");
             let grace = Duration::from_secs(5);
             assert!((grace..grace + LATEST).contains(&waited), "{waited:?} of {grace:?}");
-            assert_bite_on_time(run);
+            assert_timeout_on_time(run);
         },
         compare: false,
     },
 ];
 
-/// The bite comes 4.027 s after the last reload: never earlier, and not much later.
-fn assert_bite_on_time(run: &Transcript) {
-    let bite = run.bite();
-    let waited = Transcript::time(bite, "observed_ns") - Transcript::time(bite, "last_heartbeat_ns");
+/// The timeout is 4.027 s after the last reload: never earlier, and not much later.
+fn assert_timeout_on_time(run: &Transcript) {
+    let timeout = run.timeout();
+    let waited = Transcript::time(timeout, "observed_ns") - Transcript::time(timeout, "last_heartbeat_ns");
     assert!(waited >= FOUR_SECONDS, "{waited:?} is too early: {FOUR_SECONDS:?} were promised");
-    let at = Transcript::time(bite, "observed_ns");
+    let at = Transcript::time(timeout, "observed_ns");
     assert!(run.took >= at, "{at:?} after the start of a run that took {:?} by the clock of the test", run.took);
     assert!(waited <= FOUR_SECONDS + LATEST, "{waited:?} is too late: {FOUR_SECONDS:?} were promised");
 }

@@ -1,4 +1,4 @@
-//! What a run left behind: what the guest said, and the timeline of our VMM.
+//! The record of a run: what the guest said, and the timeline of our VMM.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
@@ -60,11 +60,11 @@ impl Transcript {
     /// # Panics
     ///
     /// If there is none or more than one.
-    pub fn bite(&self) -> &Value {
-        let mut bites = self.events("fire");
-        bites.retain(|fire| fire["stage"] == "timeout");
-        assert_eq!(bites.len(), 1, "the watchdog should bite once");
-        bites[0]
+    pub fn timeout(&self) -> &Value {
+        let mut timeouts = self.events("fire");
+        timeouts.retain(|fire| fire["stage"] == "timeout");
+        assert_eq!(timeouts.len(), 1, "the watchdog should time out once");
+        timeouts[0]
     }
 
     /// A time in an event, by the VM's clock.

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::client::Client;
 use crate::fakes::{FakeQmp, cloud_hypervisor};
-use crate::server::{Builder, PATIENCE, Server};
+use crate::server::{Builder, Server, TIMEOUT};
 
 /// A server with one watchdog that acts through a fake QEMU.
 pub fn with_qmp(watchdog: &str) -> (Server, FakeQmp) {
@@ -56,7 +56,7 @@ fn the_pretimeout_has_an_action_of_its_own() {
 }
 
 #[test]
-fn an_action_does_not_keep_the_vmm_from_its_device() {
+fn an_action_does_not_block_accesses_to_the_device() {
     // While QMP waits, the reset that it carries out sends requests to us.
     let (server, qmp) = with_qmp("i6300esb,action=reset");
     let mut qmp = qmp.accept(&server, true);
@@ -88,7 +88,7 @@ fn a_command_that_qemu_refuses_is_tried_again_and_then_escalated() {
 }
 
 #[test]
-fn what_qemu_gives_as_a_reason_is_neither_a_line_of_its_own_nor_endless() {
+fn a_reason_from_qemu_is_sanitized_and_truncated() {
     let (server, qmp) = with_qmp("i6300esb,action=reset");
     let mut qmp = qmp.accept(&server, true);
     let mut client = server.client();
@@ -104,7 +104,7 @@ fn what_qemu_gives_as_a_reason_is_neither_a_line_of_its_own_nor_endless() {
 }
 
 #[test]
-fn an_action_waits_for_a_qmp_socket_that_is_not_there_yet() {
+fn an_action_is_retried_until_the_qmp_socket_exists() {
     let builder = Builder::new().options("--socket s --qmp q");
     let path = builder.path().join("q");
     let server = builder.start();
@@ -123,13 +123,13 @@ fn an_action_waits_for_a_qmp_socket_that_is_not_there_yet() {
 }
 
 #[test]
-fn a_qmp_connection_that_is_lost_is_made_again() {
+fn a_lost_qmp_connection_is_established_again() {
     let (server, qmp) = with_qmp("i6300esb,action=reset");
     for _ in 0..3 {
         drop(qmp.accept(&server, true));
         server.expect_where("control", |event| event["connected"] == false);
     }
-    // Somebody else's client comes first, and then lets go.
+    // Another client is connected first, and then disconnects.
     let busy = qmp.accept_silently();
     drop(busy);
     let mut qmp = qmp.accept(&server, true);
@@ -139,7 +139,7 @@ fn a_qmp_connection_that_is_lost_is_made_again() {
 }
 
 #[test]
-fn a_connection_that_is_lost_is_no_poweroff() {
+fn a_lost_connection_does_not_count_as_poweroff() {
     let (server, qmp) = with_qmp("i6300esb,action=poweroff");
     let mut first = qmp.accept(&server, true);
     let mut client = server.client();
@@ -156,7 +156,7 @@ fn a_connection_that_is_lost_is_no_poweroff() {
 }
 
 #[test]
-fn an_answer_that_does_not_come_is_a_failure_and_the_next_try_is_not_confused_by_it() {
+fn a_missing_answer_is_a_failure_and_a_late_one_is_ignored() {
     let (server, qmp) = with_qmp("i6300esb,action=reset");
     let mut qmp = qmp.accept(&server, true);
     let mut client = server.client();
@@ -172,7 +172,7 @@ fn an_answer_that_does_not_come_is_a_failure_and_the_next_try_is_not_confused_by
 }
 
 #[test]
-fn what_is_no_qmp_does_no_harm() {
+fn a_socket_that_does_not_speak_qmp_is_an_error() {
     let (server, qmp) = with_qmp("i6300esb,action=none");
     for nonsense in [&b"hello\n"[..], b"{}\n", b"[1,2]\n", b"\xFF\xFF\n", &[b'['; 100_000]] {
         let mut stream = qmp.accept_silently();
@@ -190,7 +190,7 @@ fn what_is_no_qmp_does_no_harm() {
 }
 
 #[test]
-fn a_vm_that_was_reset_or_has_shut_down_is_not_escalated_against() {
+fn a_reset_or_shutdown_of_the_vm_ends_the_escalation() {
     for event in ["RESET", "SHUTDOWN"] {
         let (server, qmp) = with_qmp("i6300esb,action=shutdown,grace=100ms,then=poweroff");
         let mut qmp = qmp.accept(&server, true);
@@ -256,7 +256,7 @@ fn each_action_is_a_call_of_cloud_hypervisor() {
         let server = builder.start();
         let mut client = server.client();
         client.arm(1);
-        let next = || calls.recv_timeout(PATIENCE).unwrap();
+        let next = || calls.recv_timeout(TIMEOUT).unwrap();
         let expected = format!("PUT /api/v1/{call} HTTP/1.1");
         assert_eq!(next(), expected);
         let reason = server.expect("action-failed")["reason"].as_str().unwrap().to_owned();

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 
-use crate::server::PATIENCE;
+use crate::server::TIMEOUT;
 
 pub const VERSION: u16 = 1;
 pub const DMA_MAP: u16 = 2;
@@ -92,8 +92,8 @@ impl Client {
     }
 
     pub fn new(stream: UnixStream) -> Self {
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        stream.set_write_timeout(Some(TIMEOUT)).unwrap();
         Self { stream, next_id: 0x1000 }
     }
 

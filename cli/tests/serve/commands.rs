@@ -9,11 +9,11 @@ use serde_json::Value;
 
 use crate::actions::is_timeout;
 use crate::fakes::FakeQmp;
-use crate::server::{Builder, PATIENCE, Server};
+use crate::server::{Builder, Server, TIMEOUT};
 
 /// The process ids that a command has written to this file, one a line.
 fn pids(server: &Server, name: &str, count: usize) -> Vec<u32> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let text = fs::read_to_string(server.path(name)).unwrap_or_default();
         let pids: Vec<_> = text.lines().map(|line| line.parse().unwrap()).collect();
@@ -32,7 +32,7 @@ fn is_running(pid: u32) -> bool {
 }
 
 fn wait_for_the_end_of(pids: &[u32]) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while let Some(pid) = pids.iter().find(|pid| is_running(**pid)) {
         assert!(Instant::now() < deadline, "process {pid} is still there");
         std::thread::sleep(Duration::from_millis(5));
@@ -40,7 +40,7 @@ fn wait_for_the_end_of(pids: &[u32]) {
 }
 
 #[test]
-fn a_command_gets_the_event_and_its_status_counts() {
+fn a_command_receives_the_event_and_its_status_decides() {
     let script = "cat > event.$WATCHDOG_ATTEMPT; env | grep ^WATCHDOG_ | sort > env.$WATCHDOG_ATTEMPT; \
                   [ $WATCHDOG_ATTEMPT = 2 ]";
     let server =
@@ -76,7 +76,7 @@ fn a_command_gets_the_event_and_its_status_counts() {
 }
 
 #[test]
-fn a_command_that_leaves_a_long_event_unread_is_not_waited_for() {
+fn a_command_that_does_not_read_a_long_event_blocks_nothing() {
     // What it starts has the input open until the test is over.
     let script = "exec 3<&0 >&- 2>&-; while [ -e s ]; do sleep 0.1; done <&3 &";
     let watchdog = format!("i6300esb,action=poweroff,id={}", "x".repeat(70_000));
@@ -87,7 +87,7 @@ fn a_command_that_leaves_a_long_event_unread_is_not_waited_for() {
 }
 
 #[test]
-fn a_command_acts_where_qmp_is_only_followed() {
+fn with_both_a_command_acts_and_qmp_only_reports() {
     let builder = Builder::new().options("--socket s --qmp q").option("--exec", "touch acted");
     let qmp = FakeQmp::listen(&builder.path().join("q"));
     let server = builder.start();
@@ -144,7 +144,7 @@ fn a_command_that_ignores_sigterm_is_killed_with_the_server() {
 }
 
 #[test]
-fn what_a_command_has_started_ends_with_the_server_although_the_command_ends_first() {
+fn children_of_a_command_end_with_the_server_although_the_command_ends_first() {
     // The shell ends at SIGTERM, the process that it has started ignores it.
     end_with_command("(trap '' TERM; exec sleep 60) & echo $$ > new; echo $! >> new; mv new pids; wait", 2);
 }

@@ -11,7 +11,7 @@ use serde_json::Value;
 use vm_watchdog_test_support::{Unavailable, skip};
 
 use crate::client::CONFIG;
-use crate::server::{Builder, PATIENCE, Server};
+use crate::server::{Builder, Server, TIMEOUT};
 
 const OPTIONS: &str = "--socket s --watchdog i6300esb,action=none --state state";
 /// The least time between two writes.
@@ -19,7 +19,7 @@ const INTERVAL: Duration = Duration::from_millis(100);
 
 /// Waits until the state in the file is that of an armed watchdog.
 fn wait_until_armed(server: &Server) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let saved: Value = serde_json::from_slice(&fs::read(server.path("state")).unwrap()).expect("a whole state");
         if saved["device"]["wdt_lock"] == 2 {
@@ -31,7 +31,7 @@ fn wait_until_armed(server: &Server) {
 }
 
 #[test]
-fn a_new_state_is_a_new_file_and_the_old_one_stays_whole() {
+fn a_new_state_is_a_new_file_and_never_changes_the_old_one() {
     let server = Builder::new().options(OPTIONS).start();
     let mut old = File::open(server.path("state")).unwrap();
     let content = fs::read(server.path("state")).unwrap();
@@ -45,7 +45,7 @@ fn a_new_state_is_a_new_file_and_the_old_one_stays_whole() {
 }
 
 #[test]
-fn a_state_is_synced_before_it_takes_the_place_of_the_old_one_and_its_folder_after() {
+fn a_state_is_synced_before_the_rename_and_its_folder_after() {
     const TEST: &str = "a state is synced before it takes the place of the old one";
     if let Err(error) = std::process::Command::new("strace").arg("--version").output() {
         return skip::loudly(TEST, &Unavailable::new(format!("strace: {error}")));
@@ -85,7 +85,7 @@ fn a_state_is_synced_before_it_takes_the_place_of_the_old_one_and_its_folder_aft
 
 /// The system calls of each thread of a traced server that has ended.
 fn traces(server: &Server) -> Vec<String> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let files = fs::read_dir(server.folder.path()).unwrap().map(|file| file.unwrap());
         let traces = files.filter(|file| file.file_name().to_str().unwrap().starts_with("trace."));
@@ -100,7 +100,7 @@ fn traces(server: &Server) -> Vec<String> {
 }
 
 #[test]
-fn a_guest_that_arms_and_disarms_all_the_time_does_not_wear_out_the_disk() {
+fn a_guest_that_arms_and_disarms_repeatedly_causes_a_bounded_rate_of_writes() {
     // In memory, where only the server's own limit slows it down.
     let folder = tempfile::tempdir_in("/dev/shm").unwrap();
     let state = folder.path().join("state");

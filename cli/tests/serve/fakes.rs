@@ -10,9 +10,9 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use serde_json::{Value, json};
 
-use crate::server::{PATIENCE, Server};
+use crate::server::{Server, TIMEOUT};
 
-/// A QEMU that listens on a QMP socket and notes what it is told.
+/// A QEMU that listens on a QMP socket and records the commands.
 pub struct FakeQmp {
     listener: UnixListener,
 }
@@ -33,11 +33,11 @@ impl FakeQmp {
     /// There is no other way to a [`QmpClient`], so no test lets a watchdog fire for QMP before that by accident.
     pub fn accept(&self, server: &Server, running: bool) -> QmpClient {
         let stream = self.accept_silently();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         let mut client = QmpClient { commands: reader(stream.try_clone().unwrap()), stream };
         client.say(json!({"QMP": {"version": {"qemu": {"major": 11}}, "capabilities": ["oob"]}}));
         client.answer("qmp_capabilities", json!({}));
-        // An event that comes before the answer is not lost, and one that nobody knows is no trouble.
+        // An event before the answer is processed, and an unknown event is ignored.
         client.event("NIC_RX_FILTER_CHANGED");
         let status = if running { "running" } else { "paused" };
         client.answer("query-status", json!({"status": status, "running": running}));
@@ -45,11 +45,11 @@ impl FakeQmp {
         client
     }
 
-    /// Accepts and says nothing, as while another client is connected.
+    /// Accepts and sends nothing, as while another client is connected.
     pub fn accept_silently(&self) -> UnixStream {
-        let patience = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+        let patience = Timespec { tv_sec: TIMEOUT.as_secs() as i64, tv_nsec: 0 };
         let ready = rustix::event::poll(&mut [PollFd::new(&self.listener, PollFlags::IN)], Some(&patience));
-        assert_eq!(ready, Ok(1), "nobody connects");
+        assert_eq!(ready, Ok(1), "no connection");
         self.listener.accept().unwrap().0
     }
 }
@@ -85,7 +85,7 @@ impl QmpClient {
         server.expect("paused")["vm_time_ns"].as_u64().unwrap()
     }
 
-    /// The VM goes on.
+    /// Resumes the VM.
     pub fn resume(&mut self, server: &Server) {
         self.event("RESUME");
         server.expect("resumed");
@@ -99,7 +99,7 @@ impl QmpClient {
 
     /// The next command, within the patience of the tests.
     pub fn command(&mut self) -> Value {
-        self.commands.recv_timeout(PATIENCE).expect("a command")
+        self.commands.recv_timeout(TIMEOUT).expect("a command")
     }
 
     /// No command comes for a while.

@@ -1,4 +1,4 @@
-//! Clients that are broken, or hostile: each gets an error or is sent away, and the next one is served.
+//! Broken and hostile clients: each gets an error or is disconnected, and the next one is served.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -228,7 +228,7 @@ fn hold(server: &Server, exchange: &Exchange, piece: usize) {
 }
 
 #[test]
-fn whatever_a_client_says_wrong_ends_in_an_error_or_a_close_and_the_next_one_is_served() {
+fn every_broken_message_is_an_error_or_a_close_and_the_next_client_is_served() {
     let mut server = Builder::new().options("--socket s --watchdog i6300esb,action=none,interrupt=intx").start();
     let exchanges = exchanges();
     assert!(exchanges.len() >= 25);
@@ -255,7 +255,7 @@ fn peak_memory(server: &Server) -> u64 {
 }
 
 #[test]
-fn a_client_that_goes_within_a_message_is_forgotten() {
+fn a_client_that_disconnects_within_a_message_leaves_nothing_behind() {
     let server = Server::harmless();
     let whole = [message(1, VERSION, 0, PROPOSAL), message(2, REGION_WRITE, 0, &access(BAR0, 0, 4, &[0; 4]))].concat();
     for length in 0..whole.len() {
@@ -273,7 +273,7 @@ fn a_client_that_goes_within_a_message_is_forgotten() {
 }
 
 #[test]
-fn a_reply_comes_in_one_piece() {
+fn a_reply_is_sent_in_one_piece() {
     let server = Server::harmless();
     let mut client = server.client();
     let request = access(CONFIG, 0, 4096, &[]);
@@ -294,13 +294,13 @@ fn never_read(stream: &mut UnixStream) -> usize {
     let mut sent = 0;
     while stream.write_all(&request).is_ok() {
         sent += 1;
-        assert!(sent < 1_000_000, "the server keeps what nobody reads");
+        assert!(sent < 1_000_000, "the server buffers without limit");
     }
     sent
 }
 
 #[test]
-fn a_client_that_never_reads_holds_up_neither_other_sockets_nor_the_end() {
+fn a_client_that_never_reads_delays_neither_other_sockets_nor_the_end() {
     let options = "--watchdog i6300esb,action=none --socket s --socket t";
     let mut server = Builder::new().options(options).start();
     let mut greedy = server.client();
@@ -336,7 +336,7 @@ fn a_client_that_reads_late_gets_every_reply() {
 }
 
 #[test]
-fn an_eventfd_that_is_full_blocks_nobody() {
+fn a_full_eventfd_does_not_block_the_server() {
     let server = Builder::new().options("--socket s --watchdog i6300esb,action=none,interrupt=intx").start();
     let mut client = server.client();
     // Blocking, and full: a write to it would wait for ever.
@@ -350,7 +350,7 @@ fn an_eventfd_that_is_full_blocks_nobody() {
 }
 
 #[test]
-fn an_eventfd_that_is_full_and_made_blocking_again_blocks_nobody() {
+fn a_full_eventfd_made_blocking_again_does_not_block_the_server() {
     let server = Builder::new().options("--socket s --watchdog i6300esb,action=none,interrupt=intx").start();
     let mut client = server.client();
     let full: OwnedFd = eventfd(0, EventfdFlags::empty()).unwrap();
@@ -365,7 +365,7 @@ fn an_eventfd_that_is_full_and_made_blocking_again_blocks_nobody() {
 }
 
 #[test]
-fn an_eventfd_for_which_the_server_has_no_room_is_an_error() {
+fn an_eventfd_over_the_descriptor_limit_is_an_error() {
     let server = Builder::new().options("--socket s --watchdog i6300esb,action=none,interrupt=intx").start();
     let mut client = server.client();
     let ours: OwnedFd = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
@@ -379,7 +379,7 @@ fn an_eventfd_for_which_the_server_has_no_room_is_an_error() {
 }
 
 #[test]
-fn descriptors_that_come_with_every_byte_are_closed() {
+fn descriptors_that_arrive_with_every_byte_are_closed() {
     let server = Server::harmless();
     let count = || std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count();
     let mut client = server.client();
@@ -395,7 +395,7 @@ fn descriptors_that_come_with_every_byte_are_closed() {
 }
 
 #[test]
-fn messages_that_are_split_anywhere_are_understood() {
+fn messages_may_be_split_anywhere() {
     let server = Server::harmless();
     let mut client = server.client();
     let request = message(9, REGION_READ, 0, &access(CONFIG, 0, 2, &[]));

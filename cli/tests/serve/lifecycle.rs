@@ -12,7 +12,7 @@ use crate::client::*;
 use crate::server::{Builder, Server};
 
 #[test]
-fn a_client_that_goes_disarms_and_the_next_one_finds_only_the_cause() {
+fn a_disconnect_disarms_and_the_next_client_sees_only_the_cause() {
     let server = Server::harmless();
     let mut first = server.client();
     first.arm(1);
@@ -31,7 +31,7 @@ fn a_client_that_goes_disarms_and_the_next_one_finds_only_the_cause() {
 }
 
 #[test]
-fn a_client_that_goes_while_armed_is_not_bitten() {
+fn a_disconnect_while_armed_causes_no_timeout() {
     let server = Server::harmless();
     let mut client = server.client();
     client.arm(100);
@@ -42,7 +42,7 @@ fn a_client_that_goes_while_armed_is_not_bitten() {
 }
 
 #[test]
-fn reconnecting_works_for_ever() {
+fn reconnecting_works_many_times() {
     let server = Server::harmless();
     let before = open_files(&server);
     for _ in 0..500 {
@@ -60,7 +60,7 @@ fn open_files(server: &Server) -> usize {
 }
 
 #[test]
-fn a_second_client_is_told_that_it_is_one_too_many_and_the_first_does_not_notice() {
+fn a_surplus_client_is_refused_and_the_first_one_is_not_disturbed() {
     let server = Server::harmless();
     let mut first = server.client();
     first.arm(60_000);
@@ -77,7 +77,7 @@ fn a_second_client_is_told_that_it_is_one_too_many_and_the_first_does_not_notice
 }
 
 #[test]
-fn second_clients_that_say_nothing_are_sent_away_and_counted_and_keep_nobody_out() {
+fn silent_surplus_clients_are_refused_counted_and_block_no_other_client() {
     let server = Server::harmless();
     let mut first = server.client();
     let mut silent: Vec<_> = (0..40).map(|_| Client::new(server.stream())).collect();
@@ -107,7 +107,7 @@ fn a_signal_ends_the_server_and_removes_its_sockets() {
 }
 
 #[test]
-fn a_server_that_is_stopped_answers_every_request_that_it_was_sent() {
+fn a_stopping_server_answers_every_request_it_has_received() {
     // QEMU 11.1 aborts, and its VM with it, when the connection ends with a request unanswered.
     for round in 0..20 {
         let mut server = Server::harmless();
@@ -125,7 +125,7 @@ fn a_server_that_is_stopped_answers_every_request_that_it_was_sent() {
 }
 
 #[test]
-fn the_socket_is_for_its_owner_unless_another_mode_is_given() {
+fn the_socket_is_for_its_owner_unless_a_mode_is_given() {
     for (option, mode) in [("", 0o600), ("--socket-mode 660", 0o660)] {
         let server = Builder::new().options("--socket s --watchdog i6300esb,action=none").options(option).start();
         assert_eq!(fs::metadata(server.path("s")).unwrap().permissions().mode() & 0o777, mode);
@@ -148,7 +148,7 @@ fn a_stale_socket_is_replaced_and_a_live_one_refused() {
 }
 
 #[test]
-fn a_live_socket_that_accepts_nobody_is_refused_like_any_other() {
+fn a_live_socket_that_never_accepts_is_refused() {
     let builder = Builder::new().options("--socket s --watchdog i6300esb,action=none");
     let address = SocketAddrUnix::new(builder.path().join("s")).unwrap();
     let socket = || socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::NONBLOCK, None).unwrap();
@@ -163,7 +163,7 @@ fn a_live_socket_that_accepts_nobody_is_refused_like_any_other() {
 }
 
 #[test]
-fn what_cannot_be_used_is_one_line_and_leaves_no_socket_behind() {
+fn an_error_is_one_line_and_leaves_no_socket_behind() {
     let builder = Builder::new().options("--watchdog i6300esb,action=none --socket s --socket nowhere/t");
     let folder = builder.path().to_owned();
     let (status, message) = builder.fail();

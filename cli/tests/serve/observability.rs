@@ -13,7 +13,7 @@ use rustix::process::Signal;
 
 use crate::client::Client;
 use crate::metrics::{metrics_port, request, scrape};
-use crate::server::{Builder, PATIENCE, Server};
+use crate::server::{Builder, Server, TIMEOUT};
 
 fn with_metrics() -> (Server, u16) {
     let server = Builder::new().options("--watchdog i6300esb,action=none --socket s --socket t --metrics 0").start();
@@ -22,7 +22,7 @@ fn with_metrics() -> (Server, u16) {
 }
 
 #[test]
-fn what_is_no_scraper_does_no_harm() {
+fn a_malformed_request_for_metrics_is_refused() {
     let (server, port) = with_metrics();
     for (asked, answered) in [
         (&b"GET / HTTP/1.1\r\n\r\n"[..], "HTTP/1.1 404"),
@@ -35,7 +35,7 @@ fn what_is_no_scraper_does_no_harm() {
         let answer = request(port, asked);
         assert!(answer.starts_with(answered), "{answer}");
     }
-    // Somebody connects and says nothing.
+    // A client connects and sends nothing.
     let silent = TcpStream::connect(("127.0.0.1", port)).unwrap();
     assert!(scrape(port).contains("vm_watchdog_armed"));
     drop(silent);
@@ -43,7 +43,7 @@ fn what_is_no_scraper_does_no_harm() {
 }
 
 #[test]
-fn an_address_that_is_taken_is_an_error() {
+fn an_address_in_use_is_an_error() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let (status, message) =
@@ -53,11 +53,11 @@ fn an_address_that_is_taken_is_an_error() {
 }
 
 #[test]
-fn a_service_manager_is_told_when_the_sockets_listen_and_when_it_ends() {
+fn the_service_manager_is_notified_of_start_and_end() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("notify");
     let manager = UnixDatagram::bind(&path).unwrap();
-    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    manager.set_read_timeout(Some(TIMEOUT)).unwrap();
     let next = || {
         let mut message = [0; 1000];
         let length = manager.recv(&mut message).unwrap();
@@ -77,7 +77,7 @@ fn a_service_manager_is_told_when_the_sockets_listen_and_when_it_ends() {
 }
 
 #[test]
-fn a_service_manager_is_not_told_that_all_is_well_once_a_socket_is_no_longer_served() {
+fn the_service_managers_watchdog_is_not_notified_once_a_socket_is_not_served() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("notify");
     let manager = UnixDatagram::bind(&path).unwrap();
@@ -94,7 +94,7 @@ fn a_service_manager_is_not_told_that_all_is_well_once_a_socket_is_no_longer_ser
 
     // Several times the interval without a word; what was told before the end was noticed does not count.
     manager.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while manager.recv(&mut [0; 100]).is_ok() {
         assert!(Instant::now() < deadline, "the other socket is served, but that is not all");
     }
@@ -114,7 +114,7 @@ fn activated(listener: UnixListener, socket: &Path) -> Command {
 }
 
 #[test]
-fn a_socket_that_the_service_manager_listens_on_is_used_and_left_to_it() {
+fn a_socket_of_the_service_manager_is_used_and_not_removed() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("s");
     let mut server = activated(UnixListener::bind(&path).unwrap(), &path).spawn().unwrap();
@@ -127,7 +127,7 @@ fn a_socket_that_the_service_manager_listens_on_is_used_and_left_to_it() {
 }
 
 #[test]
-fn a_socket_of_the_service_manager_is_not_taken_for_another_because_neither_can_be_seen() {
+fn paths_that_cannot_be_canonicalized_are_not_equal() {
     let folder = tempfile::tempdir().unwrap();
     let (passed, wanted) = (folder.path().join("passed"), folder.path().join("wanted"));
     let listener = UnixListener::bind(&passed).unwrap();

@@ -17,7 +17,7 @@ fn number(event: &Value, name: &str) -> u64 {
 }
 
 #[test]
-fn a_pause_by_qmp_stops_the_watchdog_and_no_time_is_lost() {
+fn a_pause_by_qmp_stops_the_watchdog_and_keeps_the_remaining_time() {
     const UNITS: u32 = 200;
     let (server, qmp) = with_qmp("i6300esb,action=reset");
     let mut qmp = qmp.accept(&server, true);
@@ -47,7 +47,7 @@ fn a_pause_by_qmp_stops_the_watchdog_and_no_time_is_lost() {
 }
 
 #[test]
-fn the_end_of_a_pause_is_told_whatever_was_told_during_it() {
+fn the_end_of_a_pause_is_recorded_after_any_number_of_events() {
     let (server, qmp) = with_qmp("i6300esb,action=reset");
     let mut qmp = qmp.accept(&server, true);
     qmp.pause(&server);
@@ -60,7 +60,7 @@ fn the_end_of_a_pause_is_told_whatever_was_told_during_it() {
 }
 
 #[test]
-fn a_vm_that_is_paused_when_qmp_is_connected_is_known_to_be() {
+fn a_vm_that_is_paused_when_qmp_connects_stops_the_clock() {
     let (server, qmp) = with_qmp("i6300esb,action=reset");
     let mut qmp = qmp.accept(&server, false);
     let paused_at = number(&server.expect("paused"), "vm_time_ns");
@@ -91,7 +91,7 @@ fn the_action_pause_stops_the_clock_that_its_own_thread_runs_on() {
 }
 
 #[test]
-fn a_new_vm_is_not_taken_for_paused_because_the_last_one_was() {
+fn a_new_vm_does_not_inherit_the_pause_of_the_last_one() {
     let (server, qmp) = with_qmp("i6300esb,action=none");
     let mut first = qmp.accept(&server, true);
     let client = server.client();
@@ -122,7 +122,7 @@ fn a_vm_is_protected_although_qmp_was_lost_while_it_was_paused() {
 }
 
 #[test]
-fn a_vm_that_is_still_paused_when_qmp_is_back_is_known_to_be() {
+fn a_vm_that_is_still_paused_when_qmp_reconnects_stops_the_clock() {
     let (server, qmp) = with_qmp("i6300esb,action=reset");
     let mut first = qmp.accept(&server, true);
     first.pause(&server);

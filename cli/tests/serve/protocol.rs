@@ -51,7 +51,7 @@ fn the_device_is_a_pci_function_with_configuration_space_and_one_bar() {
 }
 
 #[test]
-fn a_client_that_sends_no_capabilities_is_fine_and_a_newer_one_gets_what_there_is() {
+fn a_client_without_capabilities_is_accepted_and_a_newer_one_gets_our_version() {
     let server = Server::harmless();
     for (proposal, version) in [(&[0, 0, 0, 0][..], [0, 0, 0, 0]), (&[0, 0, 9, 0], [0, 0, 1, 0])] {
         let mut client = Client::new(server.stream());
@@ -102,7 +102,7 @@ fn every_access_that_a_guest_can_cause_succeeds_and_reads_all_ones_where_nothing
 }
 
 #[test]
-fn posted_writes_are_carried_out_in_order_and_never_answered() {
+fn posted_writes_are_performed_in_order_and_not_answered() {
     let server = Server::harmless();
     let mut client = server.client();
     let post = |client: &mut Client, region, offset, data: &[u8]| {
@@ -119,7 +119,7 @@ fn posted_writes_are_carried_out_in_order_and_never_answered() {
 }
 
 #[test]
-fn dma_is_accepted_and_ignored_with_and_without_memory_behind_it() {
+fn dma_is_accepted_and_ignored_with_and_without_a_descriptor() {
     let server = Server::harmless();
     let mut client = server.client();
     let map = [words(&[32, 0b11]), [0u64, 0x1000_0000, 0x1000_0000].map(u64::to_ne_bytes).concat()].concat();
@@ -161,8 +161,9 @@ fn signals(eventfd: &OwnedFd) -> u64 {
 }
 
 #[test]
-fn intx_is_there_when_it_was_asked_for_and_is_signalled_once_until_it_is_unmasked() {
-    let server = Builder::new().options("--socket s --watchdog i6300esb,action=none,interrupt=intx").start();
+fn intx_exists_if_configured_and_is_signalled_once_until_unmasked() {
+    let watchdog = "i6300esb,action=none,pretimeout=debug,before=60m,interrupt=intx";
+    let server = Builder::new().options("--socket s --watchdog").options(watchdog).start();
     let mut client = server.client();
     let info = client.ask(GET_IRQ_INFO, &words(&[16, 0, 0, 0])).unwrap();
     assert_eq!((u32_at(&info, 1), u32_at(&info, 3)), (0b111, 1), "eventfd, maskable, automasked; one");
@@ -194,12 +195,12 @@ fn intx_is_there_when_it_was_asked_for_and_is_signalled_once_until_it_is_unmaske
     client.ask(SET_IRQS, &set_irqs(DATA_NONE | MASK, 1, &[])).unwrap();
     client.ask(SET_IRQS, &set_irqs(DATA_NONE | TRIGGER, 0, &[])).unwrap();
     client.ask(SET_IRQS, &set_irqs(DATA_NONE | TRIGGER, 1, &[])).unwrap();
-    assert_eq!(signals(&interrupt), 0, "nobody is connected");
+    assert_eq!(signals(&interrupt), 0, "no client is connected");
     client.ask(SET_IRQS, &set_irqs(DATA_EVENTFD | TRIGGER, 1, &[])).unwrap();
 }
 
 #[test]
-fn disabling_an_interrupt_that_is_not_there_is_no_error() {
+fn disabling_a_missing_interrupt_is_no_error() {
     let server = Server::harmless();
     let mut client = server.client();
     for index in 0..5 {
@@ -208,7 +209,7 @@ fn disabling_an_interrupt_that_is_not_there_is_no_error() {
 }
 
 #[test]
-fn a_bite_is_reported_on_time_with_what_led_to_it() {
+fn a_timeout_is_reported_on_time_with_its_deadline_and_last_heartbeat() {
     let server = Server::harmless();
     let mut client = server.client();
     // Nine heartbeats of a watchdog that has much time, and the one from which its 1.007 s count.

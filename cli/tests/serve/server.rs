@@ -19,7 +19,7 @@ use tempfile::TempDir;
 use crate::client::Client;
 
 /// Long enough for any thread to run, on any machine.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long the end of a test waits for its server to end, before it is killed.
 const GOODBYE: Duration = Duration::from_secs(5);
@@ -81,7 +81,7 @@ impl Builder {
     /// Gives the reading end of its standard error, too.
     pub fn with_stderr(mut self) -> (Self, UnixStream) {
         let (reader, writer) = UnixStream::pair().unwrap();
-        reader.set_read_timeout(Some(PATIENCE)).unwrap();
+        reader.set_read_timeout(Some(TIMEOUT)).unwrap();
         self.command.stderr(OwnedFd::from(writer));
         (self, reader)
     }
@@ -184,13 +184,13 @@ impl Server {
 
     /// An event, and those before it.
     fn find(&self, name: &str, is_it: impl Fn(&Value) -> bool) -> (Vec<Value>, Value) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let mut skipped = Vec::new();
         loop {
             match self.next_event(deadline) {
                 Ok(event) if event["event"] == name && is_it(&event) => return (skipped, event),
                 Ok(other) => skipped.push(other),
-                Err(RecvTimeoutError::Timeout) => panic!("no event {name} within {PATIENCE:?}, but {skipped:#?}"),
+                Err(RecvTimeoutError::Timeout) => panic!("no event {name} within {TIMEOUT:?}, but {skipped:#?}"),
                 Err(RecvTimeoutError::Disconnected) => {
                     panic!("the server has ended: no event {name}, but {skipped:#?}")
                 }
@@ -233,7 +233,7 @@ impl Server {
 
     /// Waits for its end.
     fn end(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status;

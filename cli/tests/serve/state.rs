@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::fakes::FakeQmp;
-use crate::server::{Builder, PATIENCE, Server};
+use crate::server::{Builder, Server, TIMEOUT};
 
 const OPTIONS: &str = "--socket s --watchdog i6300esb,action=none --state state";
 
@@ -23,7 +23,7 @@ fn wait_for(server: &Server, field: &str, value: impl Into<Value>) {
 }
 
 fn wait_until(server: &Server, is_it: impl Fn(&Value) -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !is_it(&saved(server)) {
         assert!(Instant::now() < deadline, "the state is still {}", saved(server));
         std::thread::sleep(Duration::from_millis(10));
@@ -52,7 +52,7 @@ fn the_cause_of_the_last_reset_survives_a_server_that_is_killed() {
 }
 
 #[test]
-fn what_the_guest_did_last_is_on_the_disk_after_a_server_that_was_told_to_end() {
+fn the_last_state_of_the_guest_is_saved_when_the_server_ends() {
     let mut server = Builder::new().options(OPTIONS).start();
     let mut client = server.client();
     // It is written for the first change, and not again so soon for the second.
@@ -64,7 +64,7 @@ fn what_the_guest_did_last_is_on_the_disk_after_a_server_that_was_told_to_end() 
 }
 
 #[test]
-fn the_state_is_kept_before_the_action_that_may_end_it_all() {
+fn the_state_is_saved_before_the_action() {
     let server = Builder::new()
         .options("--socket s --watchdog i6300esb,action=poweroff --state state")
         .option("--exec", "cp state state.at-the-action")
@@ -77,7 +77,7 @@ fn the_state_is_kept_before_the_action_that_may_end_it_all() {
 }
 
 #[test]
-fn a_watchdog_that_was_armed_protects_nobody_after_a_restart_and_the_server_says_so() {
+fn a_watchdog_is_disarmed_after_a_restart_and_the_server_says_so() {
     // On a clock that stands, so that two milliseconds are left however long this takes.
     let builder = Builder::new().options(OPTIONS).options("--qmp q");
     let qmp = FakeQmp::listen(&builder.path().join("q"));
@@ -95,7 +95,7 @@ fn a_watchdog_that_was_armed_protects_nobody_after_a_restart_and_the_server_says
 }
 
 #[test]
-fn a_timeout_whose_action_keeps_failing_is_reported_as_not_dealt_with() {
+fn a_timeout_whose_action_failed_is_reported_after_a_restart() {
     const OPTIONS: &str = "--socket s --watchdog i6300esb,action=poweroff --state state --exec false";
     let server = Builder::new().options(OPTIONS).start();
     let mut client = server.client();
@@ -109,7 +109,7 @@ fn a_timeout_whose_action_keeps_failing_is_reported_as_not_dealt_with() {
 }
 
 #[test]
-fn a_timeout_whose_vmm_has_gone_is_dealt_with() {
+fn a_timeout_whose_vmm_has_disconnected_is_not_reported() {
     const OPTIONS: &str = "--socket s --watchdog i6300esb,action=poweroff --state state --exec false";
     let server = Builder::new().options(OPTIONS).start();
     let mut client = server.client();
@@ -134,7 +134,7 @@ fn a_corrupt_file_is_set_aside_with_a_message() {
 }
 
 #[test]
-fn a_fifo_or_a_folder_in_the_place_of_the_file_is_refused() {
+fn a_fifo_or_a_folder_instead_of_the_state_file_is_refused() {
     for make in ["mkfifo", "mkdir"] {
         let builder = Builder::new().options(OPTIONS);
         let path = builder.path().join("state");

@@ -57,7 +57,7 @@ fn call(server: &Server, name: &str) {
 }
 
 #[test]
-fn a_guest_that_stops_feeding_is_rebooted_and_finds_out_why() {
+fn a_guest_that_stops_feeding_is_rebooted_and_sees_the_cause() {
     with_cloud_hypervisor("Cloud Hypervisor: reset", |pieces, binary| {
         let (server, mut guest) = start(pieces, binary);
         let alive = crate::feed_and_kill(&mut guest);
@@ -68,7 +68,7 @@ fn a_guest_that_stops_feeding_is_rebooted_and_finds_out_why() {
 }
 
 #[test]
-fn a_guest_that_panics_while_armed_is_not_bitten_during_its_next_boot() {
+fn a_guest_that_panics_while_armed_does_not_time_out_during_its_next_boot() {
     with_cloud_hypervisor("Cloud Hypervisor: panic", |pieces, binary| {
         let (server, mut guest) = start(pieces, binary);
         guest.feed();

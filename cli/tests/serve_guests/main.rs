@@ -88,7 +88,7 @@ fn reset(pieces: &Pieces, watchdog: &str) {
 }
 
 #[test]
-fn a_guest_that_stops_feeding_is_reset_and_finds_out_why() {
+fn a_guest_that_stops_feeding_is_reset_and_sees_the_cause() {
     with_pieces("reset", |pieces| reset(pieces, "i6300esb,action=reset"));
 }
 
@@ -110,7 +110,7 @@ fn a_guest_that_stops_feeding_is_powered_off() {
 }
 
 #[test]
-fn a_guest_that_stops_feeding_is_paused_and_protected_again_when_it_goes_on() {
+fn a_guest_that_stops_feeding_is_paused_and_protected_again_after_resume() {
     with_pieces("pause", |pieces| {
         let (server, mut guest) = start(pieces, "i6300esb,action=pause");
         assert_eq!(guest.boot_status(), "0");
@@ -128,7 +128,7 @@ fn a_guest_that_stops_feeding_is_paused_and_protected_again_when_it_goes_on() {
 }
 
 #[test]
-fn a_guest_that_stops_feeding_gets_an_nmi_and_goes_on() {
+fn a_guest_that_stops_feeding_gets_an_nmi_and_continues() {
     with_pieces("inject-nmi", |pieces| {
         let (server, mut guest) = start(pieces, "i6300esb,action=inject-nmi");
         assert_eq!(guest.boot_status(), "0");
@@ -139,7 +139,7 @@ fn a_guest_that_stops_feeding_gets_an_nmi_and_goes_on() {
 }
 
 #[test]
-fn a_pause_that_is_longer_than_the_timeout_does_not_bite() {
+fn a_pause_longer_than_the_timeout_causes_no_timeout() {
     with_pieces("a long pause", |pieces| {
         let (server, mut guest) = start(pieces, "i6300esb,action=reset");
         assert_eq!(guest.boot_status(), "0");

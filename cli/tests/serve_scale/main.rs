@@ -55,7 +55,7 @@ fn memory(server: &Server) -> u64 {
 }
 
 #[test]
-fn two_hundred_watchdogs_cost_nothing_while_idle_and_fire_in_time() {
+fn two_hundred_idle_watchdogs_use_little_processor_time_and_fire_in_time() {
     let _machine = assets::machine_to_ourselves().unwrap();
     let one = start(1);
     let _client = connect(&one, 1);

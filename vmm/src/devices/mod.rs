@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_second_serial_port_writes_is_kept_across_resets() {
+    fn output_of_the_second_serial_port_is_kept_across_resets() {
         let (mut devices, _) = devices();
         let _ = devices.write_port(0x2F8, b"-");
         let mut data = [0];
