@@ -4,8 +4,8 @@ use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
 use vfio_bindings::bindings::vfio::{
-    VFIO_DEVICE_FLAGS_PCI, VFIO_DEVICE_FLAGS_RESET, VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, VFIO_PCI_NUM_IRQS,
-    VFIO_PCI_NUM_REGIONS,
+    VFIO_DEVICE_FLAGS_PCI, VFIO_DEVICE_FLAGS_RESET, VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE,
+    VFIO_DMA_UNMAP_FLAG_ALL, VFIO_PCI_NUM_IRQS, VFIO_PCI_NUM_REGIONS,
 };
 
 use crate::device::{self, IrqInfo, PciDevice, Region, RegionInfo};
@@ -218,11 +218,10 @@ fn dma_map(body: &[u8], fds: Vec<OwnedFd>) -> Result<(), Errno> {
 
 /// Answers with the request, as the protocol requires.
 fn dma_unmap(body: &[u8], reply: &mut Vec<u8>) -> Result<(), Errno> {
-    const UNMAP_ALL: u32 = 1 << 2;
     let mut fields = Fields::exactly(body, DMA_UNMAP_SIZE)?;
     let (argsz, flags) = (fields.u32()?, fields.u32()?);
     // The other flags ask for a bitmap of dirty pages, which is not kept, or exist only in the kernel's VFIO.
-    if (argsz as usize) < DMA_UNMAP_SIZE || flags & !UNMAP_ALL != 0 {
+    if (argsz as usize) < DMA_UNMAP_SIZE || flags & !VFIO_DMA_UNMAP_FLAG_ALL != 0 {
         return Err(Errno::INVAL);
     }
     reply.extend(body);

@@ -153,7 +153,8 @@ fn exchanges() -> Vec<Exchange> {
         with_fds(2, then("DMA_MAP with two descriptors", DMA_MAP, map(3, 0, 4096), Error(EINVAL))),
         with_fds(60, then("DMA_MAP with sixty descriptors", DMA_MAP, map(3, 0, 4096), Error(EINVAL))),
         then("DMA_UNMAP cut short", DMA_UNMAP, vec![0; 23], Error(EINVAL)),
-        then("DMA_UNMAP that asks for dirty pages", DMA_UNMAP, words(&[24, 2, 0, 0, 0, 0]), Error(EINVAL)),
+        then("DMA_UNMAP that asks for dirty pages", DMA_UNMAP, words(&[24, 1, 0, 0, 0, 0]), Error(EINVAL)),
+        then("DMA_UNMAP with an unknown flag", DMA_UNMAP, words(&[24, 4, 0, 0, 0, 0]), Error(EINVAL)),
         // Interrupts.
         then("SET_IRQS cut short", SET_IRQS, vec![0; 19], Error(EINVAL)),
         then("SET_IRQS of interrupt 5", SET_IRQS, set_irqs(20, DATA_NONE | TRIGGER, 5, 0, 0), Error(EINVAL)),

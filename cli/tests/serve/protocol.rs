@@ -128,6 +128,8 @@ fn dma_is_accepted_and_ignored_with_and_without_a_descriptor() {
     assert_eq!(client.ask_with_fds(DMA_MAP, &map, &[memory.as_fd()]), Ok(vec![]));
     let unmap = [words(&[24, 0]), [0x1000_0000u64; 2].map(u64::to_ne_bytes).concat()].concat();
     assert_eq!(client.ask(DMA_UNMAP, &unmap), Ok(unmap), "answered with the request");
+    let unmap_all = words(&[24, 2, 0, 0, 0, 0]);
+    assert_eq!(client.ask(DMA_UNMAP, &unmap_all), Ok(unmap_all), "bit 1 is VFIO_DMA_UNMAP_FLAG_ALL");
 }
 
 #[test]
