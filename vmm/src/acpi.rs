@@ -1,6 +1,6 @@
 //! The ACPI tables of a Linux guest: enough for its power button, for powering off, and for finding the PCI bus.
 //!
-//! There is no MADT, so that Linux goes on using the interrupt controllers and interrupts of a PC without ACPI.
+//! There is no MADT, so that Linux uses the interrupt controllers and interrupts of a PC without ACPI.
 //! Source: ACPI Specification 6.5, chapter 5.
 
 use acpi_tables::aml::{

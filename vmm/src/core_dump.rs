@@ -1,6 +1,7 @@
 //! Guest memory as an ELF core file: a load segment for each region, and the registers of the vCPU as a note.
 //!
-//! Debuggers and `crash` read it. Addresses are physical ones. Pages of zeros become holes in the file.
+//! Debuggers and `crash` read it. Addresses are physical ones. Pages of zeros become holes in the file. The three headers
+//! are fixed structures, so they are written here instead of by an ELF crate.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};

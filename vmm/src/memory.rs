@@ -8,7 +8,7 @@ use crate::memory_size::MemorySize;
 /// Guest memory, anonymous and private to this process.
 pub type GuestMemory = GuestMemoryMmap<()>;
 
-/// Addresses from here to 4 GiB belong to devices; memory that does not fit below goes on at 4 GiB.
+/// Addresses from here to 4 GiB belong to devices; memory that does not fit below continues at 4 GiB.
 pub const MMIO_HOLE: u64 = 0xC000_0000;
 const FOUR_GIB: u64 = 1 << 32;
 

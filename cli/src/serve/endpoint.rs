@@ -185,7 +185,7 @@ impl VmListener for Endpoint {
         match event {
             VmEvent::Runs(true) => self.record(ServerEvent::Resumed),
             VmEvent::Runs(false) => self.record(ServerEvent::Paused),
-            // The device is reset through its own socket. QMP only tells that the VM was reset.
+            // The device is reset through its own socket. QMP only reports that the VM was reset.
             VmEvent::Reset { reason } => {
                 self.acknowledge();
                 self.record(ServerEvent::Vm { name: "reset", reason });

@@ -1,4 +1,5 @@
-//! Prometheus metrics over HTTP, for one scraper at a time.
+//! Prometheus metrics over HTTP, for one scraper at a time. One fixed path does not need an HTTP server; `httparse` parses
+//! the request.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

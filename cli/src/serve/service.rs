@@ -47,7 +47,7 @@ impl Signals {
 /// Lets the process open as many files as it is allowed to: a watchdog takes about six.
 pub fn raise_file_limit() {
     let limit = rustix::process::getrlimit(Resource::Nofile);
-    // Without it there can be fewer watchdogs; the first one too many is an error.
+    // If that fails, fewer watchdogs fit, and the start reports the error.
     let _ = rustix::process::setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 

@@ -57,7 +57,7 @@ fn the_pretimeout_has_an_action_of_its_own() {
 
 #[test]
 fn an_action_does_not_block_accesses_to_the_device() {
-    // While QMP waits, the reset that it carries out sends requests to us.
+    // While QEMU performs the reset, it sends requests to its device.
     let (server, qmp) = with_qmp("i6300esb,action=reset");
     let mut qmp = qmp.accept(&server, true);
     let mut client = server.client();
@@ -149,7 +149,7 @@ fn a_lost_connection_does_not_count_as_poweroff() {
     server.expect("action-failed");
     let mut second = qmp.accept(&server, true);
     assert_eq!(second.command()["execute"], "quit");
-    // QEMU has no time to answer this one: it goes, and its device's connection with it.
+    // QEMU does not answer this one: it ends, and the connection of its device with it.
     drop((second, client));
     server.expect("disconnected");
     qmp.accept(&server, true).no_command(Duration::from_millis(500));
@@ -176,7 +176,7 @@ fn a_socket_that_does_not_speak_qmp_is_an_error() {
     let (server, qmp) = with_qmp("i6300esb,action=none");
     for nonsense in [&b"hello\n"[..], b"{}\n", b"[1,2]\n", b"\xFF\xFF\n", &[b'['; 100_000]] {
         let mut stream = qmp.accept_silently();
-        // It may have heard enough before the end.
+        // The server may have closed the connection before.
         let _ = std::io::Write::write_all(&mut stream, nonsense);
         drop(stream);
     }
@@ -198,7 +198,7 @@ fn a_reset_or_shutdown_of_the_vm_ends_the_escalation() {
         client.arm(1);
         let command = qmp.command();
         assert_eq!(command["execute"], "system_powerdown");
-        // The grace period begins on a clock that stands, so it cannot end before the event comes.
+        // The grace period begins on a paused clock, so it cannot end before the event arrives.
         qmp.pause(&server);
         qmp.say(json!({"return": {}, "id": command["id"]}));
         server.expect("performed");

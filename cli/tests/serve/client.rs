@@ -1,4 +1,4 @@
-//! A vfio-user client that says exactly what it is told to. The bits of the protocol are restated here, not imported.
+//! A vfio-user client that sends exactly what a test wants. The bits of the protocol are restated here, not imported.
 
 use std::io::{IoSlice, Read, Write};
 use std::mem::MaybeUninit;
@@ -64,7 +64,7 @@ pub fn message(id: u16, command: u16, flags: u32, body: &[u8]) -> Vec<u8> {
     with_size(id, command, size, flags, body)
 }
 
-/// The bytes of a message whose header says what it likes about its size.
+/// The bytes of a message with any size in its header.
 pub fn with_size(id: u16, command: u16, size: u32, flags: u32, body: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     bytes.extend(id.to_ne_bytes());
@@ -125,7 +125,7 @@ impl Client {
         Some(Reply { id: u16_at(0), command: u16_at(2), flags: u32_at(8), error: u32_at(12), body })
     }
 
-    /// Sends a command and gives the body of its reply, or its errno.
+    /// Sends a command and returns the body of its reply, or its errno.
     pub fn ask(&mut self, command: u16, body: &[u8]) -> Result<Vec<u8>, u32> {
         self.ask_with_fds(command, body, &[])
     }

@@ -1,4 +1,4 @@
-//! Actions that are performed by a command of the operator's, and what becomes of the command.
+//! Actions that are performed by a command of the operator, and the end of the command.
 
 use std::fs;
 use std::io::Read;
@@ -77,7 +77,7 @@ fn a_command_receives_the_event_and_its_status_decides() {
 
 #[test]
 fn a_command_that_does_not_read_a_long_event_blocks_nothing() {
-    // What it starts has the input open until the test is over.
+    // Its child keeps the input open until the test is over.
     let script = "exec 3<&0 >&- 2>&-; while [ -e s ]; do sleep 0.1; done <&3 &";
     let watchdog = format!("i6300esb,action=poweroff,id={}", "x".repeat(70_000));
     let server = Builder::new().options("--socket s").option("--watchdog", &watchdog).option("--exec", script).start();
@@ -114,8 +114,8 @@ fn an_action_that_takes_long_delays_no_other_watchdog() {
     assert!(slow.timed_out(), "its device answers meanwhile");
 }
 
-/// Ends a server whose command runs, and sees that nothing of the command is left, not even a writer of a pipe that it
-/// has inherited.
+/// Ends a server whose command runs, and checks that no process of the command is left, which would keep an inherited
+/// pipe open.
 fn end_with_command(script: &str, processes: usize) -> Server {
     let options = "--watchdog i6300esb,action=poweroff --socket s";
     let (builder, mut stderr) = Builder::new().options(options).option("--exec", script).with_stderr();
@@ -127,7 +127,7 @@ fn end_with_command(script: &str, processes: usize) -> Server {
     assert!(server.signal(Signal::TERM).success());
     assert!(!is_running(pids[0]), "the command is waited for");
     wait_for_the_end_of(&pids);
-    // This returns when the last process that could write to it has gone.
+    // This returns when the last process that could write to it has ended.
     stderr.read_to_end(&mut Vec::new()).unwrap();
     server
 }

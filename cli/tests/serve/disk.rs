@@ -1,4 +1,4 @@
-//! How the state file gets onto the disk: whole, synced, and not too often.
+//! How the state file is written: atomically, synced, and at a bounded rate.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -90,7 +90,7 @@ fn traces(server: &Server) -> Vec<String> {
         let files = fs::read_dir(server.folder.path()).unwrap().map(|file| file.unwrap());
         let traces = files.filter(|file| file.file_name().to_str().unwrap().starts_with("trace."));
         let traces: Vec<_> = traces.map(|file| fs::read_to_string(file.path()).unwrap()).collect();
-        // strace writes it down when a thread has ended, which may be after we know.
+        // strace may write the end of a thread after the server has ended.
         if !traces.is_empty() && traces.iter().all(|trace| trace.trim_end().ends_with("+++")) {
             return traces;
         }
@@ -119,11 +119,11 @@ fn a_guest_that_arms_and_disarms_repeatedly_causes_a_bounded_rate_of_writes() {
     let mut replacements = 0;
     let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
     let mut events = inotify::Reader::new(watch, &mut buffer);
-    // Both ends of each rename are watched, since equal events that follow each other are told as one.
+    // Both ends of each rename are watched, since equal events that follow each other are reported as one.
     while let Ok(event) = events.next() {
         replacements += u128::from(event.events().contains(inotify::ReadFlags::MOVED_TO));
     }
-    // One at once, one for each interval that has begun, and one that may have been on its way.
+    // One at once, one for each interval that has begun, and one that may have begun before.
     let most = 3 + started.elapsed().as_millis() / INTERVAL.as_millis();
     assert!((1..=most).contains(&replacements), "{replacements} for {changes} changes, {most} are allowed");
     assert!(changes > 10 * replacements, "{changes} changes show nothing");

@@ -79,7 +79,7 @@ impl QmpClient {
         self.say(json!({"event": name, "timestamp": timestamp, "data": {"reason": "host-qmp"}}));
     }
 
-    /// Pauses the VM, and gives the time at which its clock stands.
+    /// Pauses the VM, and returns the time on its paused clock.
     pub fn pause(&mut self, server: &Server) -> u64 {
         self.event("STOP");
         server.expect("paused")["vm_time_ns"].as_u64().unwrap()
@@ -97,7 +97,7 @@ impl QmpClient {
         server.expect_where("vm", |event| event["name"] == "shutdown")["vm_time_ns"].as_u64().unwrap()
     }
 
-    /// The next command, within the patience of the tests.
+    /// The next command, with a timeout.
     pub fn command(&mut self) -> Value {
         self.commands.recv_timeout(TIMEOUT).expect("a command")
     }
@@ -109,7 +109,7 @@ impl QmpClient {
         }
     }
 
-    /// Waits for this command and answers it. Gives its arguments.
+    /// Waits for this command and answers it. Returns its arguments.
     pub fn answer(&mut self, name: &str, answer: Value) -> Value {
         let command = self.command();
         assert_eq!(command["execute"], name, "{command}");
@@ -124,7 +124,7 @@ impl QmpClient {
     }
 }
 
-/// A Cloud Hypervisor that answers each call with the next of these, and notes the calls.
+/// A Cloud Hypervisor that answers each call with the next of these, and records the calls.
 pub fn cloud_hypervisor(path: &Path, answers: Vec<&'static str>) -> Receiver<String> {
     let listener = UnixListener::bind(path).unwrap();
     let (sender, calls) = channel();
@@ -138,7 +138,7 @@ pub fn cloud_hypervisor(path: &Path, answers: Vec<&'static str>) -> Receiver<Str
                 request.push(byte[0]);
             }
             let request = String::from_utf8(request).unwrap();
-            // In pieces, as a slow server would.
+            // In pieces, like a slow server.
             for piece in answer.as_bytes().chunks(7) {
                 stream.write_all(piece).unwrap();
             }

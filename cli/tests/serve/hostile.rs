@@ -17,41 +17,41 @@ const DATA_EVENTFD: u32 = 4;
 const UNMASK: u32 = 16;
 const TRIGGER: u32 = 32;
 
-/// What an exchange ends in.
+/// How an exchange ends.
 #[derive(Clone, Copy, Debug)]
 enum End {
-    /// An error, and the conversation goes on.
+    /// An error, and the session continues.
     Error(u32),
     /// An error, and then the server closes.
     ErrorAndClose(u32),
-    /// The server closes and says nothing.
+    /// The server closes without a reply.
     Close,
-    /// Nothing is said, and the conversation goes on.
+    /// No reply, and the session continues.
     Silence,
 }
 use End::{Close, Error, ErrorAndClose, Silence};
 
-/// What a client says after it has agreed on a version, or instead.
+/// What a client sends after VERSION, or instead of it.
 struct Exchange {
     name: &'static str,
     negotiated: bool,
     bytes: Vec<u8>,
-    /// How many descriptors come with it.
+    /// How many descriptors it carries.
     fds: usize,
     end: End,
 }
 
-/// What a client says at the start.
+/// What a client sends first.
 fn first(name: &'static str, bytes: Vec<u8>, end: End) -> Exchange {
     Exchange { name, negotiated: false, bytes, fds: 0, end }
 }
 
-/// A command that a client says later.
+/// A command that a client sends after VERSION.
 fn then(name: &'static str, command: u16, body: Vec<u8>, end: End) -> Exchange {
     raw(name, message(7, command, 0, &body), end)
 }
 
-/// Bytes that a client says later.
+/// Bytes that a client sends after VERSION.
 fn raw(name: &'static str, bytes: Vec<u8>, end: End) -> Exchange {
     Exchange { name, negotiated: true, bytes, fds: 0, end }
 }
@@ -73,7 +73,7 @@ fn exchanges() -> Vec<Exchange> {
         [words(&[32, flags]), [0, address, size].map(u64::to_ne_bytes).concat()].concat()
     };
     vec![
-        // The start of a conversation.
+        // The start of a session.
         first("a size of 0", with_size(7, VERSION, 0, 0, &[]), ErrorAndClose(EINVAL)),
         first("a size of 15", with_size(7, VERSION, 15, 0, &[]), ErrorAndClose(EINVAL)),
         first("a size of 2^32-1", with_size(7, VERSION, u32::MAX, 0, &[]), ErrorAndClose(EINVAL)),
@@ -188,7 +188,7 @@ fn exchanges() -> Vec<Exchange> {
     ]
 }
 
-/// Sends the exchange in pieces and sees what it ends in.
+/// Sends the exchange in pieces and checks how it ends.
 fn hold(server: &Server, exchange: &Exchange, piece: usize) {
     let mut client = Client::new(server.stream());
     if exchange.negotiated {
@@ -205,7 +205,7 @@ fn hold(server: &Server, exchange: &Exchange, piece: usize) {
             _ => client.stream.write_all(bytes),
         };
         if sent.is_err() {
-            // The server had heard enough.
+            // The server has closed the connection.
             break;
         }
     }
@@ -248,7 +248,7 @@ fn every_broken_message_is_an_error_or_a_close_and_the_next_client_is_served() {
     assert!(peak_memory(&server) < 64 << 20, "{} bytes", peak_memory(&server));
 }
 
-/// The most memory that the process has had.
+/// The peak memory of the process.
 fn peak_memory(server: &Server) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
@@ -266,7 +266,7 @@ fn a_client_that_disconnects_within_a_message_leaves_nothing_behind() {
             drop(stream);
         } else {
             stream.shutdown(Shutdown::Write).unwrap();
-            // Whatever it has answered, it ends.
+            // It may have replied before it closes.
             stream.read_to_end(&mut Vec::new()).unwrap();
         }
     }
@@ -280,7 +280,7 @@ fn a_reply_is_sent_in_one_piece() {
     let request = access(CONFIG, 0, 4096, &[]);
     for id in 0..100 {
         client.send(&message(id, REGION_READ, 0, &request));
-        // Whatever has arrived when the header has, the body has too: QEMU takes less for a short header.
+        // When the header has arrived, the body has, too: QEMU reports anything less as a short header.
         let mut bytes = [0; 8192];
         assert_eq!(client.stream.read(&mut bytes).unwrap(), 16 + 16 + 4096, "reply {id}");
     }
@@ -307,7 +307,7 @@ fn a_client_that_never_reads_delays_neither_other_sockets_nor_the_end() {
     let mut greedy = server.client();
     greedy.arm(30);
     never_read(&mut greedy.stream);
-    // Its own watchdog goes on, too.
+    // Its own watchdog still works, too.
     server.expect_where("fire", |event| event["id"] == "watchdog0" && event["stage"] == "timeout");
 
     let mut other = server.client_of("t");

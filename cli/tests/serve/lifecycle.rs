@@ -1,4 +1,4 @@
-//! Clients that come and go, the files that are left behind, and the signals that end the server.
+//! Clients that connect and disconnect, socket files, and the signals that end the server.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -26,7 +26,7 @@ fn a_disconnect_disarms_and_the_next_client_sees_only_the_cause() {
     assert!(!second.is_enabled());
     assert_eq!(second.read(BAR0, 0, 4).unwrap(), [0xFF, 0xFF, 0x0F, 0], "power-on values");
     drop(second);
-    // What the first one had armed does not fire.
+    // The watchdog that the first one has armed does not fire.
     server.expect_none("fire", Duration::from_millis(200));
 }
 
@@ -46,7 +46,7 @@ fn reconnecting_works_many_times() {
     let server = Server::harmless();
     let before = open_files(&server);
     for _ in 0..500 {
-        // The next one connects before the server may have seen the last one go.
+        // The next one connects possibly before the server has noticed the end of the last one.
         let mut client = server.client();
         client.arm(1000);
     }

@@ -1,4 +1,4 @@
-//! `vm-watchdog serve` as VMMs, operators and attackers meet it: the real process, and raw clients.
+//! `vm-watchdog serve` as a process, with raw vfio-user clients and fake VMMs.
 
 mod actions;
 mod client;

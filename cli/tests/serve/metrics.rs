@@ -1,4 +1,4 @@
-//! What each metric says.
+//! The value of each metric.
 
 use std::collections::HashMap;
 use std::fs;
@@ -14,7 +14,7 @@ use crate::client::*;
 use crate::fakes::{FakeQmp, QmpClient};
 use crate::server::{Builder, Server, TIMEOUT};
 
-/// Where the metrics are, of a server that was told `--metrics 0`.
+/// The address of the metrics, of a server with `--metrics 0`.
 pub fn metrics_port(server: &Server) -> u16 {
     let address = server.expect("metrics")["address"].as_str().unwrap().to_owned();
     address.strip_prefix("127.0.0.1:").expect("an address of this machine").parse().unwrap()
@@ -72,7 +72,7 @@ fn counters<'a>(metrics: &'a str, id: &str) -> HashMap<&'a str, u64> {
     lines.map(|(name, value)| (name, value.parse().unwrap())).collect()
 }
 
-/// A watchdog that a fake QEMU pauses and commands act for, with another one that nothing happens to.
+/// A watchdog whose VM a fake QEMU pauses and whose actions are commands, and another one that is not used.
 fn with_qmp(watchdog: &str, exec: &str) -> (Server, QmpClient, u16) {
     let builder = Builder::new()
         .options("--metrics 0 --socket s --qmp q --watchdog")
@@ -102,7 +102,7 @@ fn warn(server: &Server, client: &mut Client, times: usize) {
 fn each_counter_counts_what_its_name_says() {
     let (server, _qmp, port) =
         with_qmp("i6300esb,action=poweroff,pretimeout=debug,before=60m,id=wd", "[ $WATCHDOG_ATTEMPT = 3 ]");
-    // Thirteen connections that end in an error, one that goes on, and eleven that are too many beside it.
+    // Thirteen connections that end in an error, one that stays open, and eleven surplus ones beside it.
     for _ in 0..13 {
         let mut client = server.client();
         client.send(&[0; 16]);
@@ -129,11 +129,11 @@ fn each_counter_counts_what_its_name_says() {
     for _ in 0..20 {
         client.ping();
     }
-    // And one with a warning and a timeout, in one wake or two. What the policy wants is done at the third attempt, and
-    // each attempt but the first has a wake of its own.
+    // And one with a pretimeout and a timeout, in one wake or two. The action of the timeout succeeds at the third attempt,
+    // and each attempt but the first has a wake of its own.
     client.arm(1);
     server.expect("performed");
-    // They are all different, so none is taken for another.
+    // All values differ, so that no counter can pass for another.
     let expected = [
         ("connections", 14..=14),
         ("protocol_errors", 13..=13),

@@ -1,4 +1,4 @@
-//! What operators see: the metrics' server, and what a service manager is told.
+//! The server of the metrics, and the notifications to the service manager.
 
 use std::io::{BufRead, BufReader};
 use std::net::{TcpListener, TcpStream};
@@ -86,13 +86,13 @@ fn the_service_managers_watchdog_is_not_notified_once_a_socket_is_not_served() {
         .env("NOTIFY_SOCKET", &path)
         .env("WATCHDOG_USEC", "200000")
         .start();
-    // Without any files it can wait for nothing.
+    // Without any files poll() fails.
     server.limit_files(Some(0));
     let _client = server.stream();
     server.expect_where("log", |event| event["message"].as_str().unwrap().contains("no longer served"));
     server.limit_files(None);
 
-    // Several times the interval without a word; what was told before the end was noticed does not count.
+    // No notification for several intervals; those from before the end was noticed do not count.
     manager.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
     let deadline = Instant::now() + TIMEOUT;
     while manager.recv(&mut [0; 100]).is_ok() {
@@ -134,7 +134,7 @@ fn paths_that_cannot_be_canonicalized_are_not_equal() {
     // As for a server in a mount namespace of its own.
     std::fs::remove_file(&passed).unwrap();
     let mut server = activated(listener, &wanted).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    // It ends without a word on standard output, or serves and says so.
+    // It ends without output, or reports that it listens.
     let mut told = String::new();
     BufReader::new(server.stdout.take().unwrap()).read_line(&mut told).unwrap();
     // It may have ended already.

@@ -1,5 +1,5 @@
-//! What a pause of the VM does to its watchdog. The clock stands while the VM is paused, so what is armed then has all
-//! of its time left when the VM goes on, however long this machine takes.
+//! A pause of the VM and its watchdog. The clock is paused with the VM, so an armed watchdog has the same time left after
+//! the pause, however long this machine takes.
 
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ fn a_pause_by_qmp_stops_the_watchdog_and_keeps_the_remaining_time() {
     let (server, qmp) = with_qmp("i6300esb,action=reset");
     let mut qmp = qmp.accept(&server, true);
     let mut client = server.client();
-    // Paused again before the deadline: again, if this machine was too slow for that.
+    // Paused again before the deadline. Repeated if this machine was too slow for that.
     let (deadline, paused_at) = loop {
         let armed_at = qmp.pause(&server);
         client.arm(UNITS);
@@ -51,7 +51,7 @@ fn the_end_of_a_pause_is_recorded_after_any_number_of_events() {
     let (server, qmp) = with_qmp("i6300esb,action=reset");
     let mut qmp = qmp.accept(&server, true);
     qmp.pause(&server);
-    // More than a burst, and then time enough for one more.
+    // More events than the budget allows at once, and then a delay for one more.
     for _ in 0..60 {
         drop(server.client());
     }
@@ -84,7 +84,7 @@ fn the_action_pause_stops_the_clock_that_its_own_thread_runs_on() {
     qmp.event("STOP");
     qmp.say(json!({"return": {}, "id": command["id"]}));
     server.expect_before("performed", "action-failed");
-    // The grace period is the VM's time, which stands still.
+    // The grace period is on the VM's clock, which is paused.
     qmp.no_command(QUIET);
     qmp.event("RESUME");
     qmp.answer("quit", json!({}));
@@ -116,7 +116,7 @@ fn a_vm_is_protected_although_qmp_was_lost_while_it_was_paused() {
     drop(first);
     server.expect_where("control", |event| event["connected"] == false);
     server.expect("resumed");
-    // Without QMP the VM is taken to run; the action is tried until there is QMP again.
+    // Without QMP the VM counts as running; the action is retried until QMP is connected again.
     server.expect_where("fire", is_timeout);
     qmp.accept(&server, true).answer("system_reset", json!({}));
 }

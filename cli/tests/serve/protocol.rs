@@ -1,4 +1,4 @@
-//! What a well-behaved VMM gets.
+//! The protocol with a well-behaved VMM.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -153,7 +153,7 @@ fn set_irqs(flags: u32, count: u32, data: &[u8]) -> Vec<u8> {
     [words(&[20 + data.len() as u32, flags, 0, 0, count]), data.to_vec()].concat()
 }
 
-/// How often the client's eventfd was signalled since the last look.
+/// How often the client's eventfd was signalled since the last call.
 fn signals(eventfd: &OwnedFd) -> u64 {
     let mut counter = [0; 8];
     match rustix::io::read(eventfd, &mut counter) {
@@ -214,7 +214,7 @@ fn disabling_a_missing_interrupt_is_no_error() {
 fn a_timeout_is_reported_on_time_with_its_deadline_and_last_heartbeat() {
     let server = Server::harmless();
     let mut client = server.client();
-    // Nine heartbeats of a watchdog that has much time, and the one from which its 1.007 s count.
+    // Nine heartbeats with a long timeout, and one from which the timeout of 1.007 s counts.
     client.arm(60_000);
     for _ in 0..9 {
         client.ping();

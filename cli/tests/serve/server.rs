@@ -1,4 +1,4 @@
-//! The server as a process, and what it tells.
+//! The server as a process, and its events.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -78,7 +78,7 @@ impl Builder {
         self
     }
 
-    /// Gives the reading end of its standard error, too.
+    /// Returns the reading end of its standard error, too.
     pub fn with_stderr(mut self) -> (Self, UnixStream) {
         let (reader, writer) = UnixStream::pair().unwrap();
         reader.set_read_timeout(Some(TIMEOUT)).unwrap();
@@ -96,7 +96,7 @@ impl Builder {
         self.start_and(|_| {})
     }
 
-    /// Starts it, looks at what it tells before its sockets listen, and waits until they do.
+    /// Starts it, checks its events before its sockets listen, and waits until they do.
     pub fn start_and(mut self, first: impl FnOnce(&Server)) -> Server {
         let mut child = self.command.spawn().unwrap();
         let (sender, events) = channel();
@@ -118,7 +118,7 @@ impl Builder {
         server
     }
 
-    /// Starts it where it cannot work, and gives its status and what it said.
+    /// Starts it with options that are an error, and returns its status and its message.
     pub fn fail(mut self) -> (i32, String) {
         let mut child = self.command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut stderr = child.stderr.take().unwrap();
@@ -140,7 +140,7 @@ impl Server {
         self.folder.path().join(name)
     }
 
-    /// A client that has said nothing yet.
+    /// A client that has sent nothing yet.
     pub fn stream(&self) -> UnixStream {
         UnixStream::connect(self.path("s")).unwrap()
     }
@@ -161,7 +161,7 @@ impl Server {
         self.expect_where(name, |_| true)
     }
 
-    /// Waits for an event of this name that is the one.
+    /// Waits for an event of this name that matches.
     pub fn expect_where(&self, name: &str, is_it: impl Fn(&Value) -> bool) -> Value {
         self.find(name, is_it).1
     }
@@ -198,7 +198,7 @@ impl Server {
         }
     }
 
-    /// Sees that no event of this name comes for a while.
+    /// Checks that no event of this name arrives for a while.
     pub fn expect_none(&self, name: &str, quiet: Duration) {
         let deadline = Instant::now() + quiet;
         while let Ok(event) = self.next_event(deadline) {
@@ -217,7 +217,7 @@ impl Server {
         self.child.id()
     }
 
-    /// Lets it have so many files open, or as many as it started with.
+    /// Limits its open files; `None` is the limit at its start.
     pub fn limit_files(&self, limit: Option<u64>) {
         let maximum = getrlimit(Resource::Nofile).maximum;
         let limit = Rlimit { current: limit.or(maximum), maximum };
@@ -247,12 +247,12 @@ impl Server {
         self.child.try_wait().unwrap().is_none()
     }
 
-    /// Kills it and gives its folder to the next one.
+    /// Kills it and starts the next one in its folder.
     pub fn replaced_by(self, options: &str) -> Server {
         self.replaced_by_and(options, |_| {})
     }
 
-    /// The same, with a look at what the next one tells first.
+    /// The same, and checks the first events of the next one.
     pub fn replaced_by_and(mut self, options: &str, first: impl FnOnce(&Server)) -> Server {
         self.signal(Signal::KILL);
         let empty = tempfile::tempdir().unwrap();
@@ -267,7 +267,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Asked first, because then it ends the commands that it has started.
+        // SIGTERM first, so that it ends the commands that it has started.
         let _ = rustix::process::kill_process(Pid::from_child(&self.child), Signal::TERM);
         let deadline = Instant::now() + GOODBYE;
         while self.is_running() && Instant::now() < deadline {

@@ -1,4 +1,4 @@
-//! What survives the server.
+//! The state that survives the server.
 
 use std::fs;
 use std::process::Command;
@@ -78,7 +78,7 @@ fn the_state_is_saved_before_the_action() {
 
 #[test]
 fn a_watchdog_is_disarmed_after_a_restart_and_the_server_says_so() {
-    // On a clock that stands, so that two milliseconds are left however long this takes.
+    // The clock is paused, so that two milliseconds are left however long this takes.
     let builder = Builder::new().options(OPTIONS).options("--qmp q");
     let qmp = FakeQmp::listen(&builder.path().join("q"));
     let server = builder.start();

@@ -1,4 +1,4 @@
-//! `vm-watchdog serve` with real VMMs and a stock Debian guest: its own driver, busybox, and what becomes of them.
+//! `vm-watchdog serve` with real VMMs and a stock Debian guest with its own driver and busybox.
 
 #[path = "../serve/client.rs"]
 #[allow(dead_code, reason = "only its connection is used here")]
@@ -25,7 +25,7 @@ const CARD_RESET: &str = "32";
 const FOUR_SECONDS: Duration = Duration::from_nanos(2 * (4 << 9) * 983_040);
 /// How late a timeout may be on a loaded machine. It is never early.
 const LATEST: Duration = Duration::from_secs(10);
-/// For showing that something keeps the timeout from coming.
+/// Long enough to show that there is no timeout.
 const LONGER_THAN_THE_TIMEOUT: Duration = Duration::from_secs(6);
 
 /// Runs a test while no other process' tests have the machine, or skips it loudly.
@@ -62,7 +62,7 @@ fn expect_timeout(server: &Server, alive: Instant) -> Value {
     fire
 }
 
-/// Busybox feeds the watchdog, and is killed: what [`expect_timeout`] wants.
+/// Lets busybox feed the watchdog, and kills it.
 fn feed_and_kill(guest: &mut Guest) -> Instant {
     guest.feed();
     guest.kill_feeder()
@@ -173,7 +173,7 @@ fn the_cause_of_the_reset_survives_a_server_that_is_killed() {
         let mut guest = boot(pieces, &server);
         assert_eq!(guest.boot_status(), CARD_RESET);
 
-        // While its server is dead the guest goes on, unprotected.
+        // Without the server the guest runs on, unprotected.
         guest.feed();
         server.expect("armed");
         // Not within an access: QEMU 11.1 aborts when the answer to one does not come.

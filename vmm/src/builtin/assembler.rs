@@ -1,4 +1,7 @@
 //! From the table to machine code: flat 32-bit code without a stack frame, without paging, and with interrupts off.
+//!
+//! The opcodes are written here because the guests need only a dozen instructions, so an assembler crate would not make
+//! this shorter.
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 

@@ -13,7 +13,7 @@ pub enum BuiltInGuest {
     Expiring,
     /// Feeds the watchdog for nine seconds, stops it and powers off.
     Feeding,
-    /// Arms the watchdog, and from then on only looks at the clock.
+    /// Arms the watchdog, and then reads the clock all the time.
     Spinning,
     /// Arms the watchdog and halts with interrupts off.
     Halting,

@@ -117,7 +117,7 @@ impl KvmMachine {
         let mut cpuid = self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
         for entry in cpuid.as_mut_slice() {
             match entry.function {
-                // EBX: APIC id in bits 31:24, logical processors in 23:16. ECX: bit 31 tells of a hypervisor; without it
+                // EBX: APIC id in bits 31:24, logical processors in 23:16. ECX: bit 31 shows a hypervisor; without it
                 // Linux does not look for KVM's clock, and calibrates timers that a slow host cannot keep steady.
                 0x1 => {
                     entry.ebx = entry.ebx & 0xFFFF | 1 << 16;
@@ -208,7 +208,7 @@ impl Processor for KvmProcessor {
 /// Lets KVM finish the instruction whose access we have just served, and nothing more.
 fn finish_access(vcpu: &mut VcpuFd) {
     vcpu.set_kvm_immediate_exit(1);
-    // It fails with EINTR, as it is meant to.
+    // It returns EINTR after the access, because of `immediate_exit`.
     let _ = vcpu.run();
     vcpu.set_kvm_immediate_exit(0);
 }

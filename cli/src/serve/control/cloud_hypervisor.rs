@@ -1,4 +1,5 @@
-//! Cloud Hypervisor's HTTP API on its socket: a PUT without a body, and any 2xx is success.
+//! Cloud Hypervisor's HTTP API on its socket: a PUT without a body, and any 2xx is success. One fixed request does not need
+//! an HTTP client; `httparse` parses the answer.
 
 use std::io::{self, Read, Write};
 use std::path::PathBuf;

@@ -2,6 +2,9 @@
 //!
 //! A thread reads the connection, and reconnects when it is lost, because the events say when the VM is paused. A handler
 //! writes its command from its own thread and waits until the reader has received the answer.
+//!
+//! This is a client of our own because it needs seven commands, a timeout for each, and bounds for everything that an
+//! untrusted QEMU sends.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
