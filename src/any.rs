@@ -119,7 +119,7 @@ impl AnyWatchdog {
     ///
     /// [`Error::Thread`] if the host gives no thread or descriptor.
     pub fn spawn(&self) -> Result<WatchdogThread, Error> {
-        thread::spawn(self.clone())
+        self.0.clone().spawn()
     }
 
     /// See [`Watchdog::save`].
@@ -198,6 +198,7 @@ trait Erased: Send + Sync {
     fn save(&self) -> AnyWatchdogState;
     fn restore(&self, state: &AnyWatchdogState) -> Result<(), StateError>;
     fn as_fd(&self) -> BorrowedFd<'_>;
+    fn spawn(self: Arc<Self>) -> Result<WatchdogThread, Error>;
     fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
 }
 
@@ -264,6 +265,10 @@ impl<M: Model + Send + 'static> Erased for Runtime<M> {
 
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.timer.as_fd()
+    }
+
+    fn spawn(self: Arc<Self>) -> Result<WatchdogThread, Error> {
+        thread::spawn(self)
     }
 
     fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {

@@ -3,6 +3,7 @@
 //!
 //! Every call is made with no lock held, and none while the VM is paused.
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, PoisonError};
 
 use vm_watchdog_devices::{Access, Model, VmInstant};
@@ -14,8 +15,9 @@ use crate::event::{ActionHandler, Event};
 use crate::foreign;
 use crate::interrupt::InterruptLine;
 use crate::log_limit::{LogLimit, Record};
-use crate::run_delay::RunDelay;
+use crate::run_delay::{RunDelay, VcpuDelay};
 use crate::sync::{Mutex, MutexGuard};
+use crate::thread::Served;
 use crate::timer::Timer;
 
 /// The most calls that one wake of the host or one access of a guest leads to. What is left is done at the next wake, so
@@ -175,7 +177,7 @@ impl<M: Model + Send + 'static> Runtime<M> {
         (guarded, true)
     }
 
-    fn read_run_delay(&self, began: VmInstant, log: &mut Vec<Record>) -> Option<Vec<crate::run_delay::VcpuDelay>> {
+    fn read_run_delay(&self, began: VmInstant, log: &mut Vec<Record>) -> Option<Vec<VcpuDelay>> {
         let reader = self.run_delay.as_ref()?;
         let reading = foreign::call(|| reader.run_delays());
         reading.map_err(|error| log.push(Record::RunDelayFailed(began, error))).ok()
@@ -244,5 +246,19 @@ impl<M: Model + Send + 'static> Drop for Outcome<'_, M> {
 impl<M: Model + Send + 'static> ClockListener for Runtime<M> {
     fn clock_changed(&self) {
         self.with_core(|_, _| ());
+    }
+}
+
+impl<M: Model + Send + 'static> Served for Runtime<M> {
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn timer(&self) -> BorrowedFd<'_> {
+        self.timer.as_fd()
+    }
+
+    fn on_readable(&self) {
+        self.on_readable();
     }
 }

@@ -1,14 +1,13 @@
 //! A thread that serves one watchdog, for VMMs without an event loop.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 
-use crate::any::AnyWatchdog;
 use crate::error::Error;
 
 /// The thread that [`Watchdog::spawn`](crate::Watchdog::spawn) starts. Dropping it ends the thread, after the handler
@@ -29,15 +28,24 @@ pub struct WatchdogThread {
     handle: Option<JoinHandle<()>>,
 }
 
+/// What a thread serves: a watchdog of any model.
+pub(crate) trait Served: Send + Sync {
+    fn id(&self) -> &str;
+    /// The descriptor to poll.
+    fn timer(&self) -> BorrowedFd<'_>;
+    /// The descriptor is readable.
+    fn on_readable(&self);
+}
+
 /// Serves `watchdog` from a new thread.
-pub(crate) fn spawn(watchdog: AnyWatchdog) -> Result<WatchdogThread, Error> {
+pub(crate) fn spawn(watchdog: Arc<impl Served + 'static>) -> Result<WatchdogThread, Error> {
     let id = watchdog.id().to_owned();
     let start = || {
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         // The thread keeps the descriptor open that it polls: a handler may drop the `WatchdogThread`.
         let stopped = stop.clone();
         let name = thread_name(format!("watchdog {}", watchdog.id()));
-        let handle = thread::Builder::new().name(name).spawn(move || serve(&watchdog, &stopped))?;
+        let handle = thread::Builder::new().name(name).spawn(move || serve(&*watchdog, &stopped))?;
         Ok(WatchdogThread { stop, handle: Some(handle) })
     };
     start().map_err(|source: io::Error| Error::Thread { id, source })
@@ -48,10 +56,10 @@ fn thread_name(name: String) -> String {
     name.replace('\0', "?")
 }
 
-fn serve(watchdog: &AnyWatchdog, stopped: &OwnedFd) {
+fn serve(watchdog: &impl Served, stopped: &OwnedFd) {
     loop {
         let mut ready =
-            [PollFd::new(stopped, PollFlags::IN), PollFd::from_borrowed_fd(watchdog.as_fd(), PollFlags::IN)];
+            [PollFd::new(stopped, PollFlags::IN), PollFd::from_borrowed_fd(watchdog.timer(), PollFlags::IN)];
         match poll(&mut ready, None) {
             Ok(_) => {}
             Err(Errno::INTR) => continue,
