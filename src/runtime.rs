@@ -86,18 +86,18 @@ impl<M: Model + Send + 'static> Runtime<M> {
 
     /// The platform resets.
     pub fn reset(&self) {
-        let mut log = Vec::new();
-        let mut guarded = self.lock();
-        guarded.core.reset();
-        drop(self.make_all(guarded, &mut log, Core::line_change));
-        self.log.write(&self.id, &log);
+        self.change_line_after(Core::reset);
     }
 
     /// The end of an interrupt has lowered the line.
     pub fn resample_interrupt(&self) {
+        self.change_line_after(Core::resample_interrupt);
+    }
+
+    fn change_line_after(&self, change: impl FnOnce(&mut Core<M>)) {
         let mut log = Vec::new();
         let mut guarded = self.lock();
-        guarded.core.resample_interrupt();
+        change(&mut guarded.core);
         drop(self.make_all(guarded, &mut log, Core::line_change));
         self.log.write(&self.id, &log);
     }
