@@ -2,12 +2,12 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use vm_watchdog_devices::VmInstant;
 
 use crate::sync::thread::ThreadId;
-use crate::sync::{Condvar, Mutex, MutexGuard, thread};
+use crate::sync::{Condvar, Instant, Mutex, MutexGuard, thread};
 
 /// The clock of one VM, shared by its watchdogs; a cheap handle.
 ///

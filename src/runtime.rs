@@ -15,8 +15,7 @@ use crate::foreign;
 use crate::interrupt::InterruptLine;
 use crate::log_limit::{LogLimit, Record};
 use crate::run_delay::RunDelay;
-use crate::sync::{Mutex, MutexGuard};
-use crate::timer::Timer;
+use crate::sync::{Mutex, MutexGuard, Timer};
 
 /// The most calls that one wake of the host or one access of a guest leads to. What is left is done at the next wake, so
 /// that a guest that keeps changing its interrupt does not occupy a thread.
