@@ -7,7 +7,7 @@ use std::time::Duration;
 use vm_watchdog_devices::VmInstant;
 
 use crate::sync::thread::ThreadId;
-use crate::sync::{Condvar, Instant, Mutex, MutexGuard, thread};
+use crate::sync::{Condvar, Mutex, MutexGuard, Timer, thread};
 
 /// The clock of one VM, shared by its watchdogs; a cheap handle.
 ///
@@ -53,7 +53,8 @@ struct Inner {
 }
 
 enum Source {
-    Monotonic(Instant),
+    /// What CLOCK_MONOTONIC showed when the clock was made.
+    Monotonic(Duration),
     Manual(Arc<AtomicU64>),
 }
 
@@ -81,7 +82,7 @@ pub(crate) struct Permit<'a> {
 impl VmClock {
     /// A clock that runs from now on with the host's CLOCK_MONOTONIC.
     pub fn monotonic() -> Self {
-        Self::new(Source::Monotonic(Instant::now()))
+        Self::new(Source::Monotonic(Timer::now()))
     }
 
     /// A [monotonic](Self::monotonic) clock that shows `start` now: the clock of a VM that lived before.
@@ -164,6 +165,17 @@ impl VmClock {
         }
     }
 
+    /// What the host's CLOCK_MONOTONIC shows when it is `instant` in the VM, if the VM is not paused before.
+    pub(crate) fn host_time_of(&self, instant: VmInstant) -> Duration {
+        let state = self.state();
+        let wait = instant.saturating_duration_since(VmInstant::ZERO).saturating_add(state.paused_for);
+        match &self.inner.source {
+            Source::Monotonic(start) => start.saturating_add(wait).saturating_sub(state.elapsed_before),
+            // Advancing such a clock has the timer armed anew.
+            Source::Manual(_) => Timer::now() + instant.saturating_duration_since(self.now_in(&state)),
+        }
+    }
+
     pub(crate) fn subscribe(&self, listener: Weak<dyn ClockListener>) {
         let mut listeners = self.inner.listeners.lock().unwrap_or_else(PoisonError::into_inner);
         listeners.retain(|listener| listener.strong_count() > 0);
@@ -199,7 +211,7 @@ impl VmClock {
 
     fn source_time(&self) -> Duration {
         match &self.inner.source {
-            Source::Monotonic(start) => start.elapsed(),
+            Source::Monotonic(start) => Timer::now().saturating_sub(*start),
             Source::Manual(nanos) => Duration::from_nanos(nanos.load(Ordering::SeqCst)),
         }
     }

@@ -211,7 +211,7 @@ impl<M: Model + Send + 'static> Runtime<M> {
             return;
         };
         if guarded.armed_at.is_none_or(|armed_at| wanted < armed_at) {
-            self.timer.arm(wanted.saturating_duration_since(self.clock.now()));
+            self.timer.arm(self.clock.host_time_of(wanted));
             guarded.armed_at = Some(wanted);
         }
     }

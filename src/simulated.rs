@@ -27,20 +27,6 @@ pub fn is_readable(timer: impl AsFd) -> bool {
     ARMED.with_borrow(|armed| armed.get(&fd).is_some_and(|due| *due <= NOW.get()))
 }
 
-/// In place of [`std::time::Instant`].
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Instant(Duration);
-
-impl Instant {
-    pub fn now() -> Self {
-        Self(NOW.get())
-    }
-
-    pub fn elapsed(&self) -> Duration {
-        NOW.get() - self.0
-    }
-}
-
 /// In place of a timerfd. The descriptor is only its name.
 #[derive(Debug)]
 pub(crate) struct Timer {
@@ -52,8 +38,12 @@ impl Timer {
         Ok(Self { fd: eventfd(0, EventfdFlags::CLOEXEC)? })
     }
 
-    pub fn arm(&self, delay: Duration) {
-        ARMED.with_borrow_mut(|armed| armed.insert(self.fd.as_raw_fd(), NOW.get() + delay));
+    pub fn now() -> Duration {
+        NOW.get()
+    }
+
+    pub fn arm(&self, at: Duration) {
+        ARMED.with_borrow_mut(|armed| armed.insert(self.fd.as_raw_fd(), at));
     }
 
     pub fn disarm(&self) {

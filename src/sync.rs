@@ -1,4 +1,4 @@
-//! The locks, the time and the timer of the runtime. Under `--cfg shuttle` they are those of a model checker, which tries
+//! The locks and the timer of the runtime. Under `--cfg shuttle` they are those of a model checker, which tries
 //! the interleavings of threads (`tests/interleavings`).
 
 #[cfg(not(shuttle))]
@@ -7,11 +7,9 @@ pub(crate) use crate::timer::Timer;
 pub(crate) use std::sync::{Condvar, Mutex, MutexGuard};
 #[cfg(not(shuttle))]
 pub(crate) use std::thread;
-#[cfg(not(shuttle))]
-pub(crate) use std::time::Instant;
 
 #[cfg(shuttle)]
-pub(crate) use crate::simulated::{Instant, Timer};
+pub(crate) use crate::simulated::Timer;
 #[cfg(shuttle)]
 pub(crate) use shuttle::sync::{Condvar, Mutex, MutexGuard};
 #[cfg(shuttle)]

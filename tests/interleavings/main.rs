@@ -206,24 +206,26 @@ fn a_handler_that_waits_until_the_main_thread_has_paused() {
 }
 
 #[test]
-fn a_handler_that_resumes_its_vm_and_waits_until_the_main_thread_goes_on() {
+fn a_handler_that_resumes_a_vm_while_the_main_thread_waits_for_quiet() {
     explore_two_threads(|| {
-        let (go_on, gone_on) = channel();
-        let gone_on = Mutex::new(Some(gone_on));
+        let (to_handler, from_main) = channel();
+        let from_main = Mutex::new(Some(from_main));
         let setup = plain().handler(move |vm, _| {
-            let gone_on = gone_on.lock().unwrap().take();
-            gone_on.map_or(Ok(()), |gone_on| {
+            if let Some(from_main) = from_main.lock().unwrap().take() {
+                let () = from_main.recv()?;
                 vm.resume();
-                Ok(gone_on.recv()?)
-            })
+                let () = from_main.recv()?;
+            }
+            Ok(())
         });
         let vm = setup.start();
         advance(PERIOD);
         let serving = vm.thread(|vm| vm.watchdog.on_readable());
         vm.clock.pause();
+        to_handler.send(()).unwrap();
         // It ends when the handler resumes the VM, although the call of the handler goes on.
         vm.clock.quiesce(LIMIT);
-        go_on.send(()).unwrap();
+        to_handler.send(()).unwrap();
         vm.resume();
         serving.join().unwrap();
         vm.finish(exactly_one);
