@@ -24,6 +24,7 @@ use shuttle::sync::mpsc::channel;
 use vm_watchdog::simulated::advance;
 use vm_watchdog::{Action, Event, Policy, Stage, VmClock, VmInstant};
 
+use common::Driver;
 use vm::{LIMIT, PERIOD, STAGE, Setup, Vm};
 
 /// How many schedules of each kind are tried for a scenario, unless the environment has `SCHEDULES`.
@@ -94,6 +95,16 @@ fn a_heartbeat_and_an_expiry() {
             |vm| vm.serve(3),
         ]);
         vm.finish(all);
+    });
+}
+
+#[test]
+fn a_guest_that_starts_its_watchdog_while_time_passes() {
+    explore_two_threads(|| {
+        let vm = plain().build();
+        vm.watchdog.set_preloads(512);
+        vm.side_by_side(&[Vm::enable, |_| advance(STAGE / 2)]);
+        vm.finish(exactly_one);
     });
 }
 

@@ -69,8 +69,10 @@ struct Observed {
     /// Each heartbeat, and the start: the VM's time before and after it.
     heartbeats: Vec<(VmInstant, VmInstant)>,
     violations: Vec<String>,
-    /// Deadlines do not follow from heartbeats alone: a state was restored, or steal time is compensated.
-    has_moved_deadlines: bool,
+    /// A state was restored, so that deadlines do not follow from heartbeats.
+    is_restored: bool,
+    /// Steal time is compensated, so that deadlines may wait for a reading.
+    has_run_delay: bool,
 }
 
 impl Setup {
@@ -105,7 +107,7 @@ impl Setup {
     pub fn build(self) -> Vm {
         let Self { policy, clock, inside, inside_line, has_run_delay } = self;
         let seen = Arc::new(Seen::default());
-        seen.observed().has_moved_deadlines = has_run_delay;
+        seen.observed().has_run_delay = has_run_delay;
         // The line is older than the watchdog: it finds the handle here.
         let itself: Arc<OnceLock<WeakWatchdog<I6300esb>>> = Arc::default();
         let line = {
@@ -170,6 +172,11 @@ impl Vm {
     /// The guest starts its watchdog.
     pub fn start(&self) {
         self.watchdog.set_preloads(512);
+        self.enable();
+    }
+
+    /// The last write of the start.
+    pub fn enable(&self) {
         self.feeding(|| self.watchdog.enable());
     }
 
@@ -233,7 +240,7 @@ impl Vm {
 
     /// The VMM puts a saved state back: the watchdog, and the interrupt controller with the line as it was.
     pub fn restore(&self, state: &State, level: bool) {
-        self.seen.observed().has_moved_deadlines = true;
+        self.seen.observed().is_restored = true;
         self.watchdog.restore(state).unwrap();
         self.seen.observed().level = level;
     }
@@ -248,6 +255,18 @@ impl Vm {
     pub fn side_by_side(&self, threads: &[fn(&Vm)]) {
         let handles: Vec<_> = threads.iter().map(|work| self.thread(*work)).collect();
         handles.into_iter().for_each(|handle| handle.join().unwrap());
+    }
+
+    /// When the device has something to report the timer has gone off, without any access in between.
+    fn check_timer(&self) {
+        self.resume();
+        simulated::advance(MIN_WAKE_INTERVAL);
+        let poll_at = self.watchdog.inspect(|device| device.poll_at());
+        if let Some(poll_at) = poll_at.filter(|_| !self.seen.observed().has_run_delay) {
+            simulated::advance(poll_at.saturating_duration_since(self.clock.now()));
+            let is_readable = simulated::is_readable(&self.watchdog);
+            self.seen.require(is_readable, || "the timer is armed too late".into());
+        }
     }
 
     /// Lets the timer alone serve the watchdog until all that is left has come.
@@ -273,6 +292,7 @@ impl Vm {
     /// What holds at the end of each schedule. `is_right` is given the timeouts that were delivered, and the number of
     /// those of the device.
     pub fn finish(&self, is_right: impl FnOnce(&[Event], u64) -> bool) {
+        self.check_timer();
         self.let_time_pass();
         let Self { watchdog, seen, .. } = self;
         let stats = watchdog.stats();
@@ -380,17 +400,21 @@ impl Seen {
 
     /// Each timeout came a whole period after a heartbeat, and no heartbeat came within that period.
     fn check_deadlines(&self) {
-        if self.observed().has_moved_deadlines {
+        let timeouts = self.timeouts();
+        let mut observed = self.observed();
+        let Observed { is_restored, has_run_delay, heartbeats, violations, .. } = &mut *observed;
+        if *is_restored || *has_run_delay {
             return;
         }
-        let heartbeats = self.observed().heartbeats.clone();
-        for event in self.timeouts() {
+        for event in timeouts {
             let deadline = event.deadline;
             let began = deadline - PERIOD;
-            let is_whole = heartbeats.iter().any(|(before, after)| *before <= began && began <= *after);
-            self.require(is_whole, || format!("no whole period: {event:?}, {heartbeats:?}"));
-            let fed_within = heartbeats.iter().any(|(before, after)| *before > began && *after < deadline);
-            self.require(!fed_within, || format!("in spite of a heartbeat: {event:?}, {heartbeats:?}"));
+            if !heartbeats.iter().any(|(before, after)| *before <= began && began <= *after) {
+                violations.push(format!("no whole period: {event:?}, {heartbeats:?}"));
+            }
+            if heartbeats.iter().any(|(before, after)| *before > began && *after < deadline) {
+                violations.push(format!("in spite of a heartbeat: {event:?}, {heartbeats:?}"));
+            }
         }
     }
 }
