@@ -280,6 +280,7 @@ fn a_reset_beside_a_retry_and_the_guest_that_boots_next() {
                 vm.watchdog.reset();
                 vm.start();
                 advance(PERIOD);
+                vm.serve(2);
             },
         ]);
         vm.finish(|delivered, _| count_at(PERIOD, delivered) <= 1 && count_at(PERIOD * 2, delivered) == 1);
