@@ -1,13 +1,12 @@
 //! The VM's clock: time that passes only while the VM runs.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use vm_watchdog_devices::VmInstant;
 
 use crate::sync::thread::ThreadId;
-use crate::sync::{Condvar, Mutex, MutexGuard, thread};
+use crate::sync::{AtomicU64, Condvar, Mutex, MutexGuard, Ordering, Timer, thread};
 
 /// The clock of one VM, shared by its watchdogs; a cheap handle.
 ///
@@ -60,7 +59,8 @@ struct Inner {
 }
 
 enum Source {
-    Monotonic(Instant),
+    /// What CLOCK_MONOTONIC showed when the clock was made.
+    Monotonic(Duration),
     Manual(Arc<AtomicU64>),
 }
 
@@ -89,7 +89,7 @@ impl VmClock {
 
     /// A [monotonic](Self::monotonic) clock that shows `start` now: the clock of a VM that lived before.
     pub fn monotonic_from(start: VmInstant) -> Self {
-        Self::new(Source::Monotonic(Instant::now()), start)
+        Self::new(Source::Monotonic(Timer::now()), start)
     }
 
     /// A clock that stands at zero until it is advanced by hand, for tests and simulations.
@@ -183,6 +183,20 @@ impl VmClock {
         }
     }
 
+    /// What the host's CLOCK_MONOTONIC shows when it is `instant` in the VM, if the VM is not paused before.
+    pub(crate) fn host_time_of(&self, instant: VmInstant) -> Duration {
+        let Inner { source, elapsed_before, paused_for, .. } = &*self.inner;
+        match source {
+            Source::Monotonic(start) => {
+                let paused_for = Duration::from_nanos(paused_for.load(Ordering::SeqCst));
+                let running = Duration::from_nanos(instant.as_nanos()) + paused_for;
+                (*start + running).saturating_sub(Duration::from_nanos(*elapsed_before))
+            }
+            // Advancing such a clock has the timer armed anew.
+            Source::Manual(_) => Timer::now() + instant.saturating_duration_since(self.now()),
+        }
+    }
+
     pub(crate) fn subscribe(&self, listener: Weak<dyn ClockListener>) {
         let mut listeners = self.inner.listeners.lock().unwrap_or_else(PoisonError::into_inner);
         listeners.retain(|listener| listener.strong_count() > 0);
@@ -215,7 +229,7 @@ impl VmClock {
     fn running_time(&self) -> VmInstant {
         let Inner { source, elapsed_before, paused_for, .. } = &*self.inner;
         let source = match source {
-            Source::Monotonic(start) => u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX),
+            Source::Monotonic(start) => nanos(Timer::now().saturating_sub(*start)),
             Source::Manual(nanos) => nanos.load(Ordering::SeqCst),
         };
         let nanos = elapsed_before.saturating_add(source).saturating_sub(paused_for.load(Ordering::SeqCst));
@@ -238,12 +252,15 @@ impl Drop for Permit<'_> {
 impl ManualClock {
     /// Advances the clock by `duration`, which has no effect on the time of a paused VM.
     pub fn advance(&self, duration: Duration) {
-        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        let add = |old: u64| Some(old.saturating_add(nanos));
+        let add = |old: u64| Some(old.saturating_add(nanos(duration)));
         // The closure always gives a value, so the update cannot fail.
         let _ = self.nanos.fetch_update(Ordering::SeqCst, Ordering::SeqCst, add);
         self.clock.notify();
     }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl Default for VmClock {

@@ -16,9 +16,8 @@ use crate::foreign;
 use crate::interrupt::InterruptLine;
 use crate::log_limit::{LogLimit, Record};
 use crate::run_delay::{RunDelay, VcpuDelay};
-use crate::sync::{Mutex, MutexGuard};
+use crate::sync::{Mutex, MutexGuard, Timer};
 use crate::thread::Served;
-use crate::timer::Timer;
 
 /// The most calls that one wake of the host or one access of a guest leads to. What is left is done at the next wake, so
 /// that a guest that keeps changing its interrupt does not occupy a thread.
@@ -214,7 +213,7 @@ impl<M: Model + Send + 'static> Runtime<M> {
             return;
         };
         if guarded.armed_at.is_none_or(|armed_at| wanted < armed_at) {
-            self.timer.arm(wanted.saturating_duration_since(self.clock.now()));
+            self.timer.arm(self.clock.host_time_of(wanted));
             guarded.armed_at = Some(wanted);
         }
     }

@@ -16,9 +16,8 @@ use crate::run_delay::RunDelay;
 use crate::runtime::{Guarded, Runtime};
 use crate::state::WatchdogState;
 use crate::stats::Stats;
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Timer};
 use crate::thread::{self, WatchdogThread};
-use crate::timer::Timer;
 
 /// A watchdog of a VM: a shared handle, cheap to clone, to be called from any thread.
 ///
