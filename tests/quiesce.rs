@@ -4,12 +4,12 @@ mod common;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Driver, UNIT, device, recorder};
+use common::{Driver, UNIT, device};
 use vm_watchdog::i6300esb::{I6300esb, InterruptPin};
 use vm_watchdog::{Event, HandlerError, ManualClock, RunDelay, VcpuDelay, VmClock, Watchdog};
 
@@ -74,6 +74,15 @@ fn mask_interrupt(watchdog: &Watchdog<I6300esb>, masked: bool) {
     watchdog.write_config(0x04, &[0x02, if masked { 0x04 } else { 0x00 }]);
 }
 
+/// Ends the guest, also when a test fails.
+struct EndsGuest<'a>(&'a AtomicBool);
+
+impl Drop for EndsGuest<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 #[test]
 fn nothing_is_called_in_a_quiet_pause_whatever_the_guest_does() {
     const ENOUGH: [u64; 3] = [200, 200, 5];
@@ -93,6 +102,7 @@ fn nothing_is_called_in_a_quiet_pause_whatever_the_guest_does() {
                 watchdog.ping();
             }
         });
+        let _guest = EndsGuest(&is_over);
         let started = Instant::now();
         let lacks = || calls.counts().iter().zip(ENOUGH).any(|(count, enough)| *count < enough);
         let mut pauses = 0;
@@ -108,7 +118,6 @@ fn nothing_is_called_in_a_quiet_pause_whatever_the_guest_does() {
             thread::sleep(Duration::from_micros(700));
             pauses += 1;
         }
-        is_over.store(true, Ordering::SeqCst);
         pauses
     });
     assert_eq!(calls.wrong.load(Ordering::SeqCst), 0, "calls in {pauses} pauses");
@@ -155,7 +164,7 @@ fn one_resume_ends_any_number_of_pauses() {
 }
 
 /// A watchdog that has timed out, on a thread that is in its handler until the sender is dropped.
-fn in_its_handler(clock: &VmClock) -> (Watchdog<I6300esb>, impl Sized, std::sync::mpsc::Sender<()>) {
+fn in_its_handler(clock: &VmClock) -> (Watchdog<I6300esb>, impl Sized, Sender<()>) {
     let (entered, has_entered) = channel();
     let (release, released) = channel::<()>();
     let entered = Mutex::new((entered, released));
@@ -201,6 +210,26 @@ fn a_resume_ends_the_wait_for_a_quiet_vm() {
     drop(release);
 }
 
+#[test]
+fn a_handler_may_wait_for_the_thread_that_it_asks_to_pause_the_vm() {
+    let clock = VmClock::monotonic();
+    let (request, requests) = channel::<Sender<()>>();
+    let request = Mutex::new(request);
+    let handler = move |_: &Event| -> Result<(), HandlerError> {
+        let (reply, has_paused) = channel();
+        request.lock().unwrap().send(reply)?;
+        Ok(has_paused.recv_timeout(LIMIT)?)
+    };
+    let watchdog = Watchdog::builder("wd", device(InterruptPin::None)).clock(clock.clone()).build(handler).unwrap();
+    let _thread = watchdog.spawn().unwrap();
+    watchdog.start(0);
+    let reply = requests.recv_timeout(LIMIT).expect("the handler is called");
+    clock.pause();
+    assert!(reply.send(()).is_ok(), "the handler still waits");
+    assert!(clock.quiesce(LIMIT));
+    assert_eq!((watchdog.stats().actions, watchdog.stats().action_failures), (1, 0));
+}
+
 /// A watchdog whose reader pauses the VM: it is asked when a deadline has come, and before anything is noted.
 fn paused_at_its_deadline(levels: Arc<Mutex<Vec<bool>>>) -> (Watchdog<I6300esb>, ManualClock) {
     struct Pauses(VmClock, AtomicU64);
@@ -221,16 +250,12 @@ fn paused_at_its_deadline(levels: Arc<Mutex<Vec<bool>>>) -> (Watchdog<I6300esb>,
             Ok(())
         })
         .starvation(Pauses(clock, AtomicU64::new(0)), 4)
-        .build(recorder_that_drops())
+        .build(|_: &Event| Ok(()))
         .unwrap();
     watchdog.start(512);
     time.advance(UNIT * 512);
     watchdog.on_readable();
     (watchdog, time)
-}
-
-fn recorder_that_drops() -> impl vm_watchdog::ActionHandler {
-    |_: &Event| -> Result<(), HandlerError> { Ok(()) }
 }
 
 /// The levels that the line was set to.
@@ -259,7 +284,7 @@ fn a_snapshot_between_an_expiry_and_its_interrupt_raises_the_line_where_it_is_re
     let (line, raised) = wire();
     let (clock, _time) = VmClock::manual();
     let builder = Watchdog::builder("wd", device(InterruptPin::IntA)).clock(clock.clone()).interrupt_line(line);
-    let new = builder.build(recorder_that_drops()).unwrap();
+    let new = builder.build(|_: &Event| Ok(())).unwrap();
     clock.pause();
     new.restore(&state).unwrap();
     new.on_readable();
@@ -275,32 +300,34 @@ fn a_snapshot_between_an_expiry_and_its_interrupt_raises_the_line_where_it_is_re
 
 #[test]
 fn a_restore_beside_a_change_of_the_line_ends_with_the_level_of_the_device() {
-    let (entered, has_entered) = channel();
-    let (release, released) = channel::<()>();
-    let (wire, levels) = wire();
-    let line = {
+    let (noted, _time) = paused_at_its_deadline(Arc::default());
+    let not_signalled = noted.save();
+    for (saved, expected) in [(None, [true, false]), (Some(not_signalled), [true, true])] {
+        let (entered, has_entered) = channel();
+        let (release, released) = channel::<()>();
+        let (wire, levels) = wire();
         let calls = Mutex::new((entered, released));
-        move |high: bool| {
+        let line = move |high: bool| {
             let calls = calls.lock().unwrap();
             calls.0.send(()).map_err(io::Error::other)?;
             let _ = calls.1.recv();
             wire(high)
-        }
-    };
-    let (clock, time) = VmClock::manual();
-    let (handler, _events) = recorder();
-    let builder = Watchdog::builder("wd", device(InterruptPin::IntA)).clock(clock).interrupt_line(line);
-    let watchdog = builder.build(handler).unwrap();
-    watchdog.start(512);
-    let low = watchdog.save();
-    time.advance(UNIT * 512);
-    thread::scope(|scope| {
-        let vcpu = scope.spawn(|| watchdog.read_bar(0x08, &mut [0]));
-        has_entered.recv_timeout(LIMIT).expect("the line is being raised");
-        watchdog.restore(&low).unwrap();
-        drop(release);
-        vcpu.join().unwrap();
-    });
-    watchdog.on_readable();
-    assert_eq!(levels.lock().unwrap().as_slice(), [true, false]);
+        };
+        let (clock, time) = VmClock::manual();
+        let builder = Watchdog::builder("wd", device(InterruptPin::IntA)).clock(clock).interrupt_line(line);
+        let watchdog = builder.build(|_: &Event| Ok(())).unwrap();
+        watchdog.start(512);
+        let state = saved.unwrap_or_else(|| watchdog.save());
+        time.advance(UNIT * 512);
+        thread::scope(|scope| {
+            let vcpu = scope.spawn(|| watchdog.read_bar(0x08, &mut [0]));
+            has_entered.recv_timeout(LIMIT).expect("the line is being raised");
+            // With the state comes an interrupt controller whose line is low.
+            watchdog.restore(&state).unwrap();
+            drop(release);
+            vcpu.join().unwrap();
+        });
+        watchdog.on_readable();
+        assert_eq!(levels.lock().unwrap().as_slice(), expected);
+    }
 }

@@ -6,7 +6,7 @@ mod common;
 
 use std::io;
 use std::sync::mpsc::channel;
-use std::sync::{Condvar, Mutex};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -30,11 +30,13 @@ impl Gate {
     fn wait_until_waiting(&self, threads: u32) {
         let few = |state: &mut (bool, u32)| state.1 < threads;
         let (state, _) = self.changed.wait_timeout_while(self.state.lock().unwrap(), LIMIT, few).unwrap();
-        assert_eq!(state.1, threads, "threads that the logger holds");
+        let held = state.1;
+        drop(state);
+        assert_eq!(held, threads, "threads that the logger holds");
     }
 
     fn open(&self) {
-        self.state.lock().unwrap().0 = false;
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).0 = false;
         self.changed.notify_all();
     }
 }
@@ -53,8 +55,27 @@ impl Log for Gate {
     fn flush(&self) {}
 }
 
+/// Opens the gate in the end, also that of a test that fails.
+struct OpensInTheEnd;
+
+impl Drop for OpensInTheEnd {
+    fn drop(&mut self) {
+        LOG.open();
+    }
+}
+
 #[test]
 fn a_logger_that_blocks_delays_no_action_no_other_thread_and_no_pause() {
+    let (done, is_done) = channel();
+    // Left behind if it hangs.
+    thread::spawn(move || {
+        a_logger_blocks();
+        done.send(())
+    });
+    is_done.recv_timeout(LIMIT * 2).expect("no thread waits for the logger");
+}
+
+fn a_logger_blocks() {
     log::set_logger(&LOG).unwrap();
     log::set_max_level(log::LevelFilter::Trace);
     let (clock, time) = VmClock::manual();
@@ -69,6 +90,7 @@ fn a_logger_that_blocks_delays_no_action_no_other_thread_and_no_pause() {
     time.advance(UNIT * 512);
 
     thread::scope(|scope| {
+        let gate = OpensInTheEnd;
         let vcpu = scope.spawn(|| {
             watchdog.read_bar(0x08, &mut [0]);
         });
@@ -93,7 +115,7 @@ fn a_logger_that_blocks_delays_no_action_no_other_thread_and_no_pause() {
         event(Stage::Pretimeout);
         event(Stage::Timeout);
 
-        LOG.open();
+        drop(gate);
         [vcpu, server, another].into_iter().for_each(|thread| thread.join().unwrap());
     });
 }
