@@ -45,7 +45,8 @@ pub struct AnyWatchdog(Arc<dyn Erased>);
 
 /// The saved state of a watchdog of any model: what [`AnyWatchdog::save`] gives.
 ///
-/// With the feature `serde` it is the [`WatchdogState`] with a field `model` before it.
+/// With the feature `serde` it is the [`WatchdogState`] with a field `model` before it, for formats that name their
+/// fields, such as JSON. The state of a typed watchdog can be written in any format.
 #[derive(Clone, Debug)]
 #[cfg_attr(
     feature = "serde",

@@ -29,7 +29,9 @@ use crate::thread::{self, WatchdogThread};
 /// - [`spawn`](Self::spawn) gives the watchdog a thread of its own;
 /// - `WatchdogSubscriber` puts it into an `event-manager` loop (feature `event-manager`);
 /// - any other loop polls the [descriptor](AsFd) and calls [`on_readable`](Self::on_readable). The descriptor is never
-///   read; edge-triggered loops (`EPOLLET`, tokio's `AsyncFd`) see an edge each time the timer goes off.
+///   read. An edge-triggered loop (`EPOLLET`, tokio's `AsyncFd`) sees an edge each time the timer goes off, and one if
+///   the descriptor is readable when it is added. It makes one call for each edge, and clears a readiness that it
+///   keeps itself before the call (`examples/tokio.rs`).
 ///
 /// Other handles: [`downgrade`](Self::downgrade) for a handler that calls back into its watchdog, and [`AnyWatchdog`](crate::AnyWatchdog) for
 /// a list of watchdogs of several models.

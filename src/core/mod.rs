@@ -179,7 +179,10 @@ impl<M: Model> Core<M> {
     /// The VM was paused before the call could be made.
     pub fn put_back(&mut self, call: Call) {
         match call {
-            Call::ReadRunDelay => self.has_started = true,
+            Call::ReadRunDelay => {
+                self.has_started = true;
+                self.steal_time.iter_mut().for_each(StealTime::put_back_reading);
+            }
             Call::SetLine(_) => self.line.iter_mut().for_each(Line::put_back),
             Call::Perform(_) => self.deliveries.put_back(),
         }
