@@ -30,6 +30,8 @@ impl Watchdog<Diag288> {
     ///     Intercept::Done => { /* run the vCPU again */ }
     ///     // KVM_S390_INTERRUPT on the vCPU with type KVM_S390_PROGRAM_INT and this code, then run it again.
     ///     Intercept::Inject(interruption) => inject(interruption.code()),
+    ///     // `Intercept` is non-exhaustive; this version returns no other outcome.
+    ///     other => unreachable!("{other:?}"),
     /// }
     /// # assert!(watchdog.stats().armed);
     /// # Ok::<(), vm_watchdog::Error>(())
