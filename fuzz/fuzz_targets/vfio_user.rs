@@ -1,10 +1,11 @@
-//! A hostile VMM: an arbitrary byte stream, in arbitrary pieces, on the vfio-user server of `vm-watchdog serve`.
+//! A hostile VMM: an arbitrary byte stream, in arbitrary chunks, on the vfio-user server of `vm-watchdog serve`.
 //!
-//! Beyond not panicking, hanging or growing, every reply must be one whole message of a bounded size that answers a
-//! command that wanted one, an access that starts in a region must succeed, and whatever one client has said, the next
-//! one must find a device that is powered on.
+//! The server must not panic, hang or grow. Every reply must be one whole message of bounded size, for a command that
+//! asks for a reply. An access that starts in a region must succeed. Whatever one client sends, the next client must
+//! find the device as after power-on.
 //!
-//! From the top of the repository, with `cargo install --locked cargo-fuzz`, new finds kept in `corpus` (not in git):
+//! From the top of the repository, after `cargo install --locked cargo-fuzz`. New inputs go to `corpus`, which is not
+//! in git:
 //!
 //! ```text
 //! mkdir -p fuzz/corpus/vfio_user
@@ -56,14 +57,14 @@ fuzz_target!(|input: &[u8]| {
     assert_eq!(preload, [0xFF, 0xFF, 0x0F, 0]);
 });
 
-/// Says all of `stream`, unless the server has heard enough.
+/// Sends all of `stream`, until the server closes the connection.
 fn converse(session: &mut Session, mut stream: &[u8], piece: u8, is_greeted: bool) -> Next {
     let mut framer = Framer::new();
     let mut reply = Vec::new();
     while !stream.is_empty() {
         let space = framer.space();
         let count = space.len().min(piece.into()).min(stream.len());
-        assert_ne!(count, 0, "a framer always has room, or a message");
+        assert_ne!(count, 0, "a framer has space left, or a message");
         space[..count].copy_from_slice(&stream[..count]);
         framer.filled(count);
         stream = &stream[count..];
