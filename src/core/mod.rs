@@ -236,6 +236,7 @@ impl<M: Model> Core<M> {
         self.model.reset();
         self.deliveries.cancel();
         self.pretimeout_at = None;
+        self.line.iter_mut().for_each(Line::try_again);
     }
 
     /// The VMM has dealt with what it was told: no retry, no escalation.

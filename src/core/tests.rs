@@ -412,6 +412,19 @@ fn a_restore_during_a_change_of_the_line_has_the_level_of_the_device_set() {
 }
 
 #[test]
+fn a_reset_lowers_a_line_that_could_not_be_set_before() {
+    let mut bench = Bench::new(Policy::new(Action::Reset));
+    bench.start(512);
+    bench.now = bench.now + TIMEOUT / 2;
+    bench.core.wake(bench.now);
+    assert_eq!(bench.core.next_call(bench.now), Some(Call::SetLine(true)));
+    bench.core.line_set(false);
+    assert_eq!(bench.core.line_change(), None, "a line that fails is not tried again at once");
+    bench.core.reset();
+    assert_eq!(bench.core.line_change(), Some(Call::SetLine(false)));
+}
+
+#[test]
 fn a_guest_that_only_looks_at_its_watchdog_gains_no_time() {
     let mut bench = Bench::with_patience(Policy::new(Action::Reset), Some(4));
     bench.delays = vec![VcpuDelay::new(0, Duration::ZERO)];
