@@ -1,4 +1,4 @@
-//! What a heartbeat costs the host, beside the operations it is made of. Compare the figures of one run only.
+//! The host's cost of a heartbeat, and of the operations in it. Compare only figures of the same run.
 //!
 //! `cargo bench --bench heartbeat`
 

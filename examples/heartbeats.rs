@@ -1,4 +1,4 @@
-//! Feeds a watchdog ten thousand times, for `strace -f -c` to count what that costs the host.
+//! Sends ten thousand heartbeats to a watchdog. `strace -f -c` counts the host's system calls.
 //!
 //! `cargo build --example heartbeats && strace -f -c target/debug/examples/heartbeats`
 

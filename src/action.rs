@@ -1,14 +1,14 @@
-//! What a VMM can be asked to do, under the names that operators know.
+//! Actions of a watchdog, with the names that libvirt, QEMU and KubeVirt use.
 
 use std::fmt;
 use std::str::FromStr;
 
 use vm_watchdog_devices::{AfterTimeout, Request};
 
-/// What the VMM does when a watchdog fires.
+/// Action of the VMM on a timeout or pretimeout.
 ///
 /// The names are those of libvirt's `<watchdog action=>`, QEMU's `-action watchdog=` and KubeVirt's watchdog spec.
-/// The library performs none of these itself: it hands the action to the VMM's [`ActionHandler`](crate::ActionHandler).
+/// The library does not perform actions: it passes them to the VMM's [`ActionHandler`](crate::ActionHandler).
 ///
 /// ```
 /// use vm_watchdog::Action;
@@ -22,22 +22,22 @@ use vm_watchdog_devices::{AfterTimeout, Request};
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum Action {
-    /// Reset the platform at once, as its reset button would.
+    /// Reset the platform immediately, as a reset button does.
     #[default]
     Reset,
-    /// Ask the guest to shut down, as its power button would.
+    /// Ask the guest to shut down, as a power button does.
     Shutdown,
-    /// End the VM at once, as pulling the plug would.
+    /// End the VM immediately, as a loss of power does.
     Poweroff,
-    /// Stop the VM's processors and clock, for an operator to examine it.
+    /// Stop the VM's processors and clock, so that an operator can examine it.
     Pause,
-    /// Inject a non-maskable interrupt, which guests answer with a crash dump or a backtrace.
+    /// Inject a non-maskable interrupt; guests write a crash dump or a backtrace.
     InjectNmi,
-    /// Write the guest's memory to a file, and go on.
+    /// Write the guest's memory to a file; the guest continues.
     Dump,
-    /// Do nothing to the guest; the event is still reported.
+    /// Only report the event.
     None,
-    /// Write a line to the log, and go on.
+    /// Write a line to the log; the guest continues.
     Debug,
 }
 
@@ -54,7 +54,7 @@ impl Action {
         Self::Debug,
     ];
 
-    /// The name that libvirt, QEMU and KubeVirt give it.
+    /// The action's name in libvirt, QEMU and KubeVirt.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Reset => "reset",
@@ -68,7 +68,7 @@ impl Action {
         }
     }
 
-    /// Whether the guest goes on by design after this action, so that a later heartbeat means that it has recovered.
+    /// Whether the guest continues after this action, so that a later heartbeat means that it has recovered.
     pub const fn leaves_guest_running(self) -> bool {
         match self {
             Self::Reset | Self::Shutdown | Self::Poweroff => false,
@@ -76,7 +76,7 @@ impl Action {
         }
     }
 
-    /// What a watchdog that tells the guest of its timeout is after this action: disarmed if the action reaches the guest.
+    /// [`AfterTimeout`] of a watchdog with this action: an action that affects the guest disarms it.
     pub(crate) const fn after_timeout(self) -> AfterTimeout {
         match self {
             Self::Reset | Self::Shutdown | Self::Poweroff | Self::InjectNmi => AfterTimeout::Disarmed,
@@ -85,7 +85,7 @@ impl Action {
     }
 }
 
-/// What a guest asks for, where its device lets it. A restart is an NMI: on s390x that is what an NMI does.
+/// The action for a guest's request. A restart is an NMI: on s390x an NMI restarts the operating system.
 impl From<Request> for Action {
     fn from(request: Request) -> Self {
         match request {
@@ -95,7 +95,7 @@ impl From<Request> for Action {
             Request::Pause => Self::Pause,
             Request::Dump => Self::Dump,
             Request::Nothing => Self::None,
-            // A request of a newer model is what the action's default is for.
+            // Requests that a newer model adds become the default action.
             _ => Self::default(),
         }
     }
@@ -116,7 +116,7 @@ impl FromStr for Action {
     }
 }
 
-/// A name that is no [`Action`].
+/// Error: the name is not an [`Action`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("unknown watchdog action {0:?}: accepted are {names}", names = Action::ALL.map(Action::as_str).join(", "))]
 pub struct UnknownAction(pub String);

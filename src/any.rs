@@ -45,7 +45,8 @@ pub struct AnyWatchdog(Arc<dyn Erased>);
 
 /// The saved state of a watchdog of any model: what [`AnyWatchdog::save`] gives.
 ///
-/// With the feature `serde` it is the [`WatchdogState`] with a field `model` before it.
+/// With the feature `serde` it is the [`WatchdogState`] with a field `model` before it, for formats that name their
+/// fields, such as JSON. The state of a typed watchdog can be written in any format.
 #[derive(Clone, Debug)]
 #[cfg_attr(
     feature = "serde",
@@ -119,7 +120,7 @@ impl AnyWatchdog {
     ///
     /// [`Error::Thread`] if the host gives no thread or descriptor.
     pub fn spawn(&self) -> Result<WatchdogThread, Error> {
-        thread::spawn(self.clone())
+        self.0.clone().spawn()
     }
 
     /// See [`Watchdog::save`].
@@ -198,6 +199,7 @@ trait Erased: Send + Sync {
     fn save(&self) -> AnyWatchdogState;
     fn restore(&self, state: &AnyWatchdogState) -> Result<(), StateError>;
     fn as_fd(&self) -> BorrowedFd<'_>;
+    fn spawn(self: Arc<Self>) -> Result<WatchdogThread, Error>;
     fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
 }
 
@@ -264,6 +266,10 @@ impl<M: Model + Send + 'static> Erased for Runtime<M> {
 
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.timer.as_fd()
+    }
+
+    fn spawn(self: Arc<Self>) -> Result<WatchdogThread, Error> {
+        thread::spawn(self)
     }
 
     fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {

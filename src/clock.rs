@@ -1,13 +1,12 @@
 //! The VM's clock: time that passes only while the VM runs.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use vm_watchdog_devices::VmInstant;
 
 use crate::sync::thread::ThreadId;
-use crate::sync::{Condvar, Mutex, MutexGuard, thread};
+use crate::sync::{AtomicU64, Condvar, Mutex, MutexGuard, Ordering, Timer, thread};
 
 /// The clock of one VM, shared by its watchdogs; a cheap handle.
 ///
@@ -46,6 +45,13 @@ pub struct ManualClock {
 
 struct Inner {
     source: Source,
+    /// The VM's time in nanoseconds when the source showed zero.
+    elapsed_before: u64,
+    /// How long the VM has been paused, in nanoseconds. Changes only while `pauses` is odd.
+    paused_for: AtomicU64,
+    /// How often the VM was paused or resumed: odd while it is paused. A reader of the time that finds the same even
+    /// number before and after it has looked at the source has a time at which the VM ran, without a lock.
+    pauses: AtomicU64,
     state: Mutex<State>,
     /// Signalled when a call ends, and when the VM is resumed.
     changed: Condvar,
@@ -53,15 +59,12 @@ struct Inner {
 }
 
 enum Source {
-    Monotonic(Instant),
+    /// What CLOCK_MONOTONIC showed when the clock was made.
+    Monotonic(Duration),
     Manual(Arc<AtomicU64>),
 }
 
 struct State {
-    /// The VM's time when the source showed zero.
-    elapsed_before: Duration,
-    /// How long the VM has been paused.
-    paused_for: Duration,
     /// The instant at which the VM was paused.
     paused_at: Option<VmInstant>,
     /// The threads that are in a call of the VMM's code, once for each call.
@@ -81,39 +84,50 @@ pub(crate) struct Permit<'a> {
 impl VmClock {
     /// A clock that runs from now on with the host's CLOCK_MONOTONIC.
     pub fn monotonic() -> Self {
-        Self::new(Source::Monotonic(Instant::now()))
+        Self::monotonic_from(VmInstant::ZERO)
     }
 
     /// A [monotonic](Self::monotonic) clock that shows `start` now: the clock of a VM that lived before.
     pub fn monotonic_from(start: VmInstant) -> Self {
-        let clock = Self::monotonic();
-        clock.state().elapsed_before = Duration::from_nanos(start.as_nanos());
-        clock
+        Self::new(Source::Monotonic(Timer::now()), start)
     }
 
     /// A clock that stands at zero until it is advanced by hand, for tests and simulations.
     pub fn manual() -> (Self, ManualClock) {
         let nanos = Arc::new(AtomicU64::new(0));
-        let clock = Self::new(Source::Manual(nanos.clone()));
+        let clock = Self::new(Source::Manual(nanos.clone()), VmInstant::ZERO);
         (clock.clone(), ManualClock { clock, nanos })
     }
 
-    fn new(source: Source) -> Self {
-        let state =
-            State { elapsed_before: Duration::ZERO, paused_for: Duration::ZERO, paused_at: None, calling: Vec::new() };
-        let inner =
-            Inner { source, state: Mutex::new(state), changed: Condvar::new(), listeners: Mutex::new(Vec::new()) };
+    fn new(source: Source, start: VmInstant) -> Self {
+        let inner = Inner {
+            source,
+            elapsed_before: start.as_nanos(),
+            paused_for: AtomicU64::new(0),
+            pauses: AtomicU64::new(0),
+            state: Mutex::new(State { paused_at: None, calling: Vec::new() }),
+            changed: Condvar::new(),
+            listeners: Mutex::new(Vec::new()),
+        };
         Self { inner: Arc::new(inner) }
     }
 
     /// The VM's time.
     pub fn now(&self) -> VmInstant {
-        self.now_in(&self.state())
+        let pauses = self.inner.pauses.load(Ordering::SeqCst);
+        if pauses % 2 == 0 {
+            let now = self.running_time();
+            if self.inner.pauses.load(Ordering::SeqCst) == pauses {
+                return now;
+            }
+        }
+        let state = self.state();
+        state.paused_at.unwrap_or_else(|| self.running_time())
     }
 
     /// Whether the VM is paused.
     pub fn is_paused(&self) -> bool {
-        self.state().paused_at.is_some()
+        self.inner.pauses.load(Ordering::SeqCst) % 2 == 1
     }
 
     /// The VM stops: time stands still, and no call of the VMM's code begins until [`resume`](Self::resume).
@@ -122,8 +136,11 @@ impl VmClock {
     /// changes nothing.
     pub fn pause(&self) {
         let mut state = self.state();
-        let now = self.now_in(&state);
-        state.paused_at.get_or_insert(now);
+        if state.paused_at.is_none() {
+            // No time that is read without the lock from here on is returned, so none is later than the pause.
+            self.inner.pauses.fetch_add(1, Ordering::SeqCst);
+            state.paused_at = Some(self.running_time());
+        }
     }
 
     /// Waits at most `limit` until a paused VM is quiet: no handler, interrupt line or run-delay reader of its watchdogs
@@ -156,11 +173,27 @@ impl VmClock {
     pub fn resume(&self) {
         let mut state = self.state();
         if let Some(paused_at) = state.paused_at.take() {
-            let late = self.now_in(&state).saturating_duration_since(paused_at);
-            state.paused_for = state.paused_for.saturating_add(late);
+            let late = self.running_time().as_nanos().saturating_sub(paused_at.as_nanos());
+            let paused_for = self.inner.paused_for.load(Ordering::SeqCst).saturating_add(late);
+            self.inner.paused_for.store(paused_for, Ordering::SeqCst);
+            self.inner.pauses.fetch_add(1, Ordering::SeqCst);
             drop(state);
             self.inner.changed.notify_all();
             self.notify();
+        }
+    }
+
+    /// What the host's CLOCK_MONOTONIC shows when it is `instant` in the VM, if the VM is not paused before.
+    pub(crate) fn host_time_of(&self, instant: VmInstant) -> Duration {
+        let Inner { source, elapsed_before, paused_for, .. } = &*self.inner;
+        match source {
+            Source::Monotonic(start) => {
+                let paused_for = Duration::from_nanos(paused_for.load(Ordering::SeqCst));
+                let running = Duration::from_nanos(instant.as_nanos()) + paused_for;
+                (*start + running).saturating_sub(Duration::from_nanos(*elapsed_before))
+            }
+            // Advancing such a clock has the timer armed anew.
+            Source::Manual(_) => Timer::now() + instant.saturating_duration_since(self.now()),
         }
     }
 
@@ -192,16 +225,15 @@ impl VmClock {
         self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn now_in(&self, state: &State) -> VmInstant {
-        let running = || state.elapsed_before.saturating_add(self.source_time()).saturating_sub(state.paused_for);
-        state.paused_at.unwrap_or_else(|| VmInstant::ZERO + running())
-    }
-
-    fn source_time(&self) -> Duration {
-        match &self.inner.source {
-            Source::Monotonic(start) => start.elapsed(),
-            Source::Manual(nanos) => Duration::from_nanos(nanos.load(Ordering::SeqCst)),
-        }
+    /// The VM's time if it is not paused.
+    fn running_time(&self) -> VmInstant {
+        let Inner { source, elapsed_before, paused_for, .. } = &*self.inner;
+        let source = match source {
+            Source::Monotonic(start) => nanos(Timer::now().saturating_sub(*start)),
+            Source::Manual(nanos) => nanos.load(Ordering::SeqCst),
+        };
+        let nanos = elapsed_before.saturating_add(source).saturating_sub(paused_for.load(Ordering::SeqCst));
+        VmInstant::from_nanos(nanos)
     }
 }
 
@@ -220,12 +252,15 @@ impl Drop for Permit<'_> {
 impl ManualClock {
     /// Advances the clock by `duration`, which has no effect on the time of a paused VM.
     pub fn advance(&self, duration: Duration) {
-        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        let add = |old: u64| Some(old.saturating_add(nanos));
+        let add = |old: u64| Some(old.saturating_add(nanos(duration)));
         // The closure always gives a value, so the update cannot fail.
         let _ = self.nanos.fetch_update(Ordering::SeqCst, Ordering::SeqCst, add);
         self.clock.notify();
     }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl Default for VmClock {

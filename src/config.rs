@@ -1,4 +1,4 @@
-//! A watchdog as an operator writes it: one line of text.
+//! The text form of a watchdog's configuration: one line.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,23 +10,23 @@ use crate::action::{Action, UnknownAction};
 use crate::diag288::UnknownCommands;
 use crate::policy::{Escalation, Policy};
 
-/// What an operator says of one watchdog: `i6300esb,action=shutdown,grace=30s,then=poweroff`.
+/// Configuration of one watchdog, parsed from text: `i6300esb,action=shutdown,grace=30s,then=poweroff`.
 ///
-/// The device model comes first; the rest is optional and in any order:
+/// The device model comes first. The options are optional and come in any order:
 ///
 /// | key | value | default |
 /// |---|---|---|
-/// | `action` | what to do on timeout, an [`Action`] | `reset` |
-/// | `pretimeout` | what to do before the timeout, an [`Action`] | `none` |
-/// | `before` | how long before the timeout that is; never before the end of the first stage | a quarter of the period |
-/// | `grace`, `then` | how long to wait for the action to help, and the [`Action`] that follows | nothing follows |
+/// | `action` | [`Action`] on timeout | `reset` |
+/// | `pretimeout` | [`Action`] on pretimeout | `none` |
+/// | `before` | time from the pretimeout to the timeout; the pretimeout never precedes the end of the first stage | a quarter of the period |
+/// | `grace`, `then` | escalation: time to wait for the guest to recover, and the [`Action`] that follows | no escalation |
 /// | `patience` | largest multiple of the timeout that steal time may add up to | 1: steal time counts |
-/// | `id` | the name in events and logs | given by the VMM |
-/// | `interrupt` | `none`, or `intx`: the device has an interrupt pin | `none` |
-/// | `zvm` | `refuse` or `accept`: the guest is on z/VM, and commands that mean nothing to a VMM are [one or the other](UnknownCommands) | it is not |
+/// | `id` | the watchdog's name in events and logs | the VMM chooses it |
+/// | `interrupt` | interrupt pin of the device: `none` or `intx` | `none` |
+/// | `zvm` | z/VM flavour: `refuse` or `accept` commands that [have no meaning for a VMM](UnknownCommands) | off |
 ///
-/// `diag288` has one stage and no interrupt: `pretimeout`, `before` and `interrupt` are refused with it. With `zvm` the guest
-/// chooses the action, and `action` is for the commands that mean nothing. No other model takes `zvm`.
+/// `diag288` has one stage and no interrupt, and refuses `pretimeout`, `before` and `interrupt`. Only `diag288` accepts
+/// `zvm`: the guest's command then selects the action, and `action` applies to commands without a meaning for a VMM.
 ///
 /// ```
 /// use vm_watchdog::{Action, WatchdogConfig};
@@ -39,7 +39,7 @@ use crate::policy::{Escalation, Policy};
 /// # Ok::<(), vm_watchdog::ConfigError>(())
 /// ```
 ///
-/// With the feature `serde` it is this text in any format.
+/// With the feature `serde` it is serialized as this text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(
     feature = "serde",
@@ -48,23 +48,23 @@ use crate::policy::{Escalation, Policy};
 )]
 #[non_exhaustive]
 pub struct WatchdogConfig {
-    /// Which device the guest sees.
+    /// The device model that the guest sees.
     pub model: DeviceModel,
-    /// Its name in events and logs, if the operator gave one.
+    /// The watchdog's name in events and logs, if the text gives one.
     pub id: Option<String>,
-    /// Which action follows which expiry.
+    /// The action for each expiry.
     pub policy: Policy,
     /// The largest multiple of the timeout that steal time may add up to, for
-    /// [`WatchdogBuilder::starvation`](crate::WatchdogBuilder::starvation); None if steal time counts.
+    /// [`WatchdogBuilder::starvation`](crate::WatchdogBuilder::starvation); `None`: steal time counts.
     pub patience: Option<u32>,
     /// Whether the device has an interrupt pin.
     pub interrupt: bool,
-    /// The device has the [flavour of z/VM](crate::diag288::Diag288::zvm).
+    /// Set if the device has the [z/VM flavour](crate::diag288::Diag288::zvm): how it treats unknown commands.
     pub zvm: Option<UnknownCommands>,
 }
 
 impl WatchdogConfig {
-    /// The defaults for a model.
+    /// The default configuration of a model.
     ///
     /// ```
     /// use vm_watchdog::{DeviceModel, WatchdogConfig};
@@ -93,7 +93,7 @@ impl WatchdogConfig {
     }
 }
 
-/// The watchdog devices there are.
+/// The supported watchdog devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
 #[non_exhaustive]
@@ -108,7 +108,7 @@ impl DeviceModel {
     /// Every model, in the order in which messages list them.
     pub const ALL: [Self; 2] = [Self::I6300esb, Self::Diag288];
 
-    /// The name that libvirt, QEMU and KubeVirt give it.
+    /// The model's name in libvirt, QEMU and KubeVirt.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::I6300esb => "i6300esb",
@@ -116,7 +116,7 @@ impl DeviceModel {
         }
     }
 
-    /// The keys that mean something to it.
+    /// The option keys that the model accepts.
     const fn keys(self) -> &'static [&'static str] {
         match self {
             Self::I6300esb => &["action", "pretimeout", "before", "grace", "then", "patience", "id", "interrupt"],
@@ -131,17 +131,17 @@ impl fmt::Display for DeviceModel {
     }
 }
 
-/// Why a text is no [`WatchdogConfig`].
+/// Error from parsing a [`WatchdogConfig`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// The first word is no device model.
+    /// The first word does not name a device model.
     #[error("unknown watchdog model {0:?}: accepted are {models}", models = DeviceModel::ALL.map(DeviceModel::as_str).join(", "))]
     UnknownModel(String),
-    /// A word is not of the form `key=value` with a key that is known.
+    /// A word is not `key=value`, or its key is unknown.
     #[error("unknown watchdog option {0:?}: accepted are {keys}", keys = key_list(&KEYS))]
     UnknownOption(String),
-    /// A key is known, but means nothing to the model.
+    /// A known key does not apply to the model.
     #[error("{key}=... does not apply to {model}: accepted are {keys}", keys = key_list(model.keys()))]
     Inapplicable {
         /// The key.
@@ -149,40 +149,40 @@ pub enum ConfigError {
         /// The model.
         model: DeviceModel,
     },
-    /// A key comes twice.
+    /// A key is given twice.
     #[error("{0}: given twice")]
     Repeated(&'static str),
-    /// A value is no action.
+    /// A value does not name an action.
     #[error("{key}: {source}")]
     Action {
-        /// The key whose value it is.
+        /// The key of the value.
         key: &'static str,
-        /// What is wrong with it.
+        /// The error in the value.
         source: UnknownAction,
     },
-    /// A value is none of the few that are accepted.
+    /// A value is not among those accepted.
     #[error("{key}: unknown value {value:?}: accepted are {accepted}")]
     Value {
-        /// The key whose value it is.
+        /// The key of the value.
         key: &'static str,
         /// The value.
         value: String,
-        /// What would have been accepted.
+        /// The accepted values.
         accepted: &'static str,
     },
-    /// One of two keys that go together is missing.
-    #[error("{given}=... goes with {missing}=..., which is missing")]
+    /// A key is given without the key that it requires.
+    #[error("{given}=... requires {missing}=..., which is missing")]
     Incomplete {
-        /// The key that is there.
+        /// The key that is given.
         given: &'static str,
-        /// The one that is not.
+        /// The missing key.
         missing: &'static str,
     },
 }
 
 const KEYS: [&str; 9] = ["action", "pretimeout", "before", "grace", "then", "patience", "id", "interrupt", "zvm"];
 
-/// The text that gives this configuration: the model, the actions, and what differs from the defaults.
+/// Writes text that parses back to this configuration: the model, the action, and every option that is not the default.
 impl fmt::Display for WatchdogConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { model, id, policy, patience, interrupt, zvm } = self;
@@ -245,7 +245,7 @@ impl FromStr for WatchdogConfig {
             Some(value) => return Err(value_error("interrupt", value, "none, intx")),
         };
         let id = match options.value("id") {
-            Some("") => return Err(value_error("id", "", "any name but the empty one")),
+            Some("") => return Err(value_error("id", "", "a non-empty name")),
             id => id.map(str::to_owned),
         };
         let patience = match options.value("patience") {
@@ -348,14 +348,14 @@ mod tests {
     }
 
     #[test]
-    fn the_model_alone_gives_the_defaults_of_libvirt() {
+    fn the_model_alone_selects_the_defaults_of_libvirt() {
         let config = parse("i6300esb").unwrap();
         assert_eq!(config.policy, Policy::new(Action::Reset));
         assert_eq!((config.id, config.interrupt), (None, false));
     }
 
     #[test]
-    fn every_option_is_understood_in_any_order() {
+    fn options_parse_in_any_order() {
         let config = parse(
             "i6300esb,then=poweroff,grace=1500ms,before=2s,id=wd,interrupt=intx,patience=4,action=shutdown,pretimeout=dump",
         );
@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn diag288_takes_what_applies_to_it() {
+    fn diag288_accepts_the_options_that_apply_to_it() {
         let config = parse("diag288,action=shutdown,grace=5m,then=poweroff,id=wd").unwrap();
         let policy = Policy::new(Action::Shutdown).with_escalation(Duration::from_secs(300), Action::Poweroff);
         assert_eq!((config.model, config.policy, config.interrupt), (DeviceModel::Diag288, policy, false));
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn a_configuration_is_written_as_it_is_read() {
+    fn a_configuration_prints_as_the_text_it_parses_from() {
         for text in [
             "i6300esb,action=reset",
             "i6300esb,action=shutdown,pretimeout=dump,before=2000ms,grace=1500ms,then=poweroff,patience=4,id=wd,interrupt=intx",
@@ -409,8 +409,8 @@ mod tests {
                 r#"pretimeout: unknown watchdog action "nmi": accepted are reset, shutdown, poweroff, pause, inject-nmi, dump, none, debug"#,
             ),
             ("i6300esb,action=none,action=reset", "action: given twice"),
-            ("i6300esb,grace=30s", "grace=... goes with then=..., which is missing"),
-            ("i6300esb,before=1s", "before=... goes with pretimeout=..., which is missing"),
+            ("i6300esb,grace=30s", "grace=... requires then=..., which is missing"),
+            ("i6300esb,before=1s", "before=... requires pretimeout=..., which is missing"),
             (
                 "i6300esb,pretimeout=dump,before=soon",
                 r#"before: unknown value "soon": accepted are a time like 500ms, 30s or 5m"#,
@@ -419,7 +419,7 @@ mod tests {
                 "diag288,before=1s",
                 "before=... does not apply to diag288: accepted are action=..., grace=..., then=..., patience=..., id=..., zvm=...",
             ),
-            ("i6300esb,then=reset", "then=... goes with grace=..., which is missing"),
+            ("i6300esb,then=reset", "then=... requires grace=..., which is missing"),
             ("i6300esb,grace=30,then=reset", r#"grace: unknown value "30": accepted are a time like 500ms, 30s or 5m"#),
             (
                 "i6300esb,grace=99999999999999999999s,then=reset",
@@ -440,7 +440,7 @@ mod tests {
                 "diag288,interrupt=none",
                 "interrupt=... does not apply to diag288: accepted are action=..., grace=..., then=..., patience=..., id=..., zvm=...",
             ),
-            ("i6300esb,id=", r#"id: unknown value "": accepted are any name but the empty one"#),
+            ("i6300esb,id=", r#"id: unknown value "": accepted are a non-empty name"#),
         ] {
             assert_eq!(parse(text), Err(message.to_owned()), "{text}");
         }

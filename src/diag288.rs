@@ -1,7 +1,7 @@
-//! DIAGNOSE X'288', the watchdog of s390x: its model, and how a VMM's vCPU threads reach it.
+//! DIAGNOSE X'288', the watchdog of s390x: the model, and the methods for a VMM's vCPU threads.
 //!
-//! [`Watchdog::intercept`] does for a VMM on KVM all that the model's documentation asks for. In the flavour of z/VM
-//! ([`Diag288::zvm`]) it is [`Watchdog::intercept_with_memory`], which can read the guest's commands.
+//! A VMM on KVM calls [`Watchdog::intercept`], which performs the steps in the model's documentation. With the z/VM
+//! flavour ([`Diag288::zvm`]) it calls [`Watchdog::intercept_with_memory`], which reads the guest's commands.
 
 pub use vm_watchdog_devices::diag288::*;
 
@@ -9,12 +9,12 @@ use vm_watchdog_devices::Access;
 
 use crate::watchdog::Watchdog;
 
-/// The guest's calls.
+/// Guest calls.
 impl Watchdog<Diag288> {
     /// Handles an exit of a KVM vCPU with `KVM_EXIT_S390_SIEIC` (`VcpuExit::S390Sieic`).
     ///
-    /// `icptcode`, `ipa` and `ipb` are the fields of `kvm_run.s390_sieic`, and `gprs` the vCPU's general registers, from
-    /// `kvm_run.s.regs.gprs` (set `KVM_SYNC_GPRS` in `kvm_valid_regs`) or `KVM_GET_REGS`. None is changed.
+    /// `icptcode`, `ipa` and `ipb` are the fields of `kvm_run.s390_sieic`, and `gprs` the vCPU's general registers,
+    /// from `kvm_run.s.regs.gprs` (set `KVM_SYNC_GPRS` in `kvm_valid_regs`) or `KVM_GET_REGS`. No register changes.
     ///
     /// ```
     /// use vm_watchdog::diag288::{Diag288, Intercept};
@@ -26,10 +26,11 @@ impl Watchdog<Diag288> {
     /// # let (icptcode, ipa, ipb, mut gprs) = (4, 0x8324, 0x0288_0000, [0; 16]);
     /// # gprs[3] = 30;
     /// match watchdog.intercept(icptcode, ipa, ipb, &gprs) {
-    ///     Intercept::NotOurs => { /* another device's, or none's */ }
+    ///     Intercept::NotOurs => { /* handle the exit without this device */ }
     ///     Intercept::Done => { /* run the vCPU again */ }
     ///     // KVM_S390_INTERRUPT on the vCPU with type KVM_S390_PROGRAM_INT and this code, then run it again.
     ///     Intercept::Inject(interruption) => inject(interruption.code()),
+    ///     _ => { /* what a later version adds */ }
     /// }
     /// # assert!(watchdog.stats().armed);
     /// # Ok::<(), vm_watchdog::Error>(())
@@ -39,11 +40,11 @@ impl Watchdog<Diag288> {
         call.map_or(Intercept::NotOurs, |call| self.diagnose(&call).into())
     }
 
-    /// Handles such an exit of a guest that may believe to run on z/VM: reads its command from its memory.
+    /// Handles the same exit for the [z/VM flavour](Diag288::zvm): reads the guest's command from guest memory.
     ///
-    /// `read_memory` fills a slice from the guest's memory at an address, and says whether all of it lies there. It is
-    /// called with no lock held. The address is taken for an absolute one. Only in the 8 KiB at 0 and those at the
-    /// vCPU's prefix is a guest's real storage another, and no guest is known to keep a command there.
+    /// `read_memory` fills a slice from guest memory at an address, and returns whether all of it is guest memory.
+    /// It is called with no lock held. The address is treated as absolute: a real address differs from the absolute one
+    /// only in the 8 KiB at 0 and the 8 KiB at the vCPU's prefix, and no known guest keeps a command there.
     ///
     /// ```
     /// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -81,48 +82,48 @@ impl Watchdog<Diag288> {
         self.diagnose_with_command(&call, command).into()
     }
 
-    /// Performs a decoded call, for software CPUs.
+    /// Performs a decoded call. For software CPUs.
     ///
     /// # Errors
     ///
-    /// The program interruption to inject in its place.
+    /// The program interruption to inject instead.
     pub fn diagnose(&self, call: &Diagnose) -> Result<(), ProgramInterruption> {
         self.access(|device, now| counted(device.diagnose(call, now)))
     }
 
-    /// Performs a decoded call of a guest that may believe to run on z/VM, for VMMs without `vm-memory`: `command` has
-    /// the bytes at [`Diagnose::command`], None if they do not all lie in the guest's memory.
+    /// Performs a decoded call with the [z/VM flavour](Diag288::zvm), for VMMs without `vm-memory`: `command` has the
+    /// bytes at [`Diagnose::command`], `None` if any of them is outside guest memory.
     ///
     /// # Errors
     ///
-    /// The program interruption to inject in its place.
+    /// The program interruption to inject instead.
     pub fn diagnose_with_command(&self, call: &Diagnose, command: Option<&[u8]>) -> Result<(), ProgramInterruption> {
         self.access(|device, now| counted(device.diagnose_with_command(call, command, now)))
     }
 
-    /// What the guest wanted executed at the last timeout, if it believes to run on z/VM.
+    /// With the z/VM flavour: the guest's command for the last timeout.
     ///
-    /// A handler that is told of a timeout finds here the command of that timeout.
+    /// A handler that runs for a timeout reads that timeout's command here.
     pub fn timeout_command(&self) -> Option<CpCommand> {
         self.inspect(|device| device.timeout_command().copied())
     }
 }
 
-/// What a call counts as, and its outcome. For the counters, a refused call is one that was ignored.
+/// Splits an outcome into the access to count and the result. A refused call counts as ignored.
 fn counted(outcome: Result<Access, ProgramInterruption>) -> (Access, Result<(), ProgramInterruption>) {
     (outcome.unwrap_or(Access::Ignored), outcome.map(drop))
 }
 
-/// What became of an intercept, and what the VMM has to do.
+/// Outcome of an intercept, and what the VMM does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "an interruption has to be injected"]
 #[non_exhaustive]
 pub enum Intercept {
-    /// It is no DIAGNOSE X'288'. Handle it as if this device were not there.
+    /// The instruction is not DIAGNOSE X'288'. Handle the exit without this device.
     NotOurs,
-    /// The call is performed. Run the vCPU again: its PSW points behind the instruction already.
+    /// The call is performed. Run the vCPU again; its PSW already points behind the instruction.
     Done,
-    /// The call is refused. Inject this program interruption into the vCPU, leave its PSW alone, and run it again.
+    /// The call is refused. Inject this program interruption into the vCPU, leave its PSW unchanged, and run it again.
     Inject(ProgramInterruption),
 }
 

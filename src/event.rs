@@ -18,10 +18,14 @@ pub type HandlerError = Box<dyn std::error::Error + Send + Sync>;
 /// and of its clock, [`reset`](crate::Watchdog::reset) and [`pause`](crate::VmClock::pause) included.
 ///
 /// A slow handler delays later events of its own watchdog, and of every watchdog served by the same event loop. One
-/// with a [thread of its own](crate::Watchdog::spawn) delays no other. The library logs an event after the handler has
-/// been called, so that a slow logger does not delay the action.
+/// with a [thread of its own](crate::Watchdog::spawn) delays no other.
 ///
-/// Where panics abort (`panic = "abort"`), a handler that panics ends the VMM: no retry and no escalation follow.
+/// The library logs after the handler has been called, with no lock held, so a slow logger delays neither the action
+/// nor a pause. It does hold the thread that logs: the one that serves the timer, until which returns the next event
+/// waits, and a vCPU's after an access that could not set the interrupt line or read the run delay.
+///
+/// Where panics abort (`panic = "abort"`), a panic of a handler, an interrupt line or a run-delay reader ends the VMM's
+/// process: it is neither counted nor logged, and no retry and no escalation follow.
 ///
 /// ```
 /// use vm_watchdog::{ActionHandler, Event, HandlerError};

@@ -10,7 +10,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Calls foreign code. An error or a panic comes back as its text.
 pub(crate) fn call<R, E: Display>(foreign: impl FnOnce() -> Result<R, E>) -> Result<R, String> {
-    contain(|| foreign().map_err(|error| error.to_string())).unwrap_or_else(Err)
+    contain(foreign)?.map_err(|error| {
+        let text = contain(|| error.to_string());
+        // Apart from the message: a destructor that panics while another panic unwinds aborts the process.
+        let dropped = contain(|| drop(error));
+        dropped.and(text).unwrap_or_else(|panic| panic)
+    })
 }
 
 /// Runs foreign code. A panic comes back as its text.
@@ -46,15 +51,15 @@ mod tests {
     }
 
     impl Display for PanicsOnDrop {
-        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("an error")
+        fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            panic!("no text")
         }
     }
 
     #[test]
     fn panics_of_destructors_stay_here() {
         assert_eq!(contain(|| panic_any(PanicsOnDrop)), Err::<(), _>("panic: no message".to_owned()));
-        assert_eq!(call(|| Err::<(), _>(PanicsOnDrop)), Err("panic: no message".to_owned()));
+        assert_eq!(call(|| Err::<(), _>(PanicsOnDrop)), Err("panic: no message".to_owned()), "nor those of its text");
         assert_eq!(
             call(|| -> Result<(), String> { panic!("with {} message", 1) }),
             Err("panic: with 1 message".into())

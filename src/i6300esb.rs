@@ -1,10 +1,10 @@
-//! The Intel 6300ESB watchdog: its model, and how a VMM's PCI bus reaches it.
+//! The Intel 6300ESB watchdog: the model, and the methods for a VMM's PCI bus.
 
 pub use vm_watchdog_devices::i6300esb::*;
 
 use crate::watchdog::Watchdog;
 
-/// The guest's accesses. Every length and offset is fine; data is in guest byte order (little-endian).
+/// Guest accesses. Every length and offset is valid; data is in guest byte order (little-endian).
 impl Watchdog<I6300esb> {
     /// Reads configuration space at `offset` (0 to 255; all ones beyond).
     pub fn read_config(&self, offset: u16, data: &mut [u8]) {
@@ -26,7 +26,7 @@ impl Watchdog<I6300esb> {
         self.access(|device, now| (device.write_bar(offset, data, now), ()));
     }
 
-    /// The guest-physical address at which BAR0 decodes, None while memory decoding is off.
+    /// The guest-physical address at which BAR0 decodes; `None` while memory decoding is off.
     pub fn bar0(&self) -> Option<u32> {
         self.inspect(I6300esb::bar0)
     }

@@ -52,6 +52,22 @@ where
 /// let watchdog = Watchdog::builder("wd", device).interrupt_line(line).build(|_: &Event| Ok(()))?;
 /// # Ok(()) }
 /// ```
+///
+/// An eventfd of a type without [`AsFd`], like that of `vmm-sys-util`, needs no `EventFdLine`: a closure over it is a
+/// line too, with any version of that crate.
+///
+/// ```
+/// use vm_watchdog::{Event, Watchdog};
+/// use vm_watchdog::i6300esb::{I6300esb, I6300esbConfig, InterruptPin};
+/// use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+///
+/// let device = I6300esb::new(I6300esbConfig::default().with_interrupt_pin(InterruptPin::IntA));
+/// let irqfd = EventFd::new(EFD_NONBLOCK)?; // goes to VmFd::register_irqfd first
+/// let watchdog = Watchdog::builder("wd", device)
+///     .interrupt_line(move |high: bool| if high { irqfd.write(1) } else { Ok(()) })
+///     .build(|_: &Event| Ok(()))?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct EventFdLine(OwnedFd);
 

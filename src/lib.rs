@@ -59,10 +59,14 @@ mod log_limit;
 mod policy;
 mod run_delay;
 mod runtime;
+#[cfg(shuttle)]
+#[doc(hidden)]
+pub mod simulated;
 mod state;
 mod stats;
 mod sync;
 mod thread;
+#[cfg(not(shuttle))]
 mod timer;
 #[cfg(feature = "vm-device")]
 mod vm_device;

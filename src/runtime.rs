@@ -3,6 +3,7 @@
 //!
 //! Every call is made with no lock held, and none while the VM is paused.
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, PoisonError};
 
 use vm_watchdog_devices::{Access, Model, VmInstant};
@@ -14,9 +15,9 @@ use crate::event::{ActionHandler, Event};
 use crate::foreign;
 use crate::interrupt::InterruptLine;
 use crate::log_limit::{LogLimit, Record};
-use crate::run_delay::RunDelay;
-use crate::sync::{Mutex, MutexGuard};
-use crate::timer::Timer;
+use crate::run_delay::{RunDelay, VcpuDelay};
+use crate::sync::{Mutex, MutexGuard, Timer};
+use crate::thread::Served;
 
 /// The most calls that one wake of the host or one access of a guest leads to. What is left is done at the next wake, so
 /// that a guest that keeps changing its interrupt does not occupy a thread.
@@ -84,18 +85,18 @@ impl<M: Model + Send + 'static> Runtime<M> {
 
     /// The platform resets.
     pub fn reset(&self) {
-        let mut log = Vec::new();
-        let mut guarded = self.lock();
-        guarded.core.reset();
-        drop(self.make_all(guarded, &mut log, Core::line_change));
-        self.log.write(&self.id, &log);
+        self.change_line_after(Core::reset);
     }
 
     /// The end of an interrupt has lowered the line.
     pub fn resample_interrupt(&self) {
+        self.change_line_after(Core::resample_interrupt);
+    }
+
+    fn change_line_after(&self, change: impl FnOnce(&mut Core<M>)) {
         let mut log = Vec::new();
         let mut guarded = self.lock();
-        guarded.core.resample_interrupt();
+        change(&mut guarded.core);
         drop(self.make_all(guarded, &mut log, Core::line_change));
         self.log.write(&self.id, &log);
     }
@@ -175,7 +176,7 @@ impl<M: Model + Send + 'static> Runtime<M> {
         (guarded, true)
     }
 
-    fn read_run_delay(&self, began: VmInstant, log: &mut Vec<Record>) -> Option<Vec<crate::run_delay::VcpuDelay>> {
+    fn read_run_delay(&self, began: VmInstant, log: &mut Vec<Record>) -> Option<Vec<VcpuDelay>> {
         let reader = self.run_delay.as_ref()?;
         let reading = foreign::call(|| reader.run_delays());
         reading.map_err(|error| log.push(Record::RunDelayFailed(began, error))).ok()
@@ -212,7 +213,7 @@ impl<M: Model + Send + 'static> Runtime<M> {
             return;
         };
         if guarded.armed_at.is_none_or(|armed_at| wanted < armed_at) {
-            self.timer.arm(wanted.saturating_duration_since(self.clock.now()));
+            self.timer.arm(self.clock.host_time_of(wanted));
             guarded.armed_at = Some(wanted);
         }
     }
@@ -244,5 +245,19 @@ impl<M: Model + Send + 'static> Drop for Outcome<'_, M> {
 impl<M: Model + Send + 'static> ClockListener for Runtime<M> {
     fn clock_changed(&self) {
         self.with_core(|_, _| ());
+    }
+}
+
+impl<M: Model + Send + 'static> Served for Runtime<M> {
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn timer(&self) -> BorrowedFd<'_> {
+        self.timer.as_fd()
+    }
+
+    fn on_readable(&self) {
+        self.on_readable();
     }
 }

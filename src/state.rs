@@ -2,17 +2,16 @@
 
 use std::time::Duration;
 
-use vm_watchdog_devices::{Model, StateError, VmInstant};
+use vm_watchdog_devices::VmInstant;
 
 use crate::action::Action;
 use crate::event::Stage;
 use crate::policy::{Escalation, Policy};
-use crate::watchdog::Watchdog;
 
-/// The saved state of a [`Watchdog`]: its device, its policy, and how far the latter has come.
+/// The saved state of a [`Watchdog`](crate::Watchdog): its device, its policy, and how far the latter has come.
 ///
 /// It holds times that remain or have passed, never instants of a clock. The policy is part of it, so that a VM
-/// that moves keeps the action it was started with; [`set_policy`](Watchdog::set_policy) gives it another one. With the
+/// that moves keeps the action it was started with; [`set_policy`](crate::Watchdog::set_policy) gives it another one. With the
 /// feature `serde` it can be written in any format; a file of an unknown version is refused by its first field.
 ///
 /// ```
@@ -219,29 +218,6 @@ impl From<PolicyV1> for Policy {
         let PolicyV1 { pretimeout, pretimeout_before, timeout, escalation } = saved;
         let escalation = escalation.map(|EscalationV1 { grace, action }| Escalation { grace, action: action.into() });
         Self { pretimeout: pretimeout.into(), pretimeout_before, timeout: timeout.into(), escalation }
-    }
-}
-
-impl<M: Model + Send + 'static> Watchdog<M> {
-    /// The whole state. [Pause](crate::VmClock::pause) the VM first and [wait](crate::VmClock::quiesce) until it is
-    /// quiet, or the state is out of date when you get it.
-    ///
-    /// An action whose handler is being called counts as performed.
-    pub fn save(&self) -> WatchdogState<M::State> {
-        WatchdogState::V1(self.runtime().with_core(|core, now| core.save(now)))
-    }
-
-    /// Puts the watchdog into a saved state; its id, clock, handler and line stay.
-    ///
-    /// The interrupt line is not called: the VM's interrupt controller has the level in its own saved state. If the VM
-    /// was saved before the line could be set, it is set once the VM runs.
-    ///
-    /// # Errors
-    ///
-    /// [`StateError`] names the first field that holds what no watchdog can be in. Then nothing has changed.
-    pub fn restore(&self, state: &WatchdogState<M::State>) -> Result<(), StateError> {
-        let WatchdogState::V1(state) = state;
-        self.runtime().with_core(|core, now| core.restore(state, now))
     }
 }
 

@@ -51,6 +51,7 @@ pub struct Stats {
 }
 
 /// Adds one, and stays at the top.
+#[inline]
 pub(crate) fn count(counter: &mut u64) {
     *counter = counter.saturating_add(1);
 }

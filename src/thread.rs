@@ -1,18 +1,17 @@
-//! A thread that serves one watchdog, for VMMs without an event loop.
+//! A thread that runs one watchdog, for VMMs without an event loop.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 
-use crate::any::AnyWatchdog;
 use crate::error::Error;
 
-/// The thread that [`Watchdog::spawn`](crate::Watchdog::spawn) starts. Dropping it ends the thread, after the handler
-/// call in progress.
+/// The thread that [`Watchdog::spawn`](crate::Watchdog::spawn) starts. Dropping this value waits for a handler call in
+/// progress and ends the thread.
 ///
 /// ```
 /// # use vm_watchdog::{Event, Watchdog, i6300esb::I6300esb};
@@ -23,35 +22,44 @@ use crate::error::Error;
 /// # Ok::<(), vm_watchdog::Error>(())
 /// ```
 #[derive(Debug)]
-#[must_use = "the watchdog is served until this is dropped"]
+#[must_use = "dropping this value ends the watchdog's thread"]
 pub struct WatchdogThread {
     stop: Arc<OwnedFd>,
     handle: Option<JoinHandle<()>>,
 }
 
-/// Serves `watchdog` from a new thread.
-pub(crate) fn spawn(watchdog: AnyWatchdog) -> Result<WatchdogThread, Error> {
+/// What a thread serves: a watchdog of any model.
+pub(crate) trait Served: Send + Sync {
+    fn id(&self) -> &str;
+    /// The descriptor to poll.
+    fn timer(&self) -> BorrowedFd<'_>;
+    /// The descriptor is readable.
+    fn on_readable(&self);
+}
+
+/// Runs `watchdog` on a new thread.
+pub(crate) fn spawn(watchdog: Arc<impl Served + 'static>) -> Result<WatchdogThread, Error> {
     let id = watchdog.id().to_owned();
     let start = || {
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        // The thread keeps the descriptor open that it polls: a handler may drop the `WatchdogThread`.
+        // The thread shares ownership of the descriptor that it polls, because a handler may drop the `WatchdogThread`.
         let stopped = stop.clone();
         let name = thread_name(format!("watchdog {}", watchdog.id()));
-        let handle = thread::Builder::new().name(name).spawn(move || serve(&watchdog, &stopped))?;
+        let handle = thread::Builder::new().name(name).spawn(move || serve(&*watchdog, &stopped))?;
         Ok(WatchdogThread { stop, handle: Some(handle) })
     };
     start().map_err(|source: io::Error| Error::Thread { id, source })
 }
 
-/// A NUL in a thread's name is an error, and an id may hold one.
+/// Replaces NUL bytes: a watchdog's id may contain them, and a thread's name must not.
 fn thread_name(name: String) -> String {
     name.replace('\0', "?")
 }
 
-fn serve(watchdog: &AnyWatchdog, stopped: &OwnedFd) {
+fn serve(watchdog: &impl Served, stopped: &OwnedFd) {
     loop {
         let mut ready =
-            [PollFd::new(stopped, PollFlags::IN), PollFd::from_borrowed_fd(watchdog.as_fd(), PollFlags::IN)];
+            [PollFd::new(stopped, PollFlags::IN), PollFd::from_borrowed_fd(watchdog.timer(), PollFlags::IN)];
         match poll(&mut ready, None) {
             Ok(_) => {}
             Err(Errno::INTR) => continue,
@@ -79,9 +87,9 @@ impl Drop for WatchdogThread {
         let Some(handle) = self.handle.take() else {
             return;
         };
-        // A handler may drop what owns its own thread, which then ends by itself.
+        // A handler may drop its own `WatchdogThread`. The thread then ends after the handler returns.
         if handle.thread().id() != thread::current().id() {
-            // The thread contains the handler's panics and has none of its own.
+            // `on_readable` catches panics of the handler, so the thread does not panic.
             let _ = handle.join();
         }
     }

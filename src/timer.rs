@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
+use rustix::time::{ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
 /// A one-shot timer on CLOCK_MONOTONIC whose descriptor is readable once it has gone off.
 ///
@@ -21,11 +21,21 @@ impl Timer {
         Ok(Self { fd: rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags)? })
     }
 
-    /// Makes the descriptor readable in `delay`, and not before.
-    pub fn arm(&self, delay: Duration) {
-        // A delay of zero would disarm it, and one of more seconds than the kernel counts is an error.
-        let longest = Duration::from_secs(i32::MAX as u64);
-        self.set(delay.clamp(Duration::from_nanos(1), longest));
+    /// What CLOCK_MONOTONIC shows.
+    pub fn now() -> Duration {
+        let Timespec { tv_sec, tv_nsec } = rustix::time::clock_gettime(ClockId::Monotonic);
+        // The clock starts at zero and does not go back, and there are less than 10^9 nanoseconds to a second.
+        Duration::new(tv_sec.unsigned_abs(), tv_nsec as u32)
+    }
+
+    /// Makes the descriptor readable when CLOCK_MONOTONIC shows `at`, and not before.
+    ///
+    /// An instant, not a delay: a thread that is preempted between the reading of a clock and this call would arm the
+    /// timer late by as much.
+    pub fn arm(&self, at: Duration) {
+        // Zero would disarm it, and more seconds than the kernel counts are an error.
+        let latest = Duration::from_secs(i32::MAX as u64);
+        self.set(at.clamp(Duration::from_nanos(1), latest));
     }
 
     /// Makes the descriptor unreadable until it is armed again.
@@ -33,10 +43,10 @@ impl Timer {
         self.set(Duration::ZERO);
     }
 
-    fn set(&self, delay: Duration) {
-        let delay = Timespec { tv_sec: delay.as_secs() as i64, tv_nsec: delay.subsec_nanos().into() };
-        let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: delay };
-        let set = rustix::time::timerfd_settime(&self.fd, TimerfdTimerFlags::empty(), &once);
+    fn set(&self, at: Duration) {
+        let at = Timespec { tv_sec: at.as_secs() as i64, tv_nsec: at.subsec_nanos().into() };
+        let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: at };
+        let set = rustix::time::timerfd_settime(&self.fd, TimerfdTimerFlags::ABSTIME, &once);
         // It fails for a bad descriptor or bad numbers only, and this type gives it neither.
         debug_assert_eq!(set.map(drop), Ok::<(), Errno>(()));
     }

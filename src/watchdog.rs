@@ -3,9 +3,8 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::{Arc, Weak};
 
-use vm_watchdog_devices::{Access, Model, VmInstant};
+use vm_watchdog_devices::{Access, Model, StateError, VmInstant};
 
-use crate::any::AnyWatchdog;
 use crate::clock::{ClockListener, VmClock};
 use crate::core::{Connections, Core};
 use crate::error::Error;
@@ -15,10 +14,10 @@ use crate::log_limit::LogLimit;
 use crate::policy::Policy;
 use crate::run_delay::RunDelay;
 use crate::runtime::{Guarded, Runtime};
+use crate::state::WatchdogState;
 use crate::stats::Stats;
-use crate::sync::Mutex;
-use crate::thread::WatchdogThread;
-use crate::timer::Timer;
+use crate::sync::{Mutex, Timer};
+use crate::thread::{self, WatchdogThread};
 
 /// A watchdog of a VM: a shared handle, cheap to clone, to be called from any thread.
 ///
@@ -30,9 +29,11 @@ use crate::timer::Timer;
 /// - [`spawn`](Self::spawn) gives the watchdog a thread of its own;
 /// - `WatchdogSubscriber` puts it into an `event-manager` loop (feature `event-manager`);
 /// - any other loop polls the [descriptor](AsFd) and calls [`on_readable`](Self::on_readable). The descriptor is never
-///   read; edge-triggered loops (`EPOLLET`, tokio's `AsyncFd`) see an edge each time the timer goes off.
+///   read. An edge-triggered loop (`EPOLLET`, tokio's `AsyncFd`) sees an edge each time the timer goes off, and one if
+///   the descriptor is readable when it is added. It makes one call for each edge, and clears a readiness that it
+///   keeps itself before the call (`examples/tokio.rs`).
 ///
-/// Other handles: [`downgrade`](Self::downgrade) for a handler that calls back into its watchdog, and [`AnyWatchdog`] for
+/// Other handles: [`downgrade`](Self::downgrade) for a handler that calls back into its watchdog, and [`AnyWatchdog`](crate::AnyWatchdog) for
 /// a list of watchdogs of several models.
 ///
 /// ```
@@ -241,13 +242,34 @@ impl<M: Model + Send + 'static> Watchdog<M> {
         self.runtime.resample_interrupt();
     }
 
+    /// The whole state. [Pause](VmClock::pause) the VM first and [wait](VmClock::quiesce) until it is
+    /// quiet, or the state is out of date when you get it.
+    ///
+    /// An action whose handler is being called counts as performed.
+    pub fn save(&self) -> WatchdogState<M::State> {
+        WatchdogState::V1(self.runtime.with_core(|core, now| core.save(now)))
+    }
+
+    /// Puts the watchdog into a saved state; its id, clock, handler and line stay.
+    ///
+    /// The interrupt line is not called: the VM's interrupt controller has the level in its own saved state. If the VM
+    /// was saved before the line could be set, it is set once the VM runs.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError`] names the first field that holds what no watchdog can be in. Then nothing has changed.
+    pub fn restore(&self, state: &WatchdogState<M::State>) -> Result<(), StateError> {
+        let WatchdogState::V1(state) = state;
+        self.runtime.with_core(|core, now| core.restore(state, now))
+    }
+
     /// Serves the watchdog from a thread of its own, so that no other watchdog's handler delays it.
     ///
     /// # Errors
     ///
     /// [`Error::Thread`] if the host gives no thread or descriptor.
     pub fn spawn(&self) -> Result<WatchdogThread, Error> {
-        AnyWatchdog::from(self.clone()).spawn()
+        thread::spawn(self.runtime.clone())
     }
 
     /// A handle that does not keep the watchdog alive.

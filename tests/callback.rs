@@ -151,8 +151,8 @@ fn a_handler_that_fails_twice_is_called_a_third_time() {
     };
     let watchdog = Watchdog::builder("wd", device(InterruptPin::None)).clock(clock).build(handler).unwrap();
     watchdog.start(512);
-    let bitten = UNIT * 1024;
-    time.advance(bitten);
+    let timed_out = UNIT * 1024;
+    time.advance(timed_out);
     for pause in [0, 99, 1, 199, 1, 3_600_000] {
         time.advance(Duration::from_millis(pause));
         watchdog.on_readable();

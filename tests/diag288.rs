@@ -23,7 +23,7 @@ fn diag(watchdog: &Watchdog<Diag288>, function: u64, timeout: u64) -> Intercept 
 }
 
 #[test]
-fn a_guest_that_stops_pinging_is_bitten_and_the_handler_told_when() {
+fn a_guest_that_stops_pinging_times_out_and_the_handler_learns_when() {
     let (clock, time) = VmClock::manual();
     let (handler, events) = recorder();
     let watchdog = Watchdog::builder("wd", Diag288::new()).clock(clock).build(handler).unwrap();
@@ -93,7 +93,7 @@ fn what_a_guest_finds_after_the_timeout_follows_from_the_policy() {
 }
 
 #[test]
-fn cancel_reset_and_a_pause_hold_the_bite_off() {
+fn cancel_reset_and_a_pause_hold_the_timeout_off() {
     let (clock, time) = VmClock::manual();
     let (handler, events) = recorder();
     let watchdog = Watchdog::builder("wd", Diag288::new()).clock(clock.clone()).build(handler).unwrap();

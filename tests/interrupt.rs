@@ -1,4 +1,4 @@
-//! The interrupt line: a level that follows WDT_INT_ACT, whoever looks.
+//! The interrupt line: a level that follows WDT_INT_ACT.
 
 mod common;
 

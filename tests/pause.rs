@@ -37,7 +37,7 @@ fn a_paused_guest_keeps_what_was_left_to_the_nanosecond() {
 }
 
 #[test]
-fn an_expiry_that_nobody_saw_before_the_pause_is_reported_after_it() {
+fn an_expiry_that_was_not_delivered_before_the_pause_is_reported_after_it() {
     let (clock, time) = VmClock::manual();
     let (handler, events) = recorder();
     let watchdog = Watchdog::builder("wd", device(InterruptPin::None)).clock(clock.clone()).build(handler).unwrap();
@@ -76,7 +76,7 @@ fn the_grace_period_does_not_pass_while_the_vm_is_paused() {
 }
 
 #[test]
-fn in_real_time_a_guest_paused_longer_than_its_timeout_is_bitten_after_what_was_left() {
+fn in_real_time_a_guest_paused_longer_than_its_timeout_times_out_after_the_time_that_was_left() {
     let clock = VmClock::monotonic();
     let (handler, events) = recorder();
     let watchdog = Watchdog::builder("wd", device(InterruptPin::None)).clock(clock.clone()).build(handler).unwrap();
@@ -93,14 +93,14 @@ fn in_real_time_a_guest_paused_longer_than_its_timeout_is_bitten_after_what_was_
     let left = timeout - paused_at.saturating_duration_since(started);
     let resumed = Instant::now();
     clock.resume();
-    let bite = loop {
+    let expiry = loop {
         let event = events.recv_timeout(LIMIT).expect("an event");
         if event.stage == Stage::Timeout {
             break event;
         }
     };
-    assert!(resumed.elapsed() >= left, "the bite may not come before the {left:?} that were left");
-    let ran = bite.deadline.saturating_duration_since(started);
+    assert!(resumed.elapsed() >= left, "the timeout may not come before the {left:?} that were left");
+    let ran = expiry.deadline.saturating_duration_since(started);
     assert!(ran <= timeout && ran + Duration::from_millis(1) > timeout, "{ran:?} of {timeout:?}");
 }
 
@@ -215,10 +215,10 @@ fn handlers_that_pause_their_vm_at_the_same_time_do_not_wait_for_each_other() {
     let _threads: Vec<_> = watchdogs.iter().map(|watchdog| watchdog.spawn().unwrap()).collect();
     watchdogs.iter().for_each(|watchdog| watchdog.start(1));
     time.advance(Duration::from_secs(1));
-    let mut bites = 0;
-    while bites < watchdogs.len() {
+    let mut timeouts = 0;
+    while timeouts < watchdogs.len() {
         match events.recv_timeout(Duration::from_millis(20)) {
-            Ok(event) if event.stage == Stage::Timeout => bites += 1,
+            Ok(event) if event.stage == Stage::Timeout => timeouts += 1,
             Ok(_) => {}
             Err(_) => clock.resume(),
         }
@@ -240,7 +240,7 @@ fn several_watchdogs_of_one_vm_have_their_own_policy_and_one_clock() {
         watchdog.start(units);
         watchdog
     });
-    let mut bites = Vec::new();
+    let mut timeouts = Vec::new();
     for _ in 0..4 {
         time.advance(UNIT * 512);
         clock.pause();
@@ -248,8 +248,8 @@ fn several_watchdogs_of_one_vm_have_their_own_policy_and_one_clock() {
         clock.resume();
         watchdogs.iter().for_each(Watchdog::on_readable);
         let fired = events.try_iter().filter(|event| event.stage == Stage::Timeout);
-        bites.extend(fired.map(|event| (event.id.to_string(), event.action, event.deadline)));
+        timeouts.extend(fired.map(|event| (event.id.to_string(), event.action, event.deadline)));
     }
     let at = |units| VmInstant::ZERO + UNIT * units;
-    assert_eq!(bites, [("first".into(), Action::Reset, at(1024)), ("second".into(), Action::Poweroff, at(2048))]);
+    assert_eq!(timeouts, [("first".into(), Action::Reset, at(1024)), ("second".into(), Action::Poweroff, at(2048))]);
 }

@@ -67,8 +67,8 @@ impl Host {
         fired
     }
 
-    /// Time passes in steps, in which the given vCPUs are kept from running. Gives how long until the bite.
-    fn run_until_bite(&self, starved: &[usize], most: Duration) -> Option<Duration> {
+    /// Time passes in steps, in which the given vCPUs are kept from running. Returns how long until the timeout.
+    fn run_until_timeout(&self, starved: &[usize], most: Duration) -> Option<Duration> {
         let step = MILLISECOND * 20;
         let mut passed = Duration::ZERO;
         while passed < most {
@@ -102,50 +102,50 @@ impl vm_watchdog::RunDelay for Reader {
     }
 }
 
-fn assert_about(bitten: Option<Duration>, expected: Duration) {
-    let bitten = bitten.expect("a bite");
+fn assert_about(timed_out: Option<Duration>, expected: Duration) {
+    let waited = timed_out.expect("a timeout");
     assert!(
-        bitten >= expected && bitten <= expected + SECOND * 2 / 5,
-        "bitten after {bitten:?}, expected {expected:?}"
+        waited >= expected && waited <= expected + SECOND * 2 / 5,
+        "timed out after {waited:?}, expected {expected:?}"
     );
 }
 
 #[test]
-fn a_starved_guest_is_not_bitten_and_then_has_what_was_left() {
+fn a_starved_guest_does_not_time_out_and_then_has_the_time_that_was_left() {
     let host = Host::new(1);
-    assert_eq!(host.run_until_bite(&[], SECOND), None);
-    assert_eq!(host.run_until_bite(&[0], SECOND * 10), None);
-    assert_about(host.run_until_bite(&[], TIMEOUT * 2), TIMEOUT - SECOND);
+    assert_eq!(host.run_until_timeout(&[], SECOND), None);
+    assert_eq!(host.run_until_timeout(&[0], SECOND * 10), None);
+    assert_about(host.run_until_timeout(&[], TIMEOUT * 2), TIMEOUT - SECOND);
 }
 
 #[test]
-fn a_guest_that_runs_or_halts_without_petting_is_bitten_on_time() {
+fn a_guest_that_runs_or_halts_without_heartbeats_times_out_on_time() {
     let host = Host::new(1);
-    assert_about(host.run_until_bite(&[], TIMEOUT * 2), TIMEOUT);
+    assert_about(host.run_until_timeout(&[], TIMEOUT * 2), TIMEOUT);
 }
 
 #[test]
 fn the_most_delayed_vcpu_counts() {
     // The other one is halted: the guest cannot move its feeder off a vCPU that does not run.
     let host = Host::new(2);
-    assert_eq!(host.run_until_bite(&[1], TIMEOUT * 3), None);
-    assert_about(host.run_until_bite(&[], TIMEOUT * 2), TIMEOUT);
+    assert_eq!(host.run_until_timeout(&[1], TIMEOUT * 3), None);
+    assert_about(host.run_until_timeout(&[], TIMEOUT * 2), TIMEOUT);
 }
 
 #[test]
 fn patience_ends_at_four_times_the_timeout() {
     let host = Host::new(1);
-    assert_about(host.run_until_bite(&[0], TIMEOUT * 10), TIMEOUT * DEFAULT_PATIENCE);
+    assert_about(host.run_until_timeout(&[0], TIMEOUT * 10), TIMEOUT * DEFAULT_PATIENCE);
 }
 
 #[test]
 fn patience_ends_in_a_restored_vm_however_old_it_is() {
     let saved = Host::new(1);
-    assert_eq!(saved.run_until_bite(&[], SECOND), None);
+    assert_eq!(saved.run_until_timeout(&[], SECOND), None);
     let restored = Host::idle(1, Policy::default());
     restored.time.advance(SECOND * 3600);
     restored.watchdog.restore(&saved.watchdog.save()).unwrap();
-    assert_about(restored.run_until_bite(&[0], SECOND * 3600), TIMEOUT * DEFAULT_PATIENCE - SECOND);
+    assert_about(restored.run_until_timeout(&[0], SECOND * 3600), TIMEOUT * DEFAULT_PATIENCE - SECOND);
 }
 
 #[test]
@@ -161,14 +161,14 @@ fn a_heartbeat_that_comes_late_after_starvation_is_in_time() {
 }
 
 #[test]
-fn a_guest_starved_from_just_before_its_deadline_is_not_bitten() {
+fn a_guest_starved_from_just_before_its_deadline_does_not_time_out() {
     for before in [10, 30, 50, 70, 90, 110, 130].map(Duration::from_millis) {
         let host = Host::new(1);
-        assert_eq!(host.run_until_bite(&[], TIMEOUT - before), None);
+        assert_eq!(host.run_until_timeout(&[], TIMEOUT - before), None);
         // The device looks at the time: it does not go back behind this.
         host.watchdog.unlock();
-        assert_eq!(host.run_until_bite(&[0], TIMEOUT * 2), None, "{before:?}");
-        assert_about(host.run_until_bite(&[], TIMEOUT), before);
+        assert_eq!(host.run_until_timeout(&[0], TIMEOUT * 2), None, "{before:?}");
+        assert_about(host.run_until_timeout(&[], TIMEOUT), before);
     }
 }
 
@@ -187,7 +187,7 @@ fn a_heartbeat_while_a_deadline_waits_for_a_reading_starts_a_whole_period() {
     host.time.advance(MILLISECOND * 90);
     host.watchdog.on_readable();
     host.watchdog.ping();
-    assert_about(host.run_until_bite(&[], TIMEOUT * 2), TIMEOUT);
+    assert_about(host.run_until_timeout(&[], TIMEOUT * 2), TIMEOUT);
 }
 
 #[test]
@@ -210,7 +210,7 @@ fn a_device_with_one_stage_needs_no_luck() {
 }
 
 #[test]
-fn a_guest_that_looks_at_its_device_all_the_time_is_bitten() {
+fn a_guest_that_looks_at_its_device_all_the_time_times_out() {
     for units in [40, 2048] {
         let host = Host::idle(1, Policy::default());
         host.watchdog.start(units);
@@ -255,7 +255,7 @@ fn one_thread_at_a_time_asks_the_host() {
 }
 
 #[test]
-fn a_first_stage_that_nobody_has_reported_does_not_hide_the_deadline() {
+fn a_first_stage_that_was_not_reported_does_not_hide_the_deadline() {
     let host = Host::new(1);
     host.time.advance(TIMEOUT - MILLISECOND * 50);
     host.watchdog.unlock();
@@ -265,7 +265,7 @@ fn a_first_stage_that_nobody_has_reported_does_not_hide_the_deadline() {
 }
 
 #[test]
-fn saving_a_starved_guest_does_not_bite_it() {
+fn saving_a_starved_guest_does_not_time_it_out() {
     let host = Host::new(1);
     host.starve(TIMEOUT * 3 / 2);
     host.watchdog.clock().pause();

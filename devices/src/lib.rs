@@ -1,8 +1,8 @@
 //! Models of watchdog hardware, without a clock.
 //!
-//! Each model is a pure state machine: it owns no thread, timer, clock, lock or descriptor, never allocates, and every
-//! call that can depend on time is told the time. That makes every behaviour testable without sleeping, and safe to
-//! fuzz. A host runtime with clock, timer and callback is the crate `vm-watchdog`, which is what a VMM links.
+//! Each model is a pure state machine: it owns no thread, timer, clock, lock or descriptor, never allocates, and takes
+//! the time as an argument of every call that depends on it. Tests do not sleep, and fuzzing is deterministic.
+//! A VMM links the crate `vm-watchdog`, a host runtime with clock, timer and callback.
 //!
 //! ```
 //! use vm_watchdog_devices::i6300esb::{I6300esb, I6300esbConfig};

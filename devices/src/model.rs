@@ -1,84 +1,84 @@
-//! What every watchdog model answers, whatever its registers look like.
+//! The interface that every watchdog model implements.
 
 use crate::{StateError, VmInstant};
 
-/// A watchdog without a clock: a state machine that is told the time.
+/// A watchdog without a clock: a state machine that takes the time as an argument.
 ///
-/// A runtime needs two answers of a model, *when must you be polled?* ([`poll_at`](Self::poll_at)) and, when polled,
-/// *what expired?* ([`poll`](Self::poll)). An expiry that has happened stays latched in the model until it is polled
-/// or the platform resets, whatever the guest does in between, so none is lost between a late timer and an early
-/// guest. Instants given to a model must not run backwards; one that does is taken for the latest one seen.
+/// A runtime asks a model when to poll it ([`poll_at`](Self::poll_at)), and polls it for what has expired
+/// ([`poll`](Self::poll)). An expiry stays latched in the model until the runtime polls or the platform resets, so that
+/// no guest access between the expiry and a late poll can discard it. The instants passed to a model must not decrease;
+/// an earlier instant is replaced by the latest one seen.
 ///
-/// A runtime calls a model under its lock, so a model must not block, and must not call the runtime.
+/// The runtime calls a model with its lock held, so a model must not block and must not call the runtime.
 pub trait Model: Sized {
-    /// The saved state: plain data, times that remain instead of instants.
+    /// The saved state: plain data, with durations instead of instants.
     type State: Send + Sync + 'static;
 
-    /// The next instant at which [`poll`](Self::poll) has something to do, or None while the watchdog is stopped.
+    /// The next instant at which [`poll`](Self::poll) has something to do, or `None` while the watchdog is stopped.
     ///
-    /// It has something to report then too, unless the guest has disabled the device's output.
-    /// An instant in the past means that an expiry is waiting to be polled.
+    /// A poll at this instant reports an expiry, unless the guest has disabled the device's output.
+    /// An instant in the past means that an expiry is latched and not yet polled.
     fn poll_at(&self) -> Option<VmInstant>;
 
-    /// When the watchdog times out if the guest does nothing, or None while nothing counts towards that.
+    /// When the watchdog times out unless the guest sends a heartbeat; `None` while no counter runs.
     fn timeout_at(&self) -> Option<VmInstant> {
         self.poll_at()
     }
 
-    /// Lets time pass up to `now` and takes what has expired since the last poll.
+    /// Advances to `now` and returns what has expired since the last poll.
     fn poll(&mut self, now: VmInstant) -> Expired;
 
-    /// What the guest asked for about the timeout that was last polled, if the device lets a guest ask.
+    /// The guest's request for the timeout that was polled last, if the device supports requests.
     fn timeout_request(&self) -> Option<Request> {
         None
     }
 
-    /// The level of the interrupt line, true while the device asserts it.
+    /// The level of the interrupt line: true while the device asserts it.
     fn interrupt_level(&self) -> bool {
         false
     }
 
-    /// Whether the guest has the watchdog running, or expired and not yet disabled.
+    /// Whether the guest has enabled the watchdog. An expired watchdog stays armed, except as [`AfterTimeout`] says.
     fn is_armed(&self) -> bool;
 
-    /// Says what the timeout leads to, before a guest sees the device and whenever that changes. Ignored by models to
-    /// which it means nothing.
+    /// Sets what the timeout does to the device. The host calls this before a guest accesses the device, and on every
+    /// change of its policy. Models with only one behaviour ignore it.
     fn set_after_timeout(&mut self, _after: AfterTimeout) {}
 
-    /// The platform resets: everything pending is cancelled, only what hardware keeps across a reset stays.
+    /// Resets the device: volatile registers and pending expiries are cleared.
     fn reset(&mut self);
 
-    /// The whole state at `now`. A device [restored](Self::restored) from it cannot be told from this one.
+    /// Returns the whole state at `now`. A device [restored](Self::restored) from it behaves as this one does.
     fn save(&mut self, now: VmInstant) -> Self::State;
 
-    /// A device that was made like this one and is in `state` at `now`.
+    /// Returns a device with the configuration of this one that is in `state` at `now`.
     ///
     /// # Errors
     ///
-    /// [`StateError`] names the first field that holds what no device can be in.
+    /// [`StateError`] names the first field with a value that no device can reach.
     fn restored(&self, state: &Self::State, now: VmInstant) -> Result<Self, StateError>;
 }
 
-/// What a watchdog is after its timeout, in the eyes of a guest that is still there to look.
+/// Whether a watchdog is armed after its timeout, as the guest sees it.
 ///
-/// Some watchdogs disarm themselves when they are about to end the guest, and stay armed when the host only takes note.
-/// The model cannot know which of the two its host will do, and must know at the very instant of the timeout, because
-/// the guest's next access may come before the host's action. So the host, which knows its policy, tells it beforehand.
+/// Some watchdogs disarm themselves if the action ends the guest, and stay armed if the guest continues. The guest may
+/// access the device before the host performs the action, so the model needs the answer at the timeout itself. The
+/// model does not know the host's policy; the host sets the answer in advance.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AfterTimeout {
-    /// Armed still: the guest goes on as if nothing had happened, and a heartbeat restarts the watchdog.
+    /// Still armed: the guest does not notice the timeout, and a heartbeat restarts the watchdog.
     #[default]
     Armed,
-    /// Disarmed: the guest learns of the timeout, and has to arm the watchdog anew if it survives.
+    /// Disarmed: a guest that survives the timeout notices it, and must arm the watchdog again.
     Disarmed,
 }
 
-/// What a guest wants to happen at the timeout of its watchdog, where the device lets it say so.
+/// A guest's request for the action at the timeout, with devices that support requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Request {
-    /// Interrupt the operating system, for it to restart, or to dump itself.
+    /// Interrupt the operating system, which then restarts or writes a dump.
     Restart,
     /// Reset the platform.
     Reset,
@@ -88,11 +88,11 @@ pub enum Request {
     Pause,
     /// Write the guest's memory to a file.
     Dump,
-    /// Nothing.
+    /// Take no action.
     Nothing,
 }
 
-/// What [`Model::poll`] found expired. Each field holds the exact instant of the expiry, however late the poll.
+/// Result of [`Model::poll`]: the exact instant of each expiry, even if the poll is late.
 ///
 /// ```
 /// use vm_watchdog_devices::{Expired, VmInstant};
@@ -107,12 +107,12 @@ pub enum Request {
 pub struct Expired {
     /// The first stage of a two-stage watchdog ended at this instant.
     pub pretimeout: Option<VmInstant>,
-    /// The watchdog timed out at this instant. Where several timeouts came since the last poll, the first of them.
+    /// The watchdog timed out at this instant. After several timeouts since the last poll: the first of them.
     pub timeout: Option<VmInstant>,
 }
 
 impl Expired {
-    /// What expired, and when.
+    /// The given expiries.
     pub const fn new(pretimeout: Option<VmInstant>, timeout: Option<VmInstant>) -> Self {
         Self { pretimeout, timeout }
     }
@@ -123,14 +123,14 @@ impl Expired {
     }
 }
 
-/// What a guest's access did, for statistics. An access never fails: what hardware ignores is ignored.
+/// Effect of a guest access, for statistics. An access never fails: the model ignores what the hardware ignores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Access {
-    /// Nothing: outside the registers, read-only, locked, or not unlocked.
+    /// No effect: outside the registers, read-only, locked, or without the unlock sequence.
     Ignored,
     /// A register was read or written.
     Accepted,
-    /// The guest proved that it lives: a running (or expired) watchdog was restarted.
+    /// A heartbeat: the guest restarted a running or expired watchdog.
     Heartbeat,
 }

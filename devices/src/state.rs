@@ -1,6 +1,6 @@
-//! What a saved state may hold.
+//! Errors in a saved state.
 
-/// A field of a saved state holds what no device can be in.
+/// A field of a saved state has a value that no device can reach.
 ///
 /// ```
 /// use vm_watchdog_devices::i6300esb::{I6300esb, I6300esbConfig};
@@ -18,19 +18,19 @@
 pub struct StateError {
     /// The field.
     pub field: &'static str,
-    /// What it holds.
+    /// The value of the field.
     pub value: u64,
-    /// What would have been accepted.
+    /// The accepted values.
     pub accepted: &'static str,
 }
 
 impl StateError {
-    /// An error about `field`, which holds `value`.
+    /// An error for `field`, which has `value`.
     pub const fn new(field: &'static str, value: u64, accepted: &'static str) -> Self {
         Self { field, value, accepted }
     }
 
-    /// An error about `field` unless `holds`.
+    /// Returns an error for `field` unless `holds` is true.
     pub fn unless(holds: bool, field: &'static str, value: impl Into<u64>, accepted: &'static str) -> Result<(), Self> {
         if holds { Ok(()) } else { Err(Self { field, value: value.into(), accepted }) }
     }

@@ -3,10 +3,10 @@
 use core::fmt;
 use core::time::Duration;
 
-/// An instant on a clock that advances only while the VM runs, in nanoseconds since the clock was made.
+/// An instant on a clock that advances only while the VM runs, in nanoseconds since the start of the clock.
 ///
-/// The models are given instants and never read a clock. All arithmetic saturates: no timeout that a guest can
-/// ask for overflows, it only lies further away than anybody will wait (584 years).
+/// The models take instants as arguments and never read a clock. All arithmetic saturates: a timeout beyond the range
+/// of 584 years does not overflow, and never expires.
 ///
 /// ```
 /// use core::time::Duration;
@@ -26,20 +26,20 @@ impl VmInstant {
     /// The instant at which a VM's clock starts.
     pub const ZERO: Self = Self(0);
 
-    /// The last instant there is: a deadline here is never reached.
+    /// The largest instant. A deadline here is never reached.
     pub const MAX: Self = Self(u64::MAX);
 
-    /// The instant `nanos` nanoseconds after the clock was made.
+    /// The instant `nanos` nanoseconds after the start of the clock.
     pub const fn from_nanos(nanos: u64) -> Self {
         Self(nanos)
     }
 
-    /// Nanoseconds since the clock was made.
+    /// Nanoseconds since the start of the clock.
     pub const fn as_nanos(self) -> u64 {
         self.0
     }
 
-    /// Time from `earlier` to `self`, zero if `earlier` is the later one.
+    /// Time from `earlier` to `self`; zero if `earlier` is later than `self`.
     pub const fn saturating_duration_since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
@@ -48,7 +48,7 @@ impl VmInstant {
 impl core::ops::Add<Duration> for VmInstant {
     type Output = Self;
 
-    /// `self` plus `duration`, [`VmInstant::MAX`] where that would overflow.
+    /// `self` plus `duration`, or [`VmInstant::MAX`] on overflow.
     fn add(self, duration: Duration) -> Self {
         let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         Self(self.0.saturating_add(nanos))
@@ -58,7 +58,7 @@ impl core::ops::Add<Duration> for VmInstant {
 impl core::ops::Sub<Duration> for VmInstant {
     type Output = Self;
 
-    /// `self` less `duration`, [`VmInstant::ZERO`] where that would be negative.
+    /// `self` minus `duration`, or [`VmInstant::ZERO`] if that is negative.
     fn sub(self, duration: Duration) -> Self {
         let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         Self(self.0.saturating_sub(nanos))

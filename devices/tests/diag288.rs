@@ -1,6 +1,6 @@
-//! The contract of DIAGNOSE X'288', case by case, in the words of a guest.
+//! The contract of DIAGNOSE X'288', case by case, as a guest sees it.
 //!
-//! Numbers are restated here, not imported: a wrong one in the model must not pass.
+//! The tests restate the numbers instead of importing them, so that a wrong number in the model fails.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ const CHANGE: u64 = 1;
 const CANCEL: u64 = 2;
 const CONCEAL: u64 = 0x8000_0000;
 
-/// How a call ends, and the deadline after it.
+/// Outcome of a call, and the deadline after it.
 type Outcome = (Result<Access, ProgramInterruption>, Option<VmInstant>);
 
 fn at(seconds: u64) -> VmInstant {
@@ -26,7 +26,7 @@ fn just_before(instant: VmInstant) -> VmInstant {
     VmInstant::from_nanos(instant.as_nanos() - 1)
 }
 
-/// `diag 2,4,0x288` as Linux has it, action 0.
+/// `diag 2,4,0x288` as Linux executes it, with action 0.
 fn call(function: u64, timeout: u64) -> Diagnose {
     call_with_action(function, timeout, 0)
 }
@@ -34,10 +34,10 @@ fn call(function: u64, timeout: u64) -> Diagnose {
 fn call_with_action(function: u64, timeout: u64, action: u64) -> Diagnose {
     let mut gprs = [0xDEAD_BEEF_DEAD_BEEF; 16];
     (gprs[2], gprs[3], gprs[4]) = (function, timeout, action);
-    Diagnose::from_intercept(4, 0x8324, 0x0288_0000, &gprs).expect("ours")
+    Diagnose::from_intercept(4, 0x8324, 0x0288_0000, &gprs).expect("DIAGNOSE X'288'")
 }
 
-/// The state of a watchdog that was never armed.
+/// State of a watchdog that is not yet armed.
 const STOPPED: Diag288StateV1 =
     Diag288StateV1 { remaining_ns: None, timed_out: false, timeout_age_ns: None, command: None, timeout_command: None };
 
@@ -47,9 +47,9 @@ fn armed() -> Diag288 {
     watchdog
 }
 
-/// Every call at 10 s, against a stopped watchdog and against one armed at 0 s with 30 s.
+/// Each call comes at 10 s: once to a stopped watchdog, once to one armed at 0 s with 30 s.
 #[test]
-fn each_call_is_performed_or_refused_as_the_contract_says() {
+fn each_call_has_the_outcome_of_the_contract() {
     let refused = Err(Specification);
     let before = Some(at(30));
     #[rustfmt::skip]
@@ -90,9 +90,9 @@ fn each_call_is_performed_or_refused_as_the_contract_says() {
     }
 }
 
-/// An uneven r1 is refused before r1 + 1 is looked at: register 15 has no successor.
+/// The model refuses an odd r1 before it reads r1 + 1: there is no register 16.
 #[test]
-fn an_uneven_r1_designates_no_pair() {
+fn an_odd_r1_is_a_specification_exception() {
     for r1 in (1..16).step_by(2) {
         for r3 in 0..16 {
             for function in [INIT, CHANGE, CANCEL] {
@@ -101,7 +101,7 @@ fn an_uneven_r1_designates_no_pair() {
                 gprs[r3] = 0;
                 gprs[r1] = function;
                 let ipa = 0x8300 | (r1 << 4 | r3) as u16;
-                let call = Diagnose::from_intercept(4, ipa, 0x0288_0000, &gprs).expect("ours");
+                let call = Diagnose::from_intercept(4, ipa, 0x0288_0000, &gprs).expect("DIAGNOSE X'288'");
                 let mut watchdog = armed();
                 assert_eq!(watchdog.diagnose(&call, at(10)), Err(Specification), "diag {r1},{r3} function {function}");
                 assert_eq!(watchdog.poll_at(), Some(at(30)));
@@ -111,13 +111,13 @@ fn an_uneven_r1_designates_no_pair() {
 }
 
 #[test]
-fn every_even_r1_and_every_r3_is_read_where_the_instruction_says() {
+fn the_instruction_selects_the_registers_of_its_operands() {
     for r1 in (0..16).step_by(2) {
         for r3 in (0..16).filter(|r3| ![r1, r1 + 1].contains(r3)) {
             let mut gprs = [0xBAD; 16];
             (gprs[r1], gprs[r1 + 1], gprs[r3]) = (CHANGE, 77, 0);
             let ipa = 0x8300 | (r1 << 4 | r3) as u16;
-            let call = Diagnose::from_intercept(4, ipa, 0x0288_0000, &gprs).expect("ours");
+            let call = Diagnose::from_intercept(4, ipa, 0x0288_0000, &gprs).expect("DIAGNOSE X'288'");
             let mut watchdog = armed();
             assert_eq!(watchdog.diagnose(&call, at(0)), Ok(Heartbeat), "diag {r1},{r3}");
             assert_eq!(watchdog.poll_at(), Some(at(77)), "diag {r1},{r3}");
@@ -125,45 +125,47 @@ fn every_even_r1_and_every_r3_is_read_where_the_instruction_says() {
     }
 }
 
-/// Register r3 may be r1 itself (INIT is 0, as the action is) or r1 + 1 (then the timeout is 0, enough for CANCEL).
+/// Register r3 may be r1 (INIT and the action are both 0) or r1 + 1 (the timeout is then 0, which CANCEL accepts).
 #[test]
-fn the_action_may_lie_in_the_pair_of_r1() {
+fn r3_may_be_one_of_the_pair_of_r1() {
     let mut gprs = [0; 16];
     (gprs[2], gprs[3]) = (INIT, 20);
     let mut watchdog = Diag288::new();
-    let init = Diagnose::from_intercept(4, 0x8322, 0x0288_0000, &gprs).expect("ours");
+    let init = Diagnose::from_intercept(4, 0x8322, 0x0288_0000, &gprs).expect("DIAGNOSE X'288'");
     assert_eq!(watchdog.diagnose(&init, at(0)), Ok(Accepted));
     (gprs[2], gprs[3]) = (CANCEL, 0);
-    let cancel = Diagnose::from_intercept(4, 0x8323, 0x0288_0000, &gprs).expect("ours");
+    let cancel = Diagnose::from_intercept(4, 0x8323, 0x0288_0000, &gprs).expect("DIAGNOSE X'288'");
     assert_eq!(watchdog.diagnose(&cancel, at(0)), Ok(Accepted));
 }
 
 #[test]
-fn problem_state_is_refused_before_anything_else_and_changes_nothing() {
+fn a_call_in_problem_state_is_refused_first_and_changes_nothing() {
     let problem_state = 0x0001_0000_0000_0000;
     for (function, timeout) in [(INIT, 15), (INIT, 0), (CHANGE, 15), (CANCEL, 0), (42, 0)] {
         for registers in [0x24, 0x35, 0xF0] {
             let mut gprs = [0; 16];
             (gprs[2], gprs[3]) = (function, timeout);
-            let call = Diagnose::from_instruction([0x83, registers, 0x02, 0x88], problem_state, &gprs).expect("ours");
+            let call = Diagnose::from_instruction([0x83, registers, 0x02, 0x88], problem_state, &gprs)
+                .expect("DIAGNOSE X'288'");
             let mut watchdog = armed();
             assert_eq!(watchdog.diagnose(&call, at(10)), Err(PrivilegedOperation));
             assert_eq!(watchdog.poll_at(), Some(at(30)));
         }
     }
     let every_other_bit = !problem_state;
-    let call = Diagnose::from_instruction([0x83, 0x20, 0x02, 0x88], every_other_bit, &[0; 16]).expect("ours");
+    let call =
+        Diagnose::from_instruction([0x83, 0x20, 0x02, 0x88], every_other_bit, &[0; 16]).expect("DIAGNOSE X'288'");
     assert_eq!(Diag288::new().diagnose(&call, at(0)), Err(Specification), "a timeout of 0");
 }
 
 #[test]
-fn interruption_codes_are_those_of_the_architecture() {
+fn interruption_codes_match_the_architecture() {
     assert_eq!(PrivilegedOperation.code(), 0x0002);
     assert_eq!(Specification.code(), 0x0006);
 }
 
 #[test]
-fn an_intercept_for_another_reason_or_instruction_is_not_ours() {
+fn other_intercepts_and_instructions_decode_to_none() {
     let gprs = [0; 16];
     let ours = |icptcode, ipa, ipb| Diagnose::from_intercept(icptcode, ipa, ipb, &gprs).is_some();
     assert!(ours(4, 0x8324, 0x0288_0000));
@@ -180,7 +182,7 @@ fn an_intercept_for_another_reason_or_instruction_is_not_ours() {
 }
 
 #[test]
-fn the_code_is_base_plus_displacement_in_its_low_16_bits() {
+fn the_diagnose_code_is_the_low_16_bits_of_base_plus_displacement() {
     for base in 0..16 {
         for displacement in [0, 1, 0x287, 0x288, 0x289, 0xFFF] {
             for contents in [0x288u64.wrapping_sub(displacement), 0xFFFF_FFFF_FFFF_0288 - displacement, 0, 0x288] {
@@ -196,28 +198,28 @@ fn the_code_is_base_plus_displacement_in_its_low_16_bits() {
 }
 
 #[test]
-fn an_armed_watchdog_bites_at_its_deadline_and_not_a_nanosecond_earlier() {
+fn the_timeout_comes_at_the_deadline_and_not_a_nanosecond_earlier() {
     let mut watchdog = Diag288::new();
     assert_eq!(watchdog.diagnose(&call(INIT, 15), at(100)), Ok(Accepted));
     assert!(watchdog.poll(just_before(at(115))).is_empty());
     assert_eq!(watchdog.poll(at(115)).timeout, Some(at(115)));
-    assert!(watchdog.poll(at(1000)).is_empty(), "it bites once");
+    assert!(watchdog.poll(at(1000)).is_empty(), "one timeout");
     assert_eq!(watchdog.poll_at(), None);
     assert!(!watchdog.interrupt_level());
 }
 
 #[test]
-fn a_late_poll_learns_the_exact_instant() {
+fn a_late_poll_reports_the_exact_instant() {
     let mut watchdog = armed();
     assert_eq!(watchdog.poll(at(5000)).timeout, Some(at(30)));
 }
 
 #[test]
-fn init_while_armed_starts_over_with_the_new_timeout() {
+fn init_while_armed_restarts_with_the_new_timeout() {
     let mut watchdog = armed();
     assert_eq!(watchdog.diagnose(&call(INIT, 100), at(29)), Ok(Heartbeat));
     assert!(watchdog.poll(at(128)).is_empty());
-    assert_eq!(watchdog.diagnose(&call(INIT, 15), at(128)), Ok(Heartbeat), "a shorter one as well");
+    assert_eq!(watchdog.diagnose(&call(INIT, 15), at(128)), Ok(Heartbeat), "a shorter timeout");
     assert_eq!(watchdog.poll(at(150)).timeout, Some(at(143)));
 }
 
@@ -233,11 +235,11 @@ fn change_after_cancel_is_refused_until_the_next_init() {
 }
 
 #[test]
-fn a_platform_reset_disarms_and_forgets_an_expiry_that_nobody_saw() {
+fn a_platform_reset_disarms_and_clears_an_unpolled_expiry() {
     for reset_at in [10, 40] {
         let mut watchdog = armed();
         assert_eq!(watchdog.diagnose(&call(CHANGE, 20), at(10)), Ok(Heartbeat));
-        assert_eq!(watchdog.diagnose(&call(42, 0), at(reset_at)), Err(Specification), "time passes");
+        assert_eq!(watchdog.diagnose(&call(42, 0), at(reset_at)), Err(Specification), "a refused call");
         watchdog.reset();
         assert!(!watchdog.is_armed());
         assert_eq!(watchdog.poll_at(), None);
@@ -247,7 +249,7 @@ fn a_platform_reset_disarms_and_forgets_an_expiry_that_nobody_saw() {
 }
 
 #[test]
-fn after_a_timeout_that_only_the_host_notices_the_guest_finds_it_armed() {
+fn a_timeout_that_does_not_affect_the_guest_leaves_the_watchdog_armed() {
     for (function, outcome, armed_after) in
         [(INIT, Ok(Heartbeat), true), (CHANGE, Ok(Heartbeat), true), (CANCEL, Ok(Accepted), false)]
     {
@@ -255,7 +257,7 @@ fn after_a_timeout_that_only_the_host_notices_the_guest_finds_it_armed() {
         watchdog.set_after_timeout(AfterTimeout::Armed);
         assert_eq!(watchdog.poll(at(30)).timeout, Some(at(30)));
         assert!(watchdog.is_armed());
-        assert_eq!(watchdog.poll_at(), None, "its time stands still");
+        assert_eq!(watchdog.poll_at(), None, "no deadline after the timeout");
         assert_eq!(watchdog.diagnose(&call(function, 15), at(60)), outcome, "function {function}");
         assert_eq!(watchdog.is_armed(), armed_after);
         assert_eq!(watchdog.poll_at(), armed_after.then(|| at(75)));
@@ -263,10 +265,10 @@ fn after_a_timeout_that_only_the_host_notices_the_guest_finds_it_armed() {
 }
 
 #[test]
-fn after_a_timeout_that_ends_the_guest_only_init_arms_it_again() {
+fn after_a_timeout_that_disarms_only_init_arms_again() {
     let mut watchdog = armed();
     watchdog.set_after_timeout(AfterTimeout::Disarmed);
-    assert!(watchdog.is_armed(), "until then");
+    assert!(watchdog.is_armed(), "armed before the timeout");
     assert_eq!(watchdog.poll(at(30)).timeout, Some(at(30)));
     assert!(!watchdog.is_armed());
     assert_eq!(watchdog.diagnose(&call(CHANGE, 15), at(31)), Err(Specification));
@@ -276,27 +278,27 @@ fn after_a_timeout_that_ends_the_guest_only_init_arms_it_again() {
     watchdog.reset();
     assert_eq!(watchdog.diagnose(&call(INIT, 15), at(50)), Ok(Accepted));
     assert!(watchdog.poll(at(65)).timeout.is_some());
-    assert!(!watchdog.is_armed(), "what follows a timeout outlives a reset");
+    assert!(!watchdog.is_armed(), "a reset keeps the setting");
 }
 
-/// The guest's call may come between the deadline and the host's timer: it meets a watchdog that has timed out.
+/// A guest's call may come after the deadline and before the host's timer: the watchdog has timed out by then.
 #[test]
-fn a_call_that_overtakes_a_late_timer_meets_an_expired_watchdog_and_does_not_hide_the_bite() {
+fn a_call_before_a_late_poll_finds_the_watchdog_expired_and_keeps_the_timeout() {
     let mut disarming = armed();
     disarming.set_after_timeout(AfterTimeout::Disarmed);
     assert_eq!(disarming.diagnose(&call(CHANGE, 15), at(30)), Err(Specification));
-    assert_eq!(disarming.poll_at(), Some(at(30)), "the bite is due");
+    assert_eq!(disarming.poll_at(), Some(at(30)), "the timeout is latched");
     assert_eq!(disarming.poll(at(31)).timeout, Some(at(30)));
 
     let mut staying_armed = armed();
     assert_eq!(staying_armed.diagnose(&call(CHANGE, 15), at(30)), Ok(Heartbeat));
-    assert_eq!(staying_armed.poll_at(), Some(at(30)), "the bite is due");
+    assert_eq!(staying_armed.poll_at(), Some(at(30)), "the timeout is latched");
     assert_eq!(staying_armed.poll(at(31)).timeout, Some(at(30)));
-    assert_eq!(staying_armed.poll_at(), Some(at(45)), "and the restart counts");
+    assert_eq!(staying_armed.poll_at(), Some(at(45)), "deadline of the restart");
 }
 
 #[test]
-fn time_does_not_run_backwards() {
+fn an_earlier_instant_does_not_move_time_back() {
     let mut polled = Diag288::new();
     assert!(polled.poll(at(100)).is_empty());
     let state = Diag288::new().save(at(0));
@@ -308,16 +310,16 @@ fn time_does_not_run_backwards() {
 }
 
 #[test]
-fn a_timeout_beyond_the_end_of_the_clock_never_comes() {
+fn a_deadline_beyond_the_range_of_the_clock_is_never_reached() {
     let mut watchdog = Diag288::new();
     assert_eq!(watchdog.diagnose(&call(INIT, u64::MAX), at(10)), Ok(Accepted));
     assert!(watchdog.poll(VmInstant::MAX).is_empty());
     assert!(watchdog.is_armed());
 }
 
-/// A device that is restored in another process, on another clock, goes on as the saved one would have.
+/// A device that is restored in another process, on another clock, behaves as the saved one does.
 #[test]
-fn a_restored_watchdog_cannot_be_told_from_the_saved_one() {
+fn a_restored_watchdog_behaves_as_the_saved_one() {
     type Life = fn(&mut Diag288);
     let lives: &[(&str, Life, Diag288StateV1)] = &[
         ("never armed", |_| {}, STOPPED),
@@ -335,12 +337,12 @@ fn a_restored_watchdog_cannot_be_told_from_the_saved_one() {
             Diag288StateV1 { timed_out: true, ..STOPPED },
         ),
         (
-            "expired, and nobody has seen it",
+            "expired, not polled",
             |watchdog| assert!(watchdog.diagnose(&call(INIT, 15), at(100)).is_ok()),
             Diag288StateV1 { timed_out: true, timeout_age_ns: Some(5_000_000_000), ..STOPPED },
         ),
         (
-            "expired unseen, and running again",
+            "expired, not polled, and running again",
             |watchdog| {
                 watchdog.set_after_timeout(AfterTimeout::Armed);
                 assert!(watchdog.diagnose(&call(INIT, 15), at(100)).is_ok());
@@ -377,7 +379,7 @@ fn a_restored_watchdog_cannot_be_told_from_the_saved_one() {
 }
 
 #[test]
-fn an_impossible_state_is_refused_by_the_name_of_its_field() {
+fn an_impossible_state_is_refused_with_the_name_of_its_field() {
     for (remaining_ns, timed_out, message) in [
         (Some(0), false, "remaining_ns is 0x0 in the saved state: accepted is at least 1"),
         (Some(5), true, "timed_out is 0x1 in the saved state: accepted is false while time remains"),
@@ -388,13 +390,13 @@ fn an_impossible_state_is_refused_by_the_name_of_its_field() {
     }
     let far = Diag288StateV1 { remaining_ns: Some(u64::MAX), timeout_age_ns: Some(u64::MAX), ..STOPPED };
     let mut restored = Diag288::new().restored(&far, at(10)).expect("a possible state");
-    assert_eq!(restored.poll(at(11)).timeout, Some(VmInstant::ZERO), "the clock has nothing earlier");
+    assert_eq!(restored.poll(at(11)).timeout, Some(VmInstant::ZERO), "the earliest instant of the clock");
     assert_eq!(restored.poll_at(), Some(VmInstant::MAX));
 }
 
-/// What Debian's kernel was traced to do: module loaded, device opened, `watchdog -t 2 -T 15`, SIGKILL.
+/// Trace of Debian's kernel: module loaded, device opened, `watchdog -t 2 -T 15`, SIGKILL.
 #[test]
-fn the_sequence_of_linux_is_performed_and_bites_15_s_after_its_last_ping() {
+fn the_sequence_of_linux_times_out_15_s_after_its_last_heartbeat() {
     let mut watchdog = Diag288::new();
     for (function, timeout, now, outcome) in [
         (INIT, 30, 2, Accepted),
@@ -415,17 +417,17 @@ fn the_sequence_of_linux_is_performed_and_bites_15_s_after_its_last_ping() {
 }
 
 #[test]
-fn a_cancel_that_comes_too_late_does_not_hide_the_bite() {
+fn a_cancel_after_the_deadline_keeps_the_timeout() {
     let mut watchdog = armed();
     assert_eq!(watchdog.diagnose(&call(CANCEL, 0), at(31)), Ok(Accepted));
     assert!(!watchdog.is_armed());
-    assert_eq!(watchdog.poll_at(), Some(at(30)), "the bite is due");
+    assert_eq!(watchdog.poll_at(), Some(at(30)), "the timeout is latched");
     assert_eq!(watchdog.poll(at(32)).timeout, Some(at(30)));
     assert!(watchdog.poll(at(3600)).is_empty());
 }
 
 #[test]
-fn a_reset_does_not_forget_the_time() {
+fn a_reset_does_not_move_time_back() {
     let mut watchdog = armed();
     assert!(watchdog.poll(at(20)).is_empty());
     watchdog.reset();
@@ -434,7 +436,7 @@ fn a_reset_does_not_forget_the_time() {
 }
 
 #[test]
-fn the_last_nanosecond_of_a_timeout_can_be_restored() {
+fn a_state_with_one_nanosecond_left_can_be_restored() {
     let state = armed().save(just_before(at(30)));
     assert_eq!(state.remaining_ns, Some(1));
     let restored = Diag288::new().restored(&state, at(100)).expect("a possible state");

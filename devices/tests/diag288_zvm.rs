@@ -1,4 +1,4 @@
-//! DIAGNOSE X'288' in the flavour of z/VM: the guest brings the command to execute at the timeout.
+//! DIAGNOSE X'288' with the z/VM flavour: the guest passes the command to execute at the timeout.
 
 use vm_watchdog_devices::diag288::{
     CommandOperand, CpCommand, Diag288, Diagnose, ProgramInterruption, UnknownCommands,
@@ -18,14 +18,14 @@ const BEGIN: &[u8] = &[0xC2, 0xC5, 0xC7, 0xC9, 0xD5];
 
 type Outcome = Result<Access, ProgramInterruption>;
 
-/// A name, a call, what is at its address, and the outcomes when stopped and when armed.
+/// Name, call, bytes at its address, outcome when stopped, outcome when armed.
 type Case<'a> = (&'a str, Diagnose, Option<&'a [u8]>, Outcome, Outcome);
 
 fn at(seconds: u64) -> VmInstant {
     VmInstant::from_nanos(seconds * 1_000_000_000)
 }
 
-/// Capitals, digits and a few signs, as Linux' conversion gives them.
+/// Encodes letters, digits and a few signs as Linux does.
 fn ebcdic(text: &str) -> Vec<u8> {
     let byte = |character: u8| match character {
         b'A'..=b'I' => character - b'A' + 0xC1,
@@ -48,10 +48,10 @@ fn ebcdic(text: &str) -> Vec<u8> {
 fn call(function: u64, timeout: u64, length: u64) -> Diagnose {
     let mut gprs = [0xDEAD_BEEF_DEAD_BEEF; 16];
     (gprs[2], gprs[3], gprs[4], gprs[5]) = (function, timeout, 0x1000, length);
-    Diagnose::from_intercept(4, 0x8324, 0x0288_0000, &gprs).expect("ours")
+    Diagnose::from_intercept(4, 0x8324, 0x0288_0000, &gprs).expect("DIAGNOSE X'288'")
 }
 
-/// A call with this command, as a VMM performs it.
+/// Performs a call with this command, as a VMM does.
 fn give(watchdog: &mut Diag288, function: u64, timeout: u64, command: &[u8], now: VmInstant) -> Outcome {
     watchdog.diagnose_with_command(&call(function, timeout, command.len() as u64), Some(command), now)
 }
@@ -61,7 +61,7 @@ fn strict() -> Diag288 {
 }
 
 #[test]
-fn each_call_is_performed_or_refused() {
+fn each_call_has_the_outcome_of_the_contract() {
     let long = vec![0x40; 231];
     #[rustfmt::skip]
     let table: &[Case] = &[
@@ -100,7 +100,7 @@ fn each_call_is_performed_or_refused() {
 }
 
 #[test]
-fn the_operand_says_what_to_read() {
+fn the_operand_gives_the_address_and_length_of_the_command() {
     let operand = |length| Some(CommandOperand { address: 0x1000, length });
     assert_eq!(call(INIT, 15, 1).command(), operand(1));
     assert_eq!(call(CHANGE | CONCEAL, 15, 230).command(), operand(230));
@@ -111,23 +111,23 @@ fn the_operand_says_what_to_read() {
 
     let mut gprs = [0; 16];
     gprs[5] = 3;
-    let uneven_r3 = Diagnose::from_intercept(4, 0x8325, 0x0288_0000, &gprs).expect("ours");
-    assert_eq!(uneven_r3.command(), None);
-    let uneven_r1 = Diagnose::from_intercept(4, 0x8334, 0x0288_0000, &gprs).expect("ours");
-    assert_eq!(uneven_r1.command(), None);
-    assert_eq!(strict().diagnose_with_command(&uneven_r1, Some(IPL), at(0)), Err(Specification));
-    let uneven_r3 = Diagnose::from_intercept(4, 0x832F, 0x0288_0000, &[15; 16]).expect("ours");
-    assert_eq!(strict().diagnose_with_command(&uneven_r3, Some(IPL), at(0)), Err(Specification));
+    let odd_r3 = Diagnose::from_intercept(4, 0x8325, 0x0288_0000, &gprs).expect("DIAGNOSE X'288'");
+    assert_eq!(odd_r3.command(), None);
+    let odd_r1 = Diagnose::from_intercept(4, 0x8334, 0x0288_0000, &gprs).expect("DIAGNOSE X'288'");
+    assert_eq!(odd_r1.command(), None);
+    assert_eq!(strict().diagnose_with_command(&odd_r1, Some(IPL), at(0)), Err(Specification));
+    let odd_r3 = Diagnose::from_intercept(4, 0x832F, 0x0288_0000, &[15; 16]).expect("DIAGNOSE X'288'");
+    assert_eq!(strict().diagnose_with_command(&odd_r3, Some(IPL), at(0)), Err(Specification));
 }
 
 #[test]
-fn problem_state_comes_first() {
-    let call = Diagnose::from_instruction([0x83, 0x24, 0x02, 0x88], 1 << 48, &[0; 16]).expect("ours");
+fn problem_state_is_checked_first() {
+    let call = Diagnose::from_instruction([0x83, 0x24, 0x02, 0x88], 1 << 48, &[0; 16]).expect("DIAGNOSE X'288'");
     assert_eq!(strict().diagnose_with_command(&call, None, at(0)), Err(PrivilegedOperation));
 }
 
 #[test]
-fn commands_come_to_what_they_are_in_another_vmm() {
+fn a_command_translates_to_its_request() {
     for (text, request) in [
         ("SYSTEM RESTART", Some(Request::Restart)),
         ("system restart", Some(Request::Restart)),
@@ -171,7 +171,7 @@ fn commands_come_to_what_they_are_in_another_vmm() {
 }
 
 #[test]
-fn a_command_is_shown_in_capitals_with_full_stops_for_the_rest() {
+fn a_command_prints_as_capitals_with_full_stops_for_other_bytes() {
     let shown = |bytes: &[u8]| CpCommand::from_ebcdic(bytes).expect("not empty").to_string();
     assert_eq!(shown(&ebcdic("msg op IPL 0150.\n\0")), "MSG OP IPL 0150.");
     assert_eq!(shown(&[0x4C, 0x6E, 0xFF, 0x15, 0x7D, 0x00]), "<>..'");
@@ -181,7 +181,7 @@ fn a_command_is_shown_in_capitals_with_full_stops_for_the_rest() {
 }
 
 #[test]
-fn the_timeout_brings_the_last_command_and_disarms_whatever_the_policy() {
+fn the_timeout_reports_the_last_command_and_disarms_under_every_policy() {
     for after in [AfterTimeout::Armed, AfterTimeout::Disarmed] {
         let mut watchdog = strict();
         watchdog.set_after_timeout(after);
@@ -195,17 +195,17 @@ fn the_timeout_brings_the_last_command_and_disarms_whatever_the_policy() {
         assert!(!watchdog.is_armed());
         assert_eq!(give(&mut watchdog, CHANGE, 15, IPL, at(27)), Err(Specification));
         assert_eq!(give(&mut watchdog, INIT, 15, BEGIN, at(27)), Ok(Heartbeat));
-        assert_eq!(watchdog.timeout_request(), Some(Request::Reset), "still that of the last timeout");
+        assert_eq!(watchdog.timeout_request(), Some(Request::Reset), "the request of the last timeout");
         assert_eq!(watchdog.poll(at(42)).timeout, Some(at(42)));
         assert_eq!(watchdog.timeout_request(), Some(Request::Nothing));
         watchdog.reset();
         assert_eq!(watchdog.timeout_command(), None);
-        assert!(watchdog.takes_commands(), "z/VM for ever");
+        assert!(watchdog.takes_commands(), "a reset keeps the flavour");
     }
 }
 
 #[test]
-fn of_two_timeouts_that_nobody_has_polled_the_first_one_counts() {
+fn a_poll_after_two_timeouts_reports_the_first() {
     let mut watchdog = strict();
     assert_eq!(give(&mut watchdog, INIT, 15, IPL, at(0)), Ok(Accepted));
     assert_eq!(give(&mut watchdog, INIT, 15, BEGIN, at(20)), Ok(Heartbeat));
@@ -213,7 +213,7 @@ fn of_two_timeouts_that_nobody_has_polled_the_first_one_counts() {
     assert_eq!(watchdog.timeout_request(), Some(Request::Reset));
 }
 
-/// The probe of Linux' driver, then its life: it feeds the watchdog with INIT.
+/// The probe of Linux' driver, then its heartbeats, which are INIT.
 #[test]
 fn the_sequence_of_linux_on_zvm() {
     let mut watchdog = strict();
@@ -227,7 +227,7 @@ fn the_sequence_of_linux_on_zvm() {
 }
 
 #[test]
-fn a_restored_watchdog_has_its_commands() {
+fn a_restored_watchdog_keeps_its_commands() {
     let mut saved = strict();
     assert_eq!(give(&mut saved, INIT, 15, IPL, at(0)), Ok(Accepted));
     assert_eq!(give(&mut saved, INIT, 15, BEGIN, at(20)), Ok(Heartbeat));
@@ -260,7 +260,7 @@ fn a_state_of_the_other_flavour_is_refused() {
     );
 }
 
-/// Any 230 bytes are a command; none more, and none at all is none.
+/// Any 1 to 230 bytes are a command.
 #[test]
 fn a_command_has_1_to_230_bytes() {
     assert_eq!(CpCommand::from_ebcdic(&[]), None);
@@ -269,9 +269,9 @@ fn a_command_has_1_to_230_bytes() {
     assert_eq!(CpCommand::from_ebcdic(&[0xC1; 256]), None);
 }
 
-/// A call that is refused leaves the command of an armed watchdog as it was, like all else.
+/// A refused call changes nothing, including the command of an armed watchdog.
 #[test]
-fn a_refused_call_leaves_the_command() {
+fn a_refused_call_keeps_the_command() {
     let unknown = ebcdic("MSG OP DEAD");
     let refused: [(Diagnose, Option<&[u8]>, ProgramInterruption); 4] = [
         (call(INIT, 15, unknown.len() as u64), Some(&unknown), Specification),
@@ -284,16 +284,16 @@ fn a_refused_call_leaves_the_command() {
         assert_eq!(give(&mut watchdog, INIT, 15, BEGIN, at(0)), Ok(Accepted));
         assert_eq!(watchdog.diagnose_with_command(&refused, text, at(1)), Err(interruption));
         assert_eq!(watchdog.poll(at(15)).timeout, Some(at(15)));
-        assert_eq!(watchdog.timeout_request(), Some(Request::Nothing), "BEGIN, of the call that was performed");
+        assert_eq!(watchdog.timeout_request(), Some(Request::Nothing), "BEGIN, from the successful call");
     }
 }
 
 #[test]
-fn a_timed_out_watchdog_cannot_be_cancelled_and_keeps_its_bite() {
+fn a_cancel_after_the_timeout_is_refused_and_keeps_the_timeout() {
     let mut watchdog = strict();
     assert_eq!(give(&mut watchdog, INIT, 15, IPL, at(0)), Ok(Accepted));
     assert_eq!(watchdog.diagnose(&call(CANCEL, 0, 0), at(16)), Err(Specification));
-    // Armed anew and cancelled before the host came to poll.
+    // The guest arms it again and cancels it before the host polls.
     assert_eq!(give(&mut watchdog, INIT, 15, BEGIN, at(17)), Ok(Heartbeat));
     assert_eq!(watchdog.diagnose(&call(CANCEL, 0, 0), at(18)), Ok(Accepted));
     assert_eq!(watchdog.poll(at(19)).timeout, Some(at(15)));
@@ -301,7 +301,7 @@ fn a_timed_out_watchdog_cannot_be_cancelled_and_keeps_its_bite() {
 }
 
 #[test]
-fn operands_count_in_full() {
+fn all_64_bits_of_an_operand_count() {
     let mut watchdog = strict();
     assert_eq!(give(&mut watchdog, INIT, 1 << 32, IPL, at(0)), Ok(Accepted), "a timeout whose low half is 0");
     assert_eq!(watchdog.poll_at(), Some(at(1 << 32)));
@@ -310,19 +310,19 @@ fn operands_count_in_full() {
 
     let mut gprs = [0; 16];
     (gprs[3], gprs[4], gprs[5]) = (15, 0xFEDC_BA98_8765_4321, 3);
-    let high = Diagnose::from_intercept(4, 0x8324, 0x0288_0000, &gprs).expect("ours");
+    let high = Diagnose::from_intercept(4, 0x8324, 0x0288_0000, &gprs).expect("DIAGNOSE X'288'");
     assert_eq!(high.command(), Some(CommandOperand { address: 0xFEDC_BA98_8765_4321, length: 3 }));
 }
 
 #[test]
-fn commands_are_taken_whatever_becomes_of_unknown_ones() {
+fn both_kinds_of_the_zvm_flavour_take_commands() {
     assert!(Diag288::zvm(UnknownCommands::Refused).takes_commands());
     assert!(Diag288::zvm(UnknownCommands::Accepted).takes_commands());
     assert!(!Diag288::new().takes_commands());
 }
 
 #[test]
-fn operands_are_for_the_commands_that_have_them() {
+fn only_some_commands_take_operands() {
     for (text, request) in [
         ("SYSTEM RESET NOW", None),
         ("SYSTEM CLEAR NOW", None),
@@ -337,20 +337,20 @@ fn operands_are_for_the_commands_that_have_them() {
 }
 
 #[test]
-fn every_letter_and_digit_is_shown() {
+fn every_letter_and_digit_prints() {
     let shown = |text: &str| CpCommand::from_ebcdic(&ebcdic(text)).expect("not empty").to_string();
     let capitals = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789";
     assert_eq!(shown(capitals), capitals);
     assert_eq!(shown(&capitals.to_lowercase()), capitals);
 }
 
-/// A guest of this flavour cannot time out without a command: such a state is one of the other flavour.
+/// With this flavour every timeout has a command: a state without one belongs to the other flavour.
 #[test]
 fn a_timeout_without_a_command_is_refused() {
     let mut lpar = Diag288::new();
     let mut gprs = [0; 16];
     gprs[3] = 15;
-    let init = Diagnose::from_intercept(4, 0x8324, 0x0288_0000, &gprs).expect("ours");
+    let init = Diagnose::from_intercept(4, 0x8324, 0x0288_0000, &gprs).expect("DIAGNOSE X'288'");
     assert_eq!(lpar.diagnose(&init, at(0)), Ok(Accepted));
     for poll in [false, true] {
         if poll {

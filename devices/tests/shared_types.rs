@@ -1,4 +1,4 @@
-//! What all models share: instants that saturate, and the defaults of `Model`.
+//! Types that all models share: saturating instants, and the default methods of `Model`.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use vm_watchdog_devices::{Access, Expired, Model, StateError, VmInstant};
 const SEVEN: VmInstant = VmInstant::from_nanos(7);
 
 #[test]
-fn instants_add_and_subtract_and_stop_at_both_ends() {
+fn instants_add_and_subtract_and_saturate() {
     assert_eq!(SEVEN + Duration::from_nanos(3), VmInstant::from_nanos(10));
     assert_eq!(SEVEN - Duration::from_nanos(3), VmInstant::from_nanos(4));
     assert_eq!(SEVEN - Duration::from_nanos(8), VmInstant::ZERO);
@@ -20,7 +20,7 @@ fn instants_add_and_subtract_and_stop_at_both_ends() {
 }
 
 #[test]
-fn an_instant_is_printed_in_seconds() {
+fn an_instant_prints_in_seconds() {
     for (nanos, printed) in [
         (0, "0.000000000s"),
         (1, "0.000000001s"),
@@ -41,7 +41,7 @@ fn an_expiry_of_either_kind_is_not_empty() {
 }
 
 #[test]
-fn a_model_of_one_stage_without_a_line_needs_to_say_no_more() {
+fn a_model_with_one_stage_and_no_line_uses_the_defaults() {
     struct Plain;
     impl Model for Plain {
         type State = ();
@@ -61,11 +61,11 @@ fn a_model_of_one_stage_without_a_line_needs_to_say_no_more() {
         }
     }
     assert!(!Plain.interrupt_level());
-    assert_eq!(Plain.timeout_at(), Some(SEVEN), "what it has to do is to time out");
+    assert_eq!(Plain.timeout_at(), Some(SEVEN), "the next poll is the timeout");
 }
 
 #[test]
-fn a_heartbeat_is_more_than_an_access_and_an_access_more_than_nothing() {
+fn accesses_order_as_ignored_accepted_heartbeat() {
     assert!(Access::Ignored < Access::Accepted);
     assert!(Access::Accepted < Access::Heartbeat);
 }

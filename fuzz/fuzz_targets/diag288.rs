@@ -1,9 +1,10 @@
 //! A hostile guest and a VMM that polls at arbitrary times, on the diag288 model: decoding, execution and time.
 //!
-//! Beyond not panicking, the device must never fire early, never lose an expiry, refuse without changing anything, and
-//! change nothing for an instruction that is not its own.
+//! The device must not panic, expire early or lose an expiry. A refused call and an instruction that is not DIAGNOSE
+//! X'288' must change nothing.
 //!
-//! From the top of the repository, with `cargo install --locked cargo-fuzz`, new finds kept in `corpus` (not in git):
+//! From the top of the repository, after `cargo install --locked cargo-fuzz`. New inputs go to `corpus`, which is not
+//! in git:
 //!
 //! ```text
 //! mkdir -p fuzz/corpus/diag288
@@ -110,7 +111,7 @@ impl Machine {
         }
     }
 
-    /// What a VMM does: the command's bytes, if there is that much memory at its address.
+    /// Performs a call as a VMM does: with the command's bytes, if its memory is large enough.
     fn call(&mut self, call: Option<Diagnose>, memory: Option<Vec<u8>>) {
         let Some(call) = call else { return };
         let operand = call.command();
@@ -119,16 +120,17 @@ impl Machine {
         let state_before = self.device.save(self.at());
         let outcome = self.device.diagnose_with_command(&call, command, self.at());
         if outcome.is_err() {
-            assert_eq!(self.device.save(self.at()), state_before, "a refused call changed something");
+            assert_eq!(self.device.save(self.at()), state_before, "a refused call changed the state");
         } else if let Some(deadline) = self.device.timeout_at() {
             let earliest = self.now.saturating_add(15_000_000_000);
-            assert!(deadline.as_nanos() >= earliest, "less than 15 s");
+            assert!(deadline.as_nanos() >= earliest, "a deadline in less than 15 s");
         }
     }
 
-    /// Lets time pass without a poll, after a look at what polls on the way would have changed.
+    /// Advances the time without a poll, after a check on copies that an intermediate poll changes nothing.
     ///
-    /// They do if an expiry waits: one poll then makes room for the next expiry, whose command is another.
+    /// The check is skipped if an expiry is latched: an intermediate poll takes it, and the next expiry, with another
+    /// command, is latched instead.
     fn wait_until(&mut self, later: u64) {
         let begin = self.now;
         self.now = later.max(begin);
@@ -139,7 +141,7 @@ impl Machine {
         cut.poll(VmInstant::from_nanos(begin + (self.now - begin) / 3));
         cut.poll(self.at());
         whole.poll(self.at());
-        assert_eq!(cut.save(self.at()), whole.save(self.at()), "it makes a difference how time is cut");
+        assert_eq!(cut.save(self.at()), whole.save(self.at()), "an intermediate poll changed the state");
     }
 
     fn poll(&mut self) {
@@ -147,10 +149,12 @@ impl Machine {
         let expired = self.device.poll(self.at());
         assert_eq!(expired.pretimeout, None);
         match announced {
-            Some(due) if due <= self.at() && due < VmInstant::MAX => assert_eq!(expired.timeout, Some(due), "lost"),
-            _ => assert_eq!(expired.timeout, None, "early"),
+            Some(due) if due <= self.at() && due < VmInstant::MAX => {
+                assert_eq!(expired.timeout, Some(due), "lost expiry")
+            }
+            _ => assert_eq!(expired.timeout, None, "early expiry"),
         }
-        assert!(self.device.poll(self.at()).is_empty(), "nothing is left");
+        assert!(self.device.poll(self.at()).is_empty(), "a second poll reports nothing");
         assert!(self.device.poll_at().is_none_or(|next| next > self.at() || next == VmInstant::MAX));
     }
 

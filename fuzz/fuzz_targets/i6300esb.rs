@@ -1,9 +1,10 @@
 //! A hostile guest and a VMM that polls at arbitrary times, on the i6300esb model.
 //!
-//! Beyond not panicking and not hanging, the device must never fire early, never lose an expiry, and after one poll
-//! have nothing left to do until a later instant.
+//! The device must not panic, hang, expire early or lose an expiry. After a poll, `poll_at` must be later than the
+//! poll.
 //!
-//! From the top of the repository, with `cargo install --locked cargo-fuzz`, new finds kept in `corpus` (not in git):
+//! From the top of the repository, after `cargo install --locked cargo-fuzz`. New inputs go to `corpus`, which is not
+//! in git:
 //!
 //! ```text
 //! mkdir -p fuzz/corpus/i6300esb
@@ -81,7 +82,7 @@ impl Machine {
             Step::Poll => self.poll(),
             Step::Reset => {
                 self.device.reset();
-                assert_eq!(self.device.poll_at(), None, "a reset cancels everything");
+                assert_eq!(self.device.poll_at(), None, "a reset clears every expiry");
             }
             Step::SaveAndRestore => self.save_and_restore(),
             Step::Unlock => {
@@ -112,7 +113,7 @@ impl Machine {
         }
     }
 
-    /// Lets time pass without a poll, after a look at what polls on the way would have changed.
+    /// Advances the time without a poll, after a check on copies that an intermediate poll changes nothing.
     fn wait_until(&mut self, later: u64) {
         let begin = self.now;
         self.now = later.max(begin);
@@ -120,7 +121,7 @@ impl Machine {
         cut.poll(VmInstant::from_nanos(begin + (self.now - begin) / 3));
         cut.poll(self.at());
         whole.poll(self.at());
-        assert_eq!(cut.save(self.at()), whole.save(self.at()), "it makes a difference how time is cut");
+        assert_eq!(cut.save(self.at()), whole.save(self.at()), "an intermediate poll changed the state");
     }
 
     fn write_config(&mut self, offset: u16, data: &[u8]) {
@@ -139,7 +140,7 @@ impl Machine {
         let access = write(&mut self.device, now);
         let after = self.device.poll_at();
         if before.is_some_and(|before| before <= now && before < VmInstant::MAX) {
-            assert!(is_silent || after == before, "an expiry that waits was lost: {before:?}, {after:?}");
+            assert!(is_silent || after == before, "a latched expiry was lost: {before:?}, {after:?}");
         } else if access == Access::Heartbeat || (!was_armed && self.device.is_armed()) {
             let mut preload = [0; 4];
             self.device.read_bar(0, &mut preload, now);
@@ -149,7 +150,7 @@ impl Machine {
         }
     }
 
-    /// Read on a copy: a read lets time pass, which is for the steps to do.
+    /// Reads from a copy, because a read advances the device's time.
     fn register(&self, offset: u16) -> u8 {
         let mut data = [0];
         self.device.clone().read_config(offset, &mut data, self.at());
@@ -165,9 +166,9 @@ impl Machine {
         }
         let next = self.device.poll_at();
         if announced.is_some_and(|announced| announced > self.at()) {
-            assert_eq!(next, announced, "a poll that comes early changes nothing");
+            assert_eq!(next, announced, "an early poll changes nothing");
         }
-        assert!(next.is_none_or(|next| next > self.at() || next == VmInstant::MAX), "one poll is enough");
+        assert!(next.is_none_or(|next| next > self.at() || next == VmInstant::MAX), "one poll reports everything");
         assert!(self.device.poll(self.at()).is_empty(), "an expiry is reported once");
         if self.device.interrupt_level() {
             let mut gintsr = [0];

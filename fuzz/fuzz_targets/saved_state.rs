@@ -1,4 +1,4 @@
-//! A saved state of any bytes: refused with nothing changed, or a watchdog that goes on without a panic.
+//! Restores arbitrary bytes as a saved state: the watchdog refuses it unchanged, or runs on without a panic.
 //!
 //! From the top of the repository:
 //!
@@ -35,7 +35,7 @@ fuzz_target!(|bytes: &[u8]| {
         watchdog.read_bar(0, &mut [0; 16]);
         watchdog.write_bar(0x0C, &[0x86, 0, 0, 0]);
         watchdog.write_bar(0x0C, &[0, 1, 0, 0]);
-        // What was restored can be saved and restored again.
+        // A restored watchdog can be saved and restored again.
         let state = watchdog.save();
         watchdog.restore(&state).unwrap();
     }

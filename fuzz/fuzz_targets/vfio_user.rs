@@ -1,9 +1,12 @@
-//! A hostile VMM: an arbitrary byte stream, in arbitrary pieces, for the vfio-user session that `vm-watchdog serve` uses.
+//! A hostile VMM: an arbitrary byte stream, in arbitrary chunks, for the vfio-user session that
+//! `vm-watchdog serve` uses.
 //!
-//! The session must not panic, hang or grow. Every reply must be one whole message of a bounded size to a command that
-//! expects one, an access that starts in a region must succeed, and after each client the device must be reset.
+//! The server must not panic, hang or grow. Every reply must be one whole message of bounded size, for a command that
+//! asks for a reply. An access that starts in a region must succeed. Whatever one client sends, the next client must
+//! find the device as after power-on.
 //!
-//! From the top of the repository, with `cargo install --locked cargo-fuzz`, new finds kept in `corpus` (not in git):
+//! From the top of the repository, after `cargo install --locked cargo-fuzz`. New inputs go to `corpus`, which is not
+//! in git:
 //!
 //! ```text
 //! mkdir -p fuzz/corpus/vfio_user
@@ -85,14 +88,14 @@ fuzz_target!(|input: &[u8]| {
     assert_eq!(preload, [0xFF, 0xFF, 0x0F, 0]);
 });
 
-/// Sends all of `stream`, unless the session ends before.
+/// Sends all of `stream`, until the server closes the connection.
 fn converse(session: &mut Session<Device>, mut stream: &[u8], piece: u8, is_greeted: bool) -> Next {
     let mut framer = Framer::new();
     let mut reply = Vec::new();
     while !stream.is_empty() {
         let space = framer.space();
         let count = space.len().min(piece.into()).min(stream.len());
-        assert_ne!(count, 0, "a framer always has room, or a message");
+        assert_ne!(count, 0, "a framer has space left, or a message");
         space[..count].copy_from_slice(&stream[..count]);
         framer.filled(count);
         stream = &stream[count..];

@@ -74,11 +74,13 @@ impl Deliveries {
     }
 
     /// When [`take_due`](Self::take_due) next has something to deliver; None while the handler is being called.
+    #[inline]
     pub fn next_due(&self) -> Option<VmInstant> {
         if self.is_calling {
             return None;
         }
-        [self.pretimeout, self.timeout, self.escalation].into_iter().flatten().map(|delivery| delivery.due).min()
+        let due = |slot: &Option<Delivery>| slot.as_ref().map(|delivery| delivery.due);
+        earlier(due(&self.pretimeout), earlier(due(&self.timeout), due(&self.escalation)))
     }
 
     /// Notes that the pretimeout action is due.
@@ -102,6 +104,7 @@ impl Deliveries {
     }
 
     /// Ends the episode: the guest has fed the watchdog, or has started it anew.
+    #[inline]
     pub fn heartbeat(&mut self) {
         let Self { policy: _, pretimeout, timeout, escalation, in_flight, is_calling: _, failures } = self;
         *pretimeout = None;
@@ -265,6 +268,15 @@ impl Delivery {
             has_recovered: false,
             ends_with_heartbeat: false,
         }
+    }
+}
+
+/// The earlier of two instants that may be missing.
+#[inline]
+pub(super) fn earlier(one: Option<VmInstant>, other: Option<VmInstant>) -> Option<VmInstant> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
     }
 }
 

@@ -20,8 +20,8 @@ use crate::action::Action;
 use crate::policy::Policy;
 use crate::run_delay::VcpuDelay;
 use crate::stats::{Stats, count};
-use delivery::Deliveries;
 pub(crate) use delivery::Delivery;
+use delivery::{Deliveries, earlier};
 use line::Line;
 use steal_time::StealTime;
 
@@ -158,15 +158,20 @@ impl<M: Model> Core<M> {
     }
 
     /// The reading to take before or after an access, if one is due.
+    #[inline]
     pub fn reading(&mut self, vm_now: VmInstant) -> Option<Call> {
         self.steal_time.as_ref()?;
         self.begins_reading(vm_now).then_some(Call::ReadRunDelay)
     }
 
     /// The change of the interrupt line to make after an access or a reset.
+    #[inline]
     pub fn line_change(&mut self) -> Option<Call> {
+        let line = self.line.as_mut()?;
         let wanted = self.model.interrupt_level();
-        let line = self.line.as_mut().filter(|line| line.needs(wanted))?;
+        if !line.needs(wanted) {
+            return None;
+        }
         line.begin(wanted);
         Some(Call::SetLine(wanted))
     }
@@ -174,7 +179,10 @@ impl<M: Model> Core<M> {
     /// The VM was paused before the call could be made.
     pub fn put_back(&mut self, call: Call) {
         match call {
-            Call::ReadRunDelay => self.has_started = true,
+            Call::ReadRunDelay => {
+                self.has_started = true;
+                self.steal_time.iter_mut().for_each(StealTime::put_back_reading);
+            }
             Call::SetLine(_) => self.line.iter_mut().for_each(Line::put_back),
             Call::Perform(_) => self.deliveries.put_back(),
         }
@@ -219,7 +227,7 @@ impl<M: Model> Core<M> {
             Some(steal_time) => steal_time.wake_for(deadline, self.model.timeout_at()),
         });
         let line = self.is_line_stale().then_some(VmInstant::ZERO);
-        let first = [deadline, self.deliveries.next_due(), line].into_iter().flatten().min();
+        let first = earlier(deadline, earlier(self.deliveries.next_due(), line));
         first.map(|due| due.max(self.not_before))
     }
 
@@ -228,6 +236,7 @@ impl<M: Model> Core<M> {
         self.model.reset();
         self.deliveries.cancel();
         self.pretimeout_at = None;
+        self.line.iter_mut().for_each(Line::try_again);
     }
 
     /// The VMM has dealt with what it was told: no retry, no escalation.
@@ -269,10 +278,7 @@ impl<M: Model> Core<M> {
 
     /// The next instant at which something expires, on the watchdog's time.
     fn deadline(&self) -> Option<VmInstant> {
-        match (self.model.poll_at(), self.pretimeout_at) {
-            (Some(one), Some(other)) => Some(one.min(other)),
-            (one, other) => one.or(other),
-        }
+        earlier(self.model.poll_at(), self.pretimeout_at)
     }
 
     /// The time to tell the model.
@@ -287,6 +293,7 @@ impl<M: Model> Core<M> {
         self.steal_time.as_ref().map_or(now, |steal_time| steal_time.vm_time(now))
     }
 
+    #[inline(never)]
     fn begins_reading(&mut self, vm_now: VmInstant) -> bool {
         let deadline = self.deadline();
         let timeout_at = self.model.timeout_at();
@@ -298,11 +305,16 @@ impl<M: Model> Core<M> {
         is_wanted && timeout_at.is_some() && steal_time.begin_reading(vm_now)
     }
 
-    /// Notes what has expired.
+    /// Notes what has expired, if a deadline has come.
+    #[inline]
     fn note_expired(&mut self, vm_now: VmInstant) {
-        if self.deadline().is_none_or(|deadline| deadline > vm_now) {
-            return;
+        if self.deadline().is_some_and(|deadline| deadline <= vm_now) {
+            self.note_what_has_expired(vm_now);
         }
+    }
+
+    #[cold]
+    fn note_what_has_expired(&mut self, vm_now: VmInstant) {
         let now = self.model_time(vm_now);
         if self.model.poll_at().is_some_and(|poll_at| poll_at <= now) {
             if let Some(steal_time) = &mut self.steal_time {

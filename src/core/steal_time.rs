@@ -150,6 +150,11 @@ impl StealTime {
         begins
     }
 
+    /// The reading was not taken after all: the next one need not wait.
+    pub fn put_back_reading(&mut self) {
+        self.next_reading = VmInstant::ZERO;
+    }
+
     /// Takes a reading into account that was begun at `begun`, on the VM's time. Gives what was compensated.
     ///
     /// The most delayed vCPU counts: the process that feeds the watchdog may have been on any of them, and the guest

@@ -394,7 +394,7 @@ fn a_vm_saved_before_its_line_was_set_has_it_set_after_the_restore() {
     let mut restored = Bench::new(Policy::default());
     restored.core.restore(&bench.core.save(bench.now), restored.now).unwrap();
     restored.serve();
-    assert_eq!(restored.levels, [], "no edge where the line was set before");
+    assert!(restored.levels.is_empty(), "no edge where the line was set before");
 }
 
 #[test]
@@ -409,6 +409,19 @@ fn a_restore_during_a_change_of_the_line_has_the_level_of_the_device_set() {
     bench.core.line_set(true);
     bench.serve();
     assert_eq!(bench.levels, [false]);
+}
+
+#[test]
+fn a_reset_lowers_a_line_that_could_not_be_set_before() {
+    let mut bench = Bench::new(Policy::new(Action::Reset));
+    bench.start(512);
+    bench.now = bench.now + TIMEOUT / 2;
+    bench.core.wake(bench.now);
+    assert_eq!(bench.core.next_call(bench.now), Some(Call::SetLine(true)));
+    bench.core.line_set(false);
+    assert_eq!(bench.core.line_change(), None, "a line that fails is not tried again at once");
+    bench.core.reset();
+    assert_eq!(bench.core.line_change(), Some(Call::SetLine(false)));
 }
 
 #[test]

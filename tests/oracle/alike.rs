@@ -1,14 +1,14 @@
-//! Where the model follows QEMU.
+//! Behaviour that the model shares with QEMU's device.
 
 use crate::pair::{Bar, Config, Pair};
 
-/// What a preload of one lasts, at 1 kHz and at 1 MHz.
+/// Nanoseconds in one unit of a preload, at 1 kHz and at 1 MHz.
 const KHZ: u64 = 983_040;
 const MHZ: u64 = 960;
 
 #[test]
-fn the_header_reads_alike_after_power_on() {
-    let Some(mut pair) = Pair::start("the_header_reads_alike_after_power_on") else { return };
+fn the_headers_read_the_same_after_power_on() {
+    let Some(mut pair) = Pair::start("the_headers_read_the_same_after_power_on") else { return };
     for width in [1, 2, 4] {
         for offset in (0..0x100).step_by(width) {
             pair.read_same(Config, offset, width);
@@ -17,9 +17,9 @@ fn the_header_reads_alike_after_power_on() {
 }
 
 #[test]
-fn the_header_keeps_the_same_bits() {
-    let Some(mut pair) = Pair::start("the_header_keeps_the_same_bits") else { return };
-    // All but the latency timer.
+fn the_headers_keep_the_same_bits() {
+    let Some(mut pair) = Pair::start("the_headers_keep_the_same_bits") else { return };
+    // All offsets except that of the latency timer.
     for offset in (0..0x40).filter(|&offset| offset != 0x0D) {
         let before = pair.read_same(Config, offset, 1);
         pair.write(Config, offset, 1, 0xFF);
@@ -50,8 +50,8 @@ fn the_configuration_and_lock_registers_keep_the_same_bits() {
 }
 
 #[test]
-fn timeouts_come_on_the_same_nanosecond() {
-    let Some(mut pair) = Pair::start("timeouts_come_on_the_same_nanosecond") else { return };
+fn timeouts_expire_at_the_same_nanosecond() {
+    let Some(mut pair) = Pair::start("timeouts_expire_at_the_same_nanosecond") else { return };
     for (configuration, unit) in [(0x0000, KHZ), (0x0003, KHZ), (0x0004, MHZ), (0x0007, MHZ)] {
         for (preload1, preload2) in
             [(1, 1), (512, 512), (2048, 1), (3, 70_000), (0, 5), (5, 0), (0, 0), (0xF_FFFF, 0xF_FFFF), (0xF0_0010, 7)]
@@ -74,15 +74,15 @@ fn timeouts_come_on_the_same_nanosecond() {
 }
 
 #[test]
-fn reset_values_time_out_on_the_same_nanosecond() {
-    let Some(mut pair) = Pair::start("reset_values_time_out_on_the_same_nanosecond") else { return };
+fn reset_values_expire_at_the_same_nanosecond() {
+    let Some(mut pair) = Pair::start("reset_values_expire_at_the_same_nanosecond") else { return };
     pair.write(Config, 0x68, 1, 0x02);
     assert_eq!(pair.wait_alike(3_000_000_000_000), Some(2 * 0xF_FFFF * KHZ));
 }
 
 #[test]
-fn a_new_prescaler_counts_from_the_next_load() {
-    let Some(mut pair) = Pair::start("a_new_prescaler_counts_from_the_next_load") else { return };
+fn a_new_prescaler_takes_effect_at_the_next_load() {
+    let Some(mut pair) = Pair::start("a_new_prescaler_takes_effect_at_the_next_load") else { return };
     pair.preload(512, 256);
     pair.write(Config, 0x68, 1, 0x02);
     let started = pair.now;
@@ -92,8 +92,8 @@ fn a_new_prescaler_counts_from_the_next_load() {
 }
 
 #[test]
-fn a_new_preload_counts_from_the_next_entry_to_its_stage() {
-    let Some(mut pair) = Pair::start("a_new_preload_counts_from_the_next_entry_to_its_stage") else { return };
+fn a_new_preload_takes_effect_at_the_next_start_of_its_stage() {
+    let Some(mut pair) = Pair::start("a_new_preload_takes_effect_at_the_next_start_of_its_stage") else { return };
     pair.preload(512, 256);
     pair.write(Config, 0x68, 1, 0x02);
     let started = pair.now;
@@ -105,14 +105,14 @@ fn a_new_preload_counts_from_the_next_entry_to_its_stage() {
 }
 
 #[test]
-fn free_running_mode_runs_two_stages_a_cycle() {
-    let Some(mut pair) = Pair::start("free_running_mode_runs_two_stages_a_cycle") else { return };
+fn free_running_mode_runs_two_stages_per_cycle() {
+    let Some(mut pair) = Pair::start("free_running_mode_runs_two_stages_per_cycle") else { return };
     pair.preload(512, 256);
     pair.write(Config, 0x68, 1, 0x06);
     assert_eq!(pair.wait_alike(10_000 * KHZ), Some(768 * KHZ), "the first cycle");
     pair.reset();
 
-    // With the output disabled nothing is seen of the cycles that pass; enabled again, the next end of stage two is.
+    // While the output is disabled the cycles report nothing; the first end of stage two after that is reported.
     for cycles in [1, 2, 5] {
         pair.write(Config, 0x60, 2, 0x0020);
         pair.preload(512, 256);
@@ -128,7 +128,7 @@ fn free_running_mode_runs_two_stages_a_cycle() {
 #[test]
 fn the_unlock_sequence_is_the_same() {
     let Some(mut pair) = Pair::start("the_unlock_sequence_is_the_same") else { return };
-    // Registers and values of 16-bit and 32-bit writes, where QEMU's widths are as complete as the model's.
+    // Registers and values of 16-bit and 32-bit writes: QEMU's device accepts both widths there.
     let steps = [(0x0C, 2, 0x80), (0x0C, 4, 0x86), (0x0C, 2, 0x42), (0x08, 4, 0x80), (0x04, 4, 0x55), (0x0C, 4, 0x80)];
     for number in 0..6_usize.pow(4) {
         let sequence: Vec<_> = (0..4).map(|digit| steps[number / 6_usize.pow(digit) % 6]).collect();
@@ -138,7 +138,7 @@ fn the_unlock_sequence_is_the_same() {
         for &(offset, width, value) in &sequence {
             pair.write(Bar, offset, width, value);
         }
-        // Let through, the preload changes the deadline of the next start.
+        // If the preload is unlocked, this changes the deadline of the next start.
         pair.write(Bar, 0x00, 4, 1);
         pair.write(Config, 0x68, 1, 0x00);
         pair.write(Config, 0x68, 1, 0x02);
@@ -156,7 +156,7 @@ fn either_bit_clears_the_timeout() {
         assert!(pair.wait_alike(10 * KHZ).is_some());
         pair.reset();
         pair.write(Bar, 0x0C, 2, clear);
-        assert_eq!(pair.read_same(Bar, 0x0C, 2), 0x1200, "not without an unlock");
+        assert_eq!(pair.read_same(Bar, 0x0C, 2), 0x1200, "without an unlock");
         pair.unlock();
         pair.write(Bar, 0x0C, 2, clear);
         assert_eq!(pair.read_same(Bar, 0x0C, 2), expected, "{clear:x}");

@@ -1,8 +1,8 @@
-//! The clients that work on QEMU's device work on the model in the same way, access for access.
+//! Drivers that work with QEMU's device work the same with the model, access by access.
 
 use crate::pair::{Bar, Config, Pair, SECOND, Space};
 
-/// One access: where, how wide, and what is written. None reads, and both must read the same.
+/// One access: space, offset, width, and the value to write. `None` reads, and both devices must return the same value.
 type Access = (Space, u16, usize, Option<u32>);
 
 const fn read(space: Space, offset: u16, width: usize) -> Access {
@@ -27,7 +27,7 @@ struct Client {
     start: &'static [Access],
     heartbeat: &'static [Access],
     stop: &'static [Access],
-    /// From the last heartbeat (or the start) to the bite.
+    /// From the last heartbeat (or the start) to the timeout.
     nanos: u64,
 }
 
@@ -141,7 +141,7 @@ const CLIENTS: [Client; 4] = [
             write(Config, 0x68, 1, 0x03),
         ],
         heartbeat: &[],
-        // It cannot be stopped; an operating system that tries reads back that it is still enabled.
+        // It cannot be stopped: an operating system that disables it reads back that it is still enabled.
         stop: &[],
         nanos: 61_035 * 983_040,
     },
@@ -157,8 +157,8 @@ fn play(pair: &mut Pair, accesses: &[Access]) {
 }
 
 #[test]
-fn clients_see_the_same_device_from_probe_to_bite() {
-    let Some(mut pair) = Pair::start("clients_see_the_same_device_from_probe_to_bite") else { return };
+fn clients_see_the_same_device_from_probe_to_timeout() {
+    let Some(mut pair) = Pair::start("clients_see_the_same_device_from_probe_to_timeout") else { return };
     for client in &CLIENTS {
         for _ in 0..2 {
             play(&mut pair, client.start);
@@ -170,8 +170,8 @@ fn clients_see_the_same_device_from_probe_to_bite() {
                     last = pair.now;
                 }
             }
-            let bite = pair.wait_alike(3600 * SECOND);
-            assert_eq!(bite, Some(last + client.nanos), "{}", client.name);
+            let timeout = pair.wait_alike(3600 * SECOND);
+            assert_eq!(timeout, Some(last + client.nanos), "{}", client.name);
             pair.reset();
             assert_eq!(pair.read_same(Bar, 0x0C, 2), 0x1200, "{}", client.name);
         }

@@ -1,6 +1,7 @@
-//! Where the model differs from QEMU on purpose: each row of the table in the contract, measured on both.
+//! Intended differences between the model and QEMU's device: each row of the table in the contract, measured on both.
 //!
-//! A pair is what QEMU shows, and what the model shows.
+//! Each pair of results is QEMU's first, then the model's. In the names of the tests, "here" is the model and "there"
+//! is QEMU.
 
 use vm_watchdog_devices::i6300esb::{I6300esb, I6300esbConfig, InterruptPin};
 use vm_watchdog_devices::{Model, VmInstant};
@@ -10,8 +11,8 @@ use crate::pair::{Bar, Config, Pair, SECOND};
 const KHZ: u64 = 983_040;
 
 #[test]
-fn other_widths_of_60h_and_68h_act_here_and_hit_plain_storage_there() {
-    let Some(mut pair) = Pair::start("other_widths_of_60h_and_68h_act_here_and_hit_plain_storage_there") else {
+fn other_widths_of_60h_and_68h_take_effect_here_and_are_plain_storage_there() {
+    let Some(mut pair) = Pair::start("other_widths_of_60h_and_68h_take_effect_here_and_are_plain_storage_there") else {
         return;
     };
     for width in [1, 4] {
@@ -28,10 +29,10 @@ fn other_widths_of_60h_and_68h_act_here_and_hit_plain_storage_there() {
     }
 }
 
-/// The end of OpenBSD's probe, and its start: nothing here is of a width that QEMU knows.
+/// The end of OpenBSD's probe, and its start. QEMU's device supports none of these widths.
 #[test]
-fn openbsd_works_here_and_is_never_bitten_there() {
-    let Some(mut pair) = Pair::start("openbsd_works_here_and_is_never_bitten_there") else { return };
+fn openbsd_times_out_here_and_never_there() {
+    let Some(mut pair) = Pair::start("openbsd_times_out_here_and_never_there") else { return };
     pair.write(Config, 0x60, 4, 0x03);
     pair.write(Config, 0x68, 4, 0x00);
     for (register, preload) in [(0x00, 30_212), (0x04, 2)] {
@@ -60,15 +61,17 @@ fn the_timeout_bit_is_read_at_every_width_here_and_with_16_bits_there() {
 }
 
 #[test]
-fn a_reload_counts_at_every_width_here_and_with_16_bits_there() {
-    let Some(mut pair) = Pair::start("a_reload_counts_at_every_width_here_and_with_16_bits_there") else { return };
+fn a_reload_takes_effect_at_every_width_here_and_with_16_bits_there() {
+    let Some(mut pair) = Pair::start("a_reload_takes_effect_at_every_width_here_and_with_16_bits_there") else {
+        return;
+    };
     for (offset, width, value) in [(0x0D, 1, 0x01), (0x0C, 4, 0x0100)] {
         pair.preload(512, 512);
         pair.write(Config, 0x68, 1, 0x02);
         assert_eq!(pair.wait(1000 * KHZ), (0, 0));
         pair.unlock();
         pair.write(Bar, offset, width, value);
-        assert_eq!(pair.wait(24 * KHZ), (1, 0), "{width} bytes: QEMU does not count the heartbeat");
+        assert_eq!(pair.wait(24 * KHZ), (1, 0), "{width} bytes: QEMU ignores the heartbeat");
         assert_eq!(pair.wait(1000 * KHZ - 1), (0, 0), "{width} bytes");
         assert_eq!(pair.wait(1), (0, 1), "{width} bytes");
         pair.reset();
@@ -85,7 +88,7 @@ fn preloads_are_written_at_every_width_here_and_with_32_bits_there() {
         pair.unlock();
         pair.write(Bar, 0x00, 4, 1000);
         pair.write(Config, 0x68, 1, 0x02);
-        // 0x7D0 stays there; here the low byte, or all sixteen bits, are new.
+        // QEMU's preload stays 0x7D0; the model's changes in its low byte, or in its low 16 bits.
         let here = if width == 1 { 0x710 } else { 0x010 };
         assert_eq!(pair.wait((1000 + here) * KHZ - 1), (0, 0), "{width} bytes");
         assert_eq!(pair.wait(1), (0, 1), "{width} bytes");
@@ -96,8 +99,8 @@ fn preloads_are_written_at_every_width_here_and_with_32_bits_there() {
 }
 
 #[test]
-fn a_byte_uses_the_unlock_up_here_and_not_there() {
-    let Some(mut pair) = Pair::start("a_byte_uses_the_unlock_up_here_and_not_there") else { return };
+fn a_byte_write_uses_the_unlock_up_here_and_not_there() {
+    let Some(mut pair) = Pair::start("a_byte_write_uses_the_unlock_up_here_and_not_there") else { return };
     pair.unlock();
     pair.write(Bar, 0x08, 1, 0x00);
     pair.write(Bar, 0x00, 4, 1000);
@@ -105,7 +108,7 @@ fn a_byte_uses_the_unlock_up_here_and_not_there() {
     pair.write(Bar, 0x04, 4, 1000);
     pair.write(Config, 0x68, 1, 0x02);
     assert_eq!(pair.wait(2000 * KHZ), (1, 0));
-    assert_eq!(pair.model.poll_at(), Some(VmInstant::from_nanos(0xF_FFFF * KHZ)), "the reset value counts");
+    assert_eq!(pair.model.poll_at(), Some(VmInstant::from_nanos(0xF_FFFF * KHZ)), "preload 1 has its reset value");
 }
 
 #[test]
@@ -150,11 +153,11 @@ fn after_a_timeout_the_device_stays_armed_here_and_is_reset_there() {
     assert_eq!(pair.read(Config, 0x60, 2), (0x0000, 0x0003));
     assert_eq!(pair.wait(5 * SECOND), (0, 0), "once");
 
-    // The guest was paused, interrupted or ignored; it recovers, pets again, and then hangs again.
+    // After a pause, an NMI or no action the guest recovers, sends a heartbeat, and then hangs again.
     pair.reload();
     assert_eq!(pair.wait(1024 * KHZ - 1), (0, 0));
     assert_eq!(pair.wait(1), (0, 1));
-    assert_eq!(pair.wait(10_000 * SECOND), (0, 0), "QEMU's guest is not protected any more");
+    assert_eq!(pair.wait(10_000 * SECOND), (0, 0), "QEMU's device is not armed any more");
 }
 
 #[test]
@@ -166,7 +169,7 @@ fn with_output_disabled_the_timeout_bit_is_set_here_and_not_there() {
     assert_eq!(pair.wait(10 * SECOND), (0, 0));
     assert_eq!(pair.read(Bar, 0x0C, 2), (0x0000, 0x1200));
 
-    // Alike from here: enabled, with no timer, until the next reload.
+    // From here both are the same: enabled, with a stopped counter until the next reload.
     assert_eq!(pair.read_same(Config, 0x68, 1), 0x02);
     pair.write(Config, 0x60, 2, 0x0000);
     assert_eq!(pair.wait_alike(3600 * SECOND), None);

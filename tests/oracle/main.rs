@@ -1,7 +1,8 @@
-//! The i6300esb model beside QEMU's own device, driven through the same accesses on the same virtual nanoseconds.
+//! Compares the i6300esb model with QEMU's device: the same accesses at the same virtual nanoseconds.
 //!
-//! QEMU runs without a guest, as its own device tests do (qtest). Where the contract says that the two are alike, they
-//! are compared; where it says that they differ, both sides are measured, so that a QEMU that changes is noticed.
+//! QEMU runs without a guest, controlled over its qtest protocol. Where the contract says that the two are the same,
+//! the tests compare them. Where it says that they differ, the tests measure both, so that a change in QEMU fails a
+//! test.
 
 mod alike;
 mod clients;

@@ -1,4 +1,4 @@
-//! The two devices side by side.
+//! QEMU's device and the model, driven together.
 
 use vm_watchdog_devices::i6300esb::{I6300esb, I6300esbConfig};
 use vm_watchdog_devices::{Model, VmInstant};
@@ -24,7 +24,7 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// None where QEMU cannot be had: the test says so and ends.
+    /// Returns `None` if QEMU is unavailable: reports the test as skipped.
     pub fn start(test: &str) -> Option<Self> {
         match Qemu::start() {
             Ok(qemu) => {
@@ -69,12 +69,12 @@ impl Pair {
         };
     }
 
-    /// What QEMU reads, and what the model reads.
+    /// Reads from both: QEMU's value, then the model's.
     pub fn read(&mut self, space: Space, offset: u16, width: usize) -> (u32, u32) {
         (self.qemu.read(space, offset, width), self.read_model(space, offset, width))
     }
 
-    /// What both read, which must be the same.
+    /// Reads from both, which must return the same value.
     #[track_caller]
     pub fn read_same(&mut self, space: Space, offset: u16, width: usize) -> u32 {
         let (qemu, model) = self.read(space, offset, width);
@@ -87,7 +87,7 @@ impl Pair {
         self.write_model(space, offset, width, value);
     }
 
-    /// Both keys, as Linux writes them.
+    /// Writes both keys, with Linux' width.
     pub fn unlock(&mut self) {
         self.write(Bar, 0x0C, 2, 0x80);
         self.write(Bar, 0x0C, 2, 0x86);
@@ -105,15 +105,15 @@ impl Pair {
         self.write(Bar, 0x0C, 2, 0x0100);
     }
 
-    /// Lets time pass on both, however each of them behaves. Returns how many times each of them bit.
+    /// Advances the time of both. Returns the number of timeouts of QEMU's device, then of the model.
     pub fn wait(&mut self, nanos: u64) -> (u32, u32) {
         self.now += nanos;
         let model = self.model.poll(self.at()).timeout.is_some();
         (self.qemu.step(nanos), model.into())
     }
 
-    /// Lets time pass on both, which must bite on the same nanosecond or not at all. Returns when they bit, if they did,
-    /// and leaves time there: QEMU's device resets itself then, and the model does not.
+    /// Advances the time of both, which must time out at the same nanosecond or not at all. Stops at a timeout and
+    /// returns its instant: QEMU's device resets itself then, and the model does not.
     #[track_caller]
     pub fn wait_alike(&mut self, nanos: u64) -> Option<u64> {
         let end = self.now + nanos;
@@ -122,7 +122,7 @@ impl Pair {
                 assert_eq!(self.wait(wake_up - 1 - self.now), (0, 0), "before the deadline {wake_up}");
             }
             let (qemu, model) = self.wait(wake_up - self.now);
-            assert_eq!(qemu, model, "bites of QEMU and of the model at {wake_up}");
+            assert_eq!(qemu, model, "timeouts of QEMU and of the model at {wake_up}");
             if model > 0 {
                 return Some(wake_up);
             }
@@ -131,7 +131,7 @@ impl Pair {
         None
     }
 
-    /// Resets both platforms and lets enough time pass for QEMU to report a bite again.
+    /// Resets both platforms, and advances the time until QEMU can report a timeout again.
     pub fn reset(&mut self) {
         self.qemu.reset();
         self.model.reset();

@@ -1,4 +1,4 @@
-//! A QEMU that is stepped from outside: qtest for accesses and time, QMP for the watchdog's events.
+//! A QEMU under control of the test: qtest for accesses and time, QMP for the watchdog's events.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -15,27 +15,27 @@ use vm_watchdog_test_support::qemu::Qemu as Package;
 
 use crate::pair::Space;
 
-/// Longer than anything takes on a busy machine; a test that hits it has failed.
+/// Limit for every wait. Nothing takes this long, even on a busy machine.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// The QEMU that the contract was measured with. For another one, look at each difference that README names.
+/// The QEMU version that the contract was measured with. Before a change, check each difference that README names.
 const MAJOR_VERSION: u32 = 11;
 
-/// Where the PCI function sits: device 4 on bus 0.
+/// Address of the PCI function: device 4 on bus 0.
 const FUNCTION: u32 = 0x8000_2000;
 const BAR0: u32 = 0xFEBF_1000;
 
 pub struct Qemu {
     qtest: BufReader<UnixStream>,
     qmp: BufReader<UnixStream>,
-    bites: u32,
+    timeouts: u32,
     resets: u32,
     _process: Process,
     _sockets: TempDir,
 }
 
 impl Qemu {
-    /// A machine with the watchdog, its BAR mapped, at virtual time zero.
+    /// Starts a machine with the watchdog, its BAR mapped, at virtual time zero.
     pub fn start() -> Result<Self, Unavailable> {
         let package = Package::current()?;
         let sockets = tempfile::tempdir().expect("a temporary folder");
@@ -53,7 +53,7 @@ impl Qemu {
         let (Ok(qtest), Ok(qmp)) = (qtest, qmp) else {
             panic!("QEMU did not connect: {:?}", process.wait(Duration::ZERO));
         };
-        let mut qemu = Self { qtest, qmp, bites: 0, resets: 0, _process: process, _sockets: sockets };
+        let mut qemu = Self { qtest, qmp, timeouts: 0, resets: 0, _process: process, _sockets: sockets };
         check_version(&line(&mut qemu.qmp));
         qemu.execute("qmp_capabilities");
         qemu.map();
@@ -93,16 +93,16 @@ impl Qemu {
         self.qtest(&format!("outl 0xcf8 {:#x}", FUNCTION | u32::from(offset & !3)));
     }
 
-    /// Lets virtual time pass. Returns how many times the watchdog bit.
+    /// Advances the virtual time. Returns the number of timeouts.
     ///
-    /// QEMU reports no more than one bite in a second of virtual time.
+    /// QEMU reports at most one timeout per second of virtual time.
     pub fn step(&mut self, nanos: u64) -> u32 {
         if nanos > 0 {
             self.qtest(&format!("clock_step {nanos}"));
         }
-        // An answer comes after all events before it.
+        // QEMU sends the reply after all earlier events.
         self.execute("query-name");
-        std::mem::take(&mut self.bites)
+        std::mem::take(&mut self.timeouts)
     }
 
     /// Resets the platform, and maps the BAR again.
@@ -116,36 +116,36 @@ impl Qemu {
     }
 
     fn qtest(&mut self, command: &str) -> String {
-        writeln!(self.qtest.get_mut(), "{command}").expect("QEMU listens");
+        writeln!(self.qtest.get_mut(), "{command}").expect("QEMU reads");
         let answer = line(&mut self.qtest);
         let result = answer.strip_prefix("OK").unwrap_or_else(|| panic!("{command}: {answer}"));
         result.trim().to_owned()
     }
 
     fn execute(&mut self, command: &str) {
-        writeln!(self.qmp.get_mut(), r#"{{"execute": "{command}"}}"#).expect("QEMU listens");
+        writeln!(self.qmp.get_mut(), r#"{{"execute": "{command}"}}"#).expect("QEMU reads");
         while !self.receive().starts_with(r#"{"return""#) {}
     }
 
-    /// Takes one message of QMP and counts it if it is an event of interest.
+    /// Receives one QMP message, and counts it if it is a timeout or a reset.
     fn receive(&mut self) -> String {
         let message = line(&mut self.qmp);
         assert!(!message.contains(r#""error""#), "{message}");
-        self.bites += u32::from(message.contains(r#""event": "WATCHDOG""#));
+        self.timeouts += u32::from(message.contains(r#""event": "WATCHDOG""#));
         self.resets += u32::from(message.contains(r#""event": "RESET""#));
         message
     }
 }
 
-/// The greeting of QMP carries the version. Names it once for all tests, past the harness, which hides what passing
-/// tests print.
+/// Checks the version in QMP's greeting. Prints it once for all tests, to standard error itself, because the harness
+/// captures what passing tests print.
 fn check_version(greeting: &str) {
     static SAID: Once = Once::new();
     let greeting: Value = serde_json::from_str(greeting).expect("a greeting");
     let version = &greeting["QMP"]["version"]["qemu"];
     let text = format!("QEMU {}.{}.{}", version["major"], version["minor"], version["micro"]);
     SAID.call_once(|| drop(io::stderr().write_all(format!("comparing with {text}\n").as_bytes())));
-    assert_eq!(version["major"], MAJOR_VERSION, "README and these tests say what QEMU {MAJOR_VERSION} does: {text}");
+    assert_eq!(version["major"], MAJOR_VERSION, "README and these tests describe QEMU {MAJOR_VERSION}: {text}");
 }
 
 fn suffix(width: usize) -> char {
@@ -160,7 +160,7 @@ fn suffix(width: usize) -> char {
 fn line(stream: &mut BufReader<UnixStream>) -> String {
     let mut line = String::new();
     stream.read_line(&mut line).expect("QEMU answers");
-    assert!(line.ends_with('\n'), "QEMU went away");
+    assert!(line.ends_with('\n'), "QEMU closed the connection");
     line
 }
 

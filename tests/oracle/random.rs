@@ -1,8 +1,8 @@
-//! Accesses without a plan, of those that QEMU's device knows in full.
+//! Random accesses, of those that QEMU's device supports completely.
 
 use crate::pair::{Bar, Config, Pair};
 
-/// xorshift64: the same numbers in every run.
+/// xorshift64 with a fixed seed: every run has the same numbers.
 struct Random(u64);
 
 impl Random {
@@ -19,10 +19,10 @@ impl Random {
 }
 
 #[test]
-fn random_accesses_and_waits_are_answered_alike() {
-    let Some(mut pair) = Pair::start("random_accesses_and_waits_are_answered_alike") else { return };
+fn random_accesses_and_waits_have_the_same_results() {
+    let Some(mut pair) = Pair::start("random_accesses_and_waits_have_the_same_results") else { return };
     let mut random = Random(0x6300_E5B0_25AB_8086);
-    let mut bites = 0;
+    let mut timeouts = 0;
     for _ in 0..6000 {
         match random.next() % 16 {
             0..=1 => {
@@ -32,7 +32,7 @@ fn random_accesses_and_waits_are_answered_alike() {
             }
             2 => pair.write(Bar, 0x0C, random.of(&[1, 2, 4]), random.of(&[0x80, 0x86])),
             3..=5 => {
-                // Not zero: in free running mode the model gives it one unit.
+                // Not zero: in free running mode such a stage lasts one unit in the model.
                 let preload = random.of(&[1, 2, 100, 512, 513, 70_000, 0xF_FFFF, 0x10_0001]);
                 pair.unlock();
                 pair.write(Bar, random.of(&[0x00, 0x04]), 4, preload);
@@ -48,7 +48,7 @@ fn random_accesses_and_waits_are_answered_alike() {
             13..=14 => {
                 let nanos = random.of(&[1, 960, 983_040, 400_000_000, 70_000_000_000, 2_000_000_000_000]);
                 if pair.wait_alike(nanos).is_some() {
-                    bites += 1;
+                    timeouts += 1;
                     pair.reset();
                 }
             }
@@ -59,5 +59,5 @@ fn random_accesses_and_waits_are_answered_alike() {
         pair.read_same(Config, 0x68, 1);
         pair.read_same(Bar, 0x0C, 2);
     }
-    assert!(bites > 50, "the watchdog bit only {bites} times");
+    assert!(timeouts > 50, "only {timeouts} timeouts");
 }

@@ -1,6 +1,6 @@
-//! An assembler for the few instructions that the bare-metal guest is made of.
+//! An assembler for the instructions of the bare-metal guest.
 //!
-//! Each function gives the bytes of one instruction. Addresses are absolute, without a base register.
+//! Each function returns the bytes of one instruction. Addresses are absolute, without a base register.
 
 /// `lgfi r,value`: load.
 pub fn lgfi(register: u8, value: i32) -> Vec<u8> {
@@ -12,7 +12,7 @@ pub fn cghi(register: u8, value: i16) -> Vec<u8> {
     [&[0xA7, register << 4 | 0xF], &value.to_be_bytes()[..]].concat()
 }
 
-/// `ipm r`: the condition code into bits 2 and 3 of a word.
+/// `ipm r`: insert the condition code into bits 2 and 3 of a word.
 pub fn ipm(register: u8) -> Vec<u8> {
     vec![0xB2, 0x22, 0x00, register << 4]
 }
@@ -42,7 +42,7 @@ pub fn store_all(address: u32) -> Vec<u8> {
     with_long_displacement([0xEB, 0x0F], address, 0x24)
 }
 
-/// `mvc 0(length,r),from`: copy a few bytes to where a register points.
+/// `mvc 0(length,r),from`: copy bytes to the address in a register.
 pub fn mvc_to(register: u8, length: u8, from: u16) -> Vec<u8> {
     let [high, low] = short_displacement(from);
     vec![0xD2, length - 1, register << 4, 0x00, high, low]
@@ -54,13 +54,13 @@ pub fn ni(at: u16, mask: u8) -> Vec<u8> {
     vec![0x94, mask, high, low]
 }
 
-/// `lpswe at`: load a PSW, and go on where it says.
+/// `lpswe at`: load a PSW, and continue at its address.
 pub fn lpswe(at: u16) -> Vec<u8> {
     let [high, low] = short_displacement(at);
     vec![0xB2, 0xB2, high, low]
 }
 
-/// `j .`: for ever.
+/// `j .`: loop forever.
 pub fn halt() -> Vec<u8> {
     vec![0xA7, 0xF4, 0x00, 0x00]
 }
@@ -78,7 +78,7 @@ fn short_displacement(displacement: u16) -> [u8; 2] {
 
 /// The formats RXY and RSY: the low 12 bits of the displacement come before the high 8.
 fn with_long_displacement([opcode, registers]: [u8; 2], displacement: u32, opcode_end: u8) -> Vec<u8> {
-    // Bit 19 is a sign.
+    // Bit 19 is the sign.
     assert!(displacement < 1 << 19);
     let [_, high, middle, low] = displacement.to_be_bytes();
     let (high, middle) = (high << 4 | middle >> 4, middle & 0xF);

@@ -1,7 +1,7 @@
-//! A program of our own, alone on the machine: every case of the contract, to the last bit that a guest can see.
+//! A bare-metal program that runs every case of the contract, and checks everything that a guest can observe.
 //!
-//! For each case it loads all registers, executes one DIAGNOSE, and notes the registers, the condition code and the
-//! interruption. The program runs with our watchdog and with QEMU's own, which have to be alike.
+//! For each case it loads all registers, executes one DIAGNOSE, and records the registers, the condition code and the
+//! interruption. The program runs with our watchdog and with QEMU's, which must give the same results.
 
 use std::error::Error;
 use std::fs::{self, File};
@@ -22,18 +22,18 @@ use crate::assembler::{cghi, diag, halt, ipm, lg, lgfi, load_all, lpswe, mvc_to,
 use crate::bridge::{Answer, Bridge, Hook, Interrupted};
 use crate::gdb::{Gdb, Registers};
 use crate::machine::{Device, Machine, memory_in_file, reader};
-use crate::patience::PATIENCE;
+use crate::wait::WAIT_LIMIT;
 
 // Assigned storage locations of the architecture.
 const PROGRAM_INTERRUPTION: u16 = 0x8C;
 const PROGRAM_OLD_PSW: u16 = 0x150;
 const PROGRAM_NEW_PSW: usize = 0x1D0;
 
-// Ours.
+// Addresses that this program chooses.
 const PROBLEM_STATE_PSW: u16 = 0x400;
 const HANDLER: u64 = 0x3000;
 const HANDLER_SAVES: u32 = 0x2000;
-/// Points to the note of the case that is running.
+/// Address of the current case's record.
 const CURRENT_NOTE: u32 = 0x2080;
 const FINISHED: u32 = 0x2088;
 const PROGRAM: u64 = 0x4000;
@@ -49,19 +49,19 @@ const CHANGE: u64 = 1;
 const CANCEL: u64 = 2;
 const CONCEAL: u64 = 0x8000_0000;
 
-/// One DIAGNOSE, and what has to become of it.
+/// One DIAGNOSE, and its expected result.
 struct Case {
     name: &'static str,
     instruction: [u8; 4],
     gprs: [u64; 16],
     problem_state: bool,
-    /// What the device answers; None if the instruction has nothing to do with it.
+    /// The device's answer; `None` if the instruction is not a call of the device.
     answer: Option<Answer>,
-    /// The program-interruption code that the guest sees, 0 if none.
+    /// The program-interruption code that the guest sees; 0 for none.
     code: u16,
 }
 
-/// The contract, as one guest meets it from top to bottom.
+/// The cases of the contract, in the order in which the guest runs them.
 fn cases() -> Vec<Case> {
     let refused = Err(ProgramInterruption::Specification);
     let privileged = Err(ProgramInterruption::PrivilegedOperation);
@@ -69,7 +69,7 @@ fn cases() -> Vec<Case> {
         linux("CANCEL when disarmed", CANCEL, 0).answered(refused),
         linux("CHANGE when disarmed", CHANGE, 15).answered(refused),
         linux("INIT in problem state", INIT, 15).in_problem_state().answered(privileged),
-        linux("INIT with an uneven r1", INIT, 15).with_instruction(diag(3, 4, 0, 0x288)).answered(refused),
+        linux("INIT with an odd r1", INIT, 15).with_instruction(diag(3, 4, 0, 0x288)).answered(refused),
         linux("INIT with r1 = 15", INIT, 15).with_instruction(diag(15, 4, 0, 0x288)).answered(refused),
         linux("INIT with action 42", INIT, 15).with_gpr(4, 42).answered(refused),
         linux("INIT with action 2^32", INIT, 15).with_gpr(4, 1 << 32).answered(refused),
@@ -78,7 +78,7 @@ fn cases() -> Vec<Case> {
         linux("INIT with CONCEAL", INIT | CONCEAL, 15).answered(refused),
         linux("INIT with 14", INIT, 14).answered(refused),
         linux("INIT with 0", INIT, 0).answered(refused),
-        linux("still disarmed after all that", CANCEL, 0).answered(refused),
+        linux("CANCEL after the refused calls", CANCEL, 0).answered(refused),
         linux("INIT with 15", INIT, 15).answered(Ok(())),
         linux("CHANGE with 14", CHANGE, 14).answered(refused),
         linux("CHANGE with action 42", CHANGE, 15).with_gpr(4, 42).answered(refused),
@@ -89,11 +89,11 @@ fn cases() -> Vec<Case> {
         linux("INIT while armed", INIT, 3600).answered(Ok(())),
         linux("CHANGE with 20", CHANGE, 20).answered(Ok(())),
         linux("CHANGE with 2^32", CHANGE, 1 << 32).answered(Ok(())),
-        linux("CHANGE by a base register", CHANGE, 15)
+        linux("CHANGE with a base register", CHANGE, 15)
             .with_instruction(diag(2, 4, 5, 0x188))
             .with_gpr(5, 0xFFFF_FFFF_FFFF_0100)
             .answered(Ok(())),
-        linux("base register 0 is none", CHANGE, 15).with_gpr(0, 0x1000).answered(Ok(())),
+        linux("CHANGE with base register 0, which means no base", CHANGE, 15).with_gpr(0, 0x1000).answered(Ok(())),
         linux("CHANGE in registers 14 and 15", CHANGE, 15)
             .with_instruction(diag(14, 0, 0, 0x288))
             .with_gpr(14, CHANGE)
@@ -101,13 +101,13 @@ fn cases() -> Vec<Case> {
             .with_gpr(0, 0)
             .answered(Ok(())),
         linux("another DIAGNOSE", CHANGE, 15).with_instruction(diag(2, 4, 0, 0x289)).not_ours(0x0006),
-        linux("CANCEL, whose timeout does not matter", CANCEL, 14).answered(Ok(())),
+        linux("CANCEL with 14, which it ignores", CANCEL, 14).answered(Ok(())),
         linux("CHANGE after CANCEL", CHANGE, 15).answered(refused),
-        linux("INIT for the bite", INIT, 15).answered(Ok(())),
+        linux("INIT for the timeout", INIT, 15).answered(Ok(())),
     ]
 }
 
-/// The call as Linux makes it, `diag 2,4,0x288`, with recognizable values in the other registers.
+/// The call as Linux executes it, `diag 2,4,0x288`, with recognizable values in the other registers.
 fn linux(name: &'static str, function: u64, timeout: u64) -> Case {
     let gprs = std::array::from_fn(|register| 0x1111_1111_1111_1111 * register as u64);
     let case = Case { name, instruction: diag(2, 4, 0, 0x288), gprs, problem_state: false, answer: None, code: 0 };
@@ -143,7 +143,7 @@ impl Case {
     }
 }
 
-/// The contents of memory from address 0 on.
+/// The contents of memory from address 0.
 #[derive(Default)]
 struct Image(Vec<u8>);
 
@@ -162,11 +162,11 @@ impl Image {
 
 fn program(cases: &[Case]) -> Vec<u8> {
     let mut image = Image::default();
-    // QEMU starts an image that is no Linux where the short PSW at 0 says, in 64-bit mode.
+    // QEMU starts an image other than Linux at the address of the short PSW at 0, in 64-bit mode.
     image.put(0, &[0x0008_0000u32.to_be_bytes(), (0x8000_0000 | PROGRAM as u32).to_be_bytes()].concat());
     image.put_psw(PROGRAM_NEW_PSW, PSW_64_BIT, HANDLER);
 
-    // Notes the interruption, and goes on behind the instruction, in supervisor state.
+    // Records the interruption, and continues behind the instruction in supervisor state.
     let handler = [
         store_all(HANDLER_SAVES),
         lg(1, CURRENT_NOTE),
@@ -183,7 +183,7 @@ fn program(cases: &[Case]) -> Vec<u8> {
         let registers = case.gprs.map(u64::to_be_bytes).concat();
         image.put(input as usize, &registers);
         at = image.put(at, &[lgfi(1, note as i32), stg(1, CURRENT_NOTE)].concat());
-        // Condition code 2, which is none that a program starts with.
+        // Condition code 2: a program never starts with it.
         at = image.put(at, &[lgfi(0, 1), cghi(0, 0), load_all(input)].concat());
         if case.problem_state {
             let psw = PROBLEM_STATE_PSW + 16 * index as u16;
@@ -228,7 +228,7 @@ impl Hook for ProgramCheck {
     }
 }
 
-/// A machine that stands still before the program begins, and whose memory we see.
+/// A machine that is stopped before the program starts, and whose memory the test can read.
 struct Computer {
     machine: Machine,
     memory: File,
@@ -247,11 +247,11 @@ impl Computer {
         Ok(Self { machine, memory: memory.expect("made above") })
     }
 
-    /// Waits until the program has finished, and returns what it has noted of each case.
+    /// Waits until the program has finished, and returns its record of each case.
     fn notes(&self, cases: &[Case]) -> Result<Vec<Note>, Box<dyn Error>> {
         let started = Instant::now();
         while self.read::<8>(FINISHED)? != 1u64.to_be_bytes() {
-            assert!(started.elapsed() < PATIENCE, "the program does not come to its end");
+            assert!(started.elapsed() < WAIT_LIMIT, "the program does not finish");
             sleep(Duration::from_millis(10));
         }
         let indices = 0..cases.len() as u32;
@@ -277,7 +277,7 @@ impl Computer {
     }
 }
 
-/// What the program has seen of a case.
+/// The program's record of a case.
 #[derive(Debug, PartialEq, Eq)]
 struct Note {
     code: u16,
@@ -302,7 +302,7 @@ fn with_qemu(name: &str, test: impl FnOnce(&Qemu) -> Result<(), Box<dyn Error>>)
 }
 
 #[test]
-fn our_watchdog_answers_each_case_of_the_contract_and_bites_at_15_s() {
+fn our_watchdog_follows_the_contract_and_times_out_after_15_s() {
     with_qemu("bare metal with our watchdog", |qemu| {
         let cases = cases();
         let (clock, time) = VmClock::manual();
@@ -319,13 +319,13 @@ fn our_watchdog_answers_each_case_of_the_contract_and_bites_at_15_s() {
             guest.call().map(|call| device.diagnose(&call))
         })?;
         let expected: Vec<Answer> = cases.iter().filter_map(|case| case.answer).collect();
-        // The second time is after a reset of the platform, while armed: the first case finds it disarmed.
-        for life in 0..2 {
+        // The second run follows a platform reset while armed; the first case checks that the reset disarms.
+        for run in 0..2 {
             check(&computer.notes(&cases)?, &cases);
             let answers: Vec<Answer> = bridge.decisions.try_iter().map(|decision| decision.answer).collect();
             assert_eq!(answers, expected, "the model's own answers");
             assert!(watchdog.stats().armed);
-            if life == 0 {
+            if run == 0 {
                 computer.memory.write_all_at(&[0; 8], FINISHED.into())?;
                 watchdog.reset();
                 computer.machine.qmp.execute("system_reset")?;
@@ -334,7 +334,7 @@ fn our_watchdog_answers_each_case_of_the_contract_and_bites_at_15_s() {
 
         time.advance(Duration::from_secs(15) - Duration::from_nanos(1));
         watchdog.on_readable();
-        assert_eq!(events.try_recv().ok(), None, "not one nanosecond early");
+        assert_eq!(events.try_recv().ok(), None, "one nanosecond before the deadline");
         time.advance(Duration::from_nanos(1));
         watchdog.on_readable();
         assert_eq!(events.try_recv(), Ok((Stage::Timeout, Action::Reset)));
@@ -343,9 +343,9 @@ fn our_watchdog_answers_each_case_of_the_contract_and_bites_at_15_s() {
 }
 
 #[test]
-fn the_watchdog_of_qemu_gives_the_same_answers() {
+fn qemus_watchdog_gives_the_same_answers() {
     with_qemu("bare metal with QEMU's watchdog", |qemu| {
-        // QEMU's emulated processor, unlike its support for KVM, knows no base register in a DIAGNOSE.
+        // QEMU's emulated processor ignores the base register of a DIAGNOSE, unlike its KVM support.
         let without_base = |case: &Case| case.instruction[2] >> 4 == 0;
         let cases: Vec<Case> = cases().into_iter().filter(without_base).collect();
         let computer = Computer::load(qemu, Device::Qemu { action: "none" }, &program(&cases))?;
@@ -355,7 +355,7 @@ fn the_watchdog_of_qemu_gives_the_same_answers() {
     });
 }
 
-/// Without any device the guest sees a specification exception each time: no test may pass for that reason.
+/// Without a device every call ends in a specification exception. The other tests must not pass for that reason.
 #[test]
 fn a_machine_without_a_watchdog_gives_other_answers() {
     with_qemu("bare metal without a watchdog", |qemu| {
@@ -369,7 +369,7 @@ fn a_machine_without_a_watchdog_gives_other_answers() {
     });
 }
 
-/// Believes to run on z/VM: the command is in register 4 and 5, the text in the guest's own memory.
+/// Calls as on z/VM: registers 4 and 5 have the command's address and length, the text is in guest memory.
 mod zvm {
     use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
     use vm_watchdog::diag288::{Intercept, UnknownCommands};
@@ -393,11 +393,9 @@ mod zvm {
             with_command("INIT at the end of addresses", INIT, u64::MAX, 3).answered(outside),
             with_command("INIT without a command", INIT, IPL, 0).answered(refused),
             with_command("INIT with 231 bytes", INIT, IPL, 231).answered(refused),
-            with_command("INIT with a command of CP alone", INIT, MSG, 3).answered(refused),
-            with_command("INIT with an uneven r3", INIT, IPL, 3)
-                .with_instruction(diag(2, 5, 0, 0x288))
-                .answered(refused),
-            linux("still disarmed after all that", CANCEL, 0).answered(refused),
+            with_command("INIT with a command that only CP has", INIT, MSG, 3).answered(refused),
+            with_command("INIT with an odd r3", INIT, IPL, 3).with_instruction(diag(2, 5, 0, 0x288)).answered(refused),
+            linux("CANCEL after the refused calls", CANCEL, 0).answered(refused),
             with_command("INIT with CONCEAL", INIT | CONCEAL, BEGIN, 5).answered(Ok(())),
             with_command("CHANGE beyond memory", CHANGE, END_OF_MEMORY, 3).answered(outside),
             with_command("CHANGE with CONCEAL", CHANGE | CONCEAL, IPL, 3).answered(Ok(())),
@@ -409,7 +407,7 @@ mod zvm {
     }
 
     #[test]
-    fn a_guest_on_zvm_chooses_what_happens_at_its_timeout() {
+    fn a_guest_on_zvm_selects_the_action_at_its_timeout() {
         with_qemu("bare metal on z/VM", |qemu| {
             let cases = cases();
             let (clock, time) = VmClock::manual();
@@ -431,7 +429,7 @@ mod zvm {
 
             let device = watchdog.clone();
             let bridge = Bridge::attach(computer.machine.debug()?, ProgramCheck, move |guest| {
-                // As KVM reports the instruction.
+                // Passes the instruction in the form of KVM's intercept.
                 let [opcode, registers, address @ ..] = guest.instruction;
                 let ipa = u16::from_be_bytes([opcode, registers]);
                 let ipb = u32::from(u16::from_be_bytes(address)) << 16;

@@ -1,9 +1,9 @@
-//! The bridge: gives a machine that has no watchdog ours, from outside.
+//! The bridge: connects our watchdog to a machine without one, through a debugger.
 //!
-//! QEMU without its own device answers every DIAGNOSE X'288' with a specification exception. The guest takes it at a
-//! place we know, where we stop it: the instruction and its registers are at hand, the library decides, and the guest
-//! goes on, behind the instruction as if it had been performed, or with the exception. That is what a VMM on KVM does
-//! with an intercept, by the means of a debugger.
+//! QEMU without its own device answers every DIAGNOSE X'288' with a specification exception. The bridge sets a
+//! breakpoint at the guest's handler of that exception, reads the instruction and its registers there, and asks the
+//! library. The guest then continues behind the instruction, as if it had been performed, or takes the exception. A VMM
+//! on KVM does the same with an intercept.
 
 use std::convert::Infallible;
 use std::io::{self, ErrorKind};
@@ -15,22 +15,22 @@ use vm_watchdog::diag288::{Diagnose, ProgramInterruption};
 
 use crate::gdb::{Gdb, Registers, Stop};
 
-/// A place where the guest takes program interruptions.
+/// The guest's handler of program interruptions, where the bridge stops it.
 pub trait Hook: Send + 'static {
     /// The address of its first instruction.
     fn address(&self) -> u64;
 
-    /// What the guest was doing; None if this is not what it looks like.
+    /// The interrupted program; `None` if the stop is not such an interruption.
     fn interrupted(&self, cpu: &mut Gdb, here: &Registers) -> io::Result<Option<Interrupted>>;
 
-    /// Makes the guest go on behind the instruction.
+    /// Continues the guest behind the instruction.
     fn complete(&self, cpu: &mut Gdb, here: &Registers, interrupted: &Interrupted) -> io::Result<()>;
 
-    /// Makes the guest take this interruption, instead of the one that QEMU has given it.
+    /// Injects this interruption into the guest, instead of QEMU's.
     fn inject(&self, cpu: &mut Gdb, interruption: ProgramInterruption) -> io::Result<()>;
 }
 
-/// A guest's program as it was when it was interrupted, its PSW already behind the instruction.
+/// State of an interrupted program. Its PSW already points behind the instruction.
 #[derive(Clone, Debug)]
 pub struct Interrupted {
     pub instruction: [u8; 4],
@@ -40,19 +40,19 @@ pub struct Interrupted {
 }
 
 impl Interrupted {
-    /// The call of the watchdog, if it was one.
+    /// The watchdog call, if the instruction is one.
     pub fn call(&self) -> Option<Diagnose> {
         Diagnose::from_instruction(self.instruction, self.psw_mask, &self.gprs)
     }
 }
 
-/// What the device answers: the whole of what a guest can see of it.
+/// The device's answer, which is all that a guest can observe.
 pub type Answer = Result<(), ProgramInterruption>;
 
-/// One call of the guest, and what the device made of it.
+/// One call of the guest, and the device's answer.
 #[derive(Clone, Copy, Debug)]
 pub struct Decision {
-    /// Right before the device was asked.
+    /// The time immediately before the device handles the call.
     pub at: Instant,
     pub answer: Answer,
 }
@@ -65,8 +65,8 @@ pub struct Bridge {
 }
 
 impl Bridge {
-    /// Stops the guest at `hook` from now on, and has `device` decide what it was doing: None, if that has nothing to do
-    /// with the device. The bridge ends with the machine.
+    /// Stops the guest at `hook` from now on, and asks `device` for its answer: `None` if the instruction is not a call
+    /// of the device. The bridge ends with the machine.
     pub fn attach(
         cpu: Gdb,
         hook: impl Hook,
@@ -80,18 +80,18 @@ impl Bridge {
         thread::spawn(move || {
             let Err(error) = span.serve();
             let ended = [ErrorKind::UnexpectedEof, ErrorKind::BrokenPipe, ErrorKind::ConnectionReset];
-            assert!(ended.contains(&error.kind()), "the bridge has fallen: {error}");
+            assert!(ended.contains(&error.kind()), "the bridge failed: {error}");
         });
         Ok(Self { decisions, go_on })
     }
 
-    /// Lets a machine go on that was paused. Only the debugger can: QEMU tells it of no stop that it does not await.
+    /// Resumes a paused machine. Only the debugger can do that: QEMU reports a stop to it only while it waits for one.
     pub fn resume(&self) {
         self.go_on.send(()).expect("the machine is there");
     }
 }
 
-/// What the bridge's thread works with.
+/// State of the bridge's thread.
 struct Span<H, D> {
     cpu: Gdb,
     hook: H,
@@ -115,18 +115,18 @@ impl<H: Hook, D: FnMut(&Interrupted) -> Option<Answer>> Span<H, D> {
         let here = self.cpu.registers()?;
         assert_eq!(here.psw_address, self.hook.address(), "the only breakpoint");
         let interrupted = self.hook.interrupted(&mut self.cpu, &here)?;
-        // Before the device takes it for a heartbeat: a timeout that is counted from here is not early.
+        // Taken before the device sees the heartbeat, so that a timeout counted from here is never early.
         let at = Instant::now();
         let answer = interrupted.as_ref().and_then(&mut self.device);
         if let (Some(answer), Some(interrupted)) = (answer, interrupted) {
-            // A test that has seen enough no longer listens.
+            // Ignore the error: a test may drop its receiver.
             let _ = self.report.send(Decision { at, answer });
             match answer {
                 Ok(()) => return self.hook.complete(&mut self.cpu, &here, &interrupted),
                 Err(interruption) => self.hook.inject(&mut self.cpu, interruption)?,
             }
         }
-        // The guest takes its exception, whether it is ours or has nothing to do with us.
+        // The guest takes the exception, either from our device or from another cause.
         self.cpu.step_over(self.hook.address())
     }
 }

@@ -1,26 +1,26 @@
-//! A client of the GDB remote protocol, as far as QEMU's stub for s390x needs one.
+//! A client of the GDB remote protocol, with the commands that the tests need from QEMU's stub for s390x.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use crate::patience::connect;
+use crate::wait::connect;
 
-/// A processor under a debugger. It stands still from the connection on, until [`resume`](Self::resume).
+/// A processor under a debugger. It is stopped from the connection until [`resume`](Self::resume).
 pub struct Gdb {
     stream: UnixStream,
     received: Vec<u8>,
-    /// Stop packets that came while the reply to a request was awaited.
+    /// Stop packets that arrived before the reply to a request.
     early_stops: VecDeque<Stop>,
 }
 
-/// Why the processor stands still.
+/// Why the processor is stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
-    /// It has come to a breakpoint, or made its single step.
+    /// It is at a breakpoint, or has completed a single step.
     Debug,
-    /// Somebody else has paused the VM, and will let it go on.
+    /// Another client has paused the VM, and resumes it later.
     Paused,
 }
 
@@ -41,7 +41,7 @@ impl Gdb {
     pub fn connect(socket: &Path) -> io::Result<Self> {
         let mut gdb = Self { stream: connect(socket)?, received: Vec::new(), early_stops: VecDeque::new() };
         gdb.request("qSupported:swbreak+;hwbreak+")?;
-        // The stub lets single registers be written only once the client has asked what registers there are.
+        // The stub accepts writes of single registers only after the client has read the target description.
         gdb.request("qXfer:features:read:target.xml:0,ffb")?;
         gdb.early_stops.clear();
         Ok(gdb)
@@ -59,12 +59,12 @@ impl Gdb {
         }
     }
 
-    /// Lets the processor run.
+    /// Resumes the processor.
     pub fn resume(&mut self) -> io::Result<()> {
         self.send("vCont;c")
     }
 
-    /// Lets the processor, which stands at the breakpoint `address`, go on behind it.
+    /// Steps the processor past the breakpoint at `address`, where it is stopped.
     pub fn step_over(&mut self, address: u64) -> io::Result<()> {
         self.remove_breakpoint(address)?;
         self.send("vCont;s")?;
@@ -83,7 +83,7 @@ impl Gdb {
     pub fn registers(&mut self) -> io::Result<Registers> {
         let bytes = unhex(&self.request("g")?)?;
         let mut words = bytes.chunks_exact(8).map(|word| u64::from_be_bytes(word.try_into().expect("eight bytes")));
-        let mut next = || words.next().ok_or_else(|| invalid("fewer registers than s390x has"));
+        let mut next = || words.next().ok_or_else(|| invalid("too few registers for s390x"));
         let (psw_mask, psw_address) = (next()?, next()?);
         let mut gprs = [0; 16];
         for gpr in &mut gprs {
@@ -101,10 +101,10 @@ impl Gdb {
         self.command(&format!("P{PSW_ADDRESS:x}={address:016x}"))
     }
 
-    /// Reads memory as the processor sees it. Fails where nothing is mapped.
+    /// Reads memory at a virtual address of the processor. Fails if the address is not mapped.
     pub fn read_memory(&mut self, address: u64, length: usize) -> io::Result<Vec<u8>> {
         let bytes = unhex(&self.request(&format!("m{address:x},{length:x}"))?)?;
-        if bytes.len() == length { Ok(bytes) } else { Err(invalid("no memory there")) }
+        if bytes.len() == length { Ok(bytes) } else { Err(invalid("short read of memory")) }
     }
 
     pub fn write_memory(&mut self, address: u64, bytes: &[u8]) -> io::Result<()> {
@@ -112,11 +112,11 @@ impl Gdb {
         self.command(&format!("M{address:x},{:x}:{hex}", bytes.len()))
     }
 
-    /// A request whose reply says no more than that it was carried out.
+    /// Sends a request whose reply is `OK`.
     fn command(&mut self, text: &str) -> io::Result<()> {
         match self.request(text)?.as_str() {
             "OK" => Ok(()),
-            reply => Err(invalid(&format!("{text:?} was answered with {reply:?}"))),
+            reply => Err(invalid(&format!("{text:?}: unexpected reply {reply:?}"))),
         }
     }
 
@@ -136,7 +136,7 @@ impl Gdb {
         self.stream.write_all(format!("${text}#{sum:02x}").as_bytes())
     }
 
-    /// The next packet. The `+` of the stub's acknowledgements lie between packets and are skipped.
+    /// Receives the next packet. Skips the `+` acknowledgements between packets.
     fn receive(&mut self) -> io::Result<String> {
         loop {
             let start = self.received.iter().position(|&byte| byte == b'$');
@@ -158,7 +158,7 @@ impl Gdb {
     }
 }
 
-/// Stop packets name a signal: 5 (SIGTRAP) is the debugger's own doing.
+/// The reason in a stop packet, which names a signal. Signal 5 (SIGTRAP) is a breakpoint or a step.
 fn stop_reason(packet: &str) -> Option<Stop> {
     let signal = packet.strip_prefix('T')?;
     Some(if signal.starts_with("05") { Stop::Debug } else { Stop::Paused })
@@ -167,7 +167,7 @@ fn stop_reason(packet: &str) -> Option<Stop> {
 fn unhex(text: &str) -> io::Result<Vec<u8>> {
     let digits = |at: usize| text.get(at..at + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok());
     let bytes: Option<Vec<u8>> = (0..text.len()).step_by(2).map(digits).collect();
-    bytes.ok_or_else(|| invalid(&format!("{text:?} is not in hexadecimal")))
+    bytes.ok_or_else(|| invalid(&format!("{text:?} is not hexadecimal")))
 }
 
 fn invalid(message: &str) -> io::Error {

@@ -1,4 +1,4 @@
-//! The guest: Debian's kernel for s390x with busybox, and an init that does what the test asks for.
+//! The guest: Debian's kernel for s390x with busybox, and an init that executes the test's commands.
 
 use std::error::Error;
 use std::ops::{Deref, DerefMut};
@@ -16,15 +16,15 @@ use vm_watchdog_test_support::qemu::Qemu;
 use crate::bridge::{Hook, Interrupted};
 use crate::gdb::{Gdb, Registers};
 use crate::machine::{Device, Machine};
-use crate::patience::PATIENCE;
+use crate::wait::WAIT_LIMIT;
 
-/// Says where the kernel takes specification exceptions, then executes commands.
+/// Reports the address of the kernel's handler of specification exceptions, then executes commands.
 const INIT: &str = r#"
 insmod /lib/virtio_console.ko
 obey /dev/vport*p1 "$(sed -n 's/ [Tt] specification_exception$//p' /proc/kallsyms)"
 "#;
 
-/// What it takes to run the guest.
+/// The parts of the guest, which its tests share.
 pub struct Parts {
     pub qemu: Qemu,
     pub kernel: Kernel,
@@ -32,7 +32,7 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// Fetches them the first time.
+    /// Returns the parts, and fetches them on first use.
     pub fn fetch() -> Result<Self, Unavailable> {
         let kernel = Kernel::s390x()?;
         let mut initramfs = Initramfs::with_busybox(&kernel.busybox()?, INIT);
@@ -43,11 +43,11 @@ impl Parts {
     }
 }
 
-/// A device that clears the memory in which the kernel unpacks itself, at every reset.
+/// A device that clears the memory into which the kernel unpacks itself, at every reset.
 ///
-/// Without it a reboot takes minutes: pages in which code has run are slow to write on an emulated processor.
+/// Without it a reboot takes minutes, because an emulated processor is slow to write pages that hold executed code.
 fn clean_workspace(folder: &Path, kernel: &Kernel) -> io::Result<String> {
-    /// Where QEMU puts the initramfs, at the lowest.
+    /// Lowest address at which QEMU places the initramfs.
     const INITRAMFS: u64 = 0x80_0000;
     let kernel_ends = fs::metadata(kernel.image())?.len().next_multiple_of(0x1000);
     let zeros = folder.join("zeros");
@@ -55,15 +55,15 @@ fn clean_workspace(folder: &Path, kernel: &Kernel) -> io::Result<String> {
     Ok(format!("loader,file={},addr={kernel_ends:#x},force-raw=on", zeros.display()))
 }
 
-/// A machine on which Linux runs.
+/// A machine that runs Linux.
 pub struct Guest {
     machine: Machine,
-    /// Where its kernel takes specification exceptions.
+    /// Address of the kernel's handler of specification exceptions.
     pub specification_exception: u64,
 }
 
 impl Guest {
-    /// Boots until init takes commands.
+    /// Boots until init accepts commands.
     pub fn boot(parts: &Parts, device: Device) -> Result<Self, Box<dyn Error>> {
         Self::boot_with(parts, device, |_, _| Ok(()))
     }
@@ -88,14 +88,14 @@ impl Guest {
         Ok(guest)
     }
 
-    /// Waits until init takes commands. Returns where the kernel takes specification exceptions.
+    /// Waits until init accepts commands. Returns the address of the kernel's handler of specification exceptions.
     pub fn wait_for_boot(&mut self) -> Result<u64, Box<dyn Error>> {
-        Ok(u64::from_str_radix(&self.process.wait_until_ready(PATIENCE)?, 16)?)
+        Ok(u64::from_str_radix(&self.process.wait_until_ready(WAIT_LIMIT)?, 16)?)
     }
 
-    /// Has init execute a shell command. Returns its status, and what was printed meanwhile.
+    /// Executes a shell command in the guest. Returns its status and its output.
     pub fn run(&mut self, command: &str) -> Result<(u8, String), Box<dyn Error>> {
-        let Reply { status, output } = self.process.run(command, PATIENCE)?;
+        let Reply { status, output } = self.process.run(command, WAIT_LIMIT)?;
         Ok((status.try_into()?, output))
     }
 }
@@ -114,7 +114,7 @@ impl DerefMut for Guest {
     }
 }
 
-/// Linux' `specification_exception(struct pt_regs *)`, entered with the registers that the C calling convention says.
+/// Linux' `specification_exception(struct pt_regs *)`, entered with the registers of the C calling convention.
 pub struct SpecificationException(pub u64);
 
 /// Offset in `struct pt_regs` of the PSW; the general registers follow it.
@@ -128,11 +128,11 @@ impl Hook for SpecificationException {
     }
 
     fn interrupted(&self, cpu: &mut Gdb, here: &Registers) -> io::Result<Option<Interrupted>> {
-        // Breakpoints know no address spaces: a user's program may have code at the same virtual address.
+        // A breakpoint applies to every address space, and a user program may have code at the same virtual address.
         if here.psw_mask & PSW_PROBLEM_STATE != 0 {
             return Ok(None);
         }
-        // Right after a reset the kernel is not there yet, and its memory not mapped.
+        // After a reset the kernel is not loaded yet, and its memory is not mapped.
         let Ok(saved) = cpu.read_memory(here.gprs[2] + PT_REGS_PSW, 18 * 8) else {
             return Ok(None);
         };
@@ -142,15 +142,19 @@ impl Hook for SpecificationException {
         Ok(Some(Interrupted { instruction, psw_mask, psw_address, gprs }))
     }
 
-    /// Returns from the function at once: the kernel goes on where pt_regs says, behind the instruction.
+    /// Returns from the function immediately: the kernel continues at the PSW in pt_regs, behind the instruction.
     fn complete(&self, cpu: &mut Gdb, here: &Registers, _: &Interrupted) -> io::Result<()> {
         let return_address = here.gprs[14];
         cpu.jump_to(return_address)
     }
 
-    /// The kernel is about to handle that very exception.
+    /// Does nothing: the kernel continues with its handling of this exception.
     fn inject(&self, _: &mut Gdb, interruption: ProgramInterruption) -> io::Result<()> {
-        assert_eq!(interruption, ProgramInterruption::Specification, "the only one that Linux can be given here");
+        assert_eq!(
+            interruption,
+            ProgramInterruption::Specification,
+            "the only interruption that this handler supports"
+        );
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! Stories that Debian's kernel tells with its own driver and busybox' watchdog daemon.
+//! Scenarios with Debian's kernel, its driver, and busybox' watchdog daemon.
 
 use std::error::Error;
 use std::io;
@@ -13,11 +13,11 @@ use crate::bridge::Bridge;
 use crate::guest::{Guest, Parts, SpecificationException};
 use crate::machine::Device;
 use crate::qmp::Qmp;
-use crate::rig::{Rig, TIMEOUT, tell_twice};
+use crate::rig::{Rig, TIMEOUT, compare_with_qemu};
 
-type Story = Result<(), Box<dyn Error>>;
+type Outcome = Result<(), Box<dyn Error>>;
 
-/// Fetches what the test needs, then runs it while no other process' tests have the machine.
+/// Fetches the parts of the guest, then runs the test while no other process runs such tests.
 pub fn with_parts(name: &str, test: impl FnOnce(&Parts)) {
     match Parts::fetch().and_then(|parts| assets::machine_for_this_process().map(|()| parts)) {
         Ok(parts) => test(&parts),
@@ -26,11 +26,11 @@ pub fn with_parts(name: &str, test: impl FnOnce(&Parts)) {
 }
 
 #[test]
-fn a_guest_whose_daemon_is_killed_is_reset_and_protected_again() {
-    with_parts("reset", |parts| tell_twice(parts, Action::Reset, killed_and_reset));
+fn a_timeout_resets_the_guest_which_can_arm_again() {
+    with_parts("reset", |parts| compare_with_qemu(parts, Action::Reset, killed_and_reset));
 }
 
-fn killed_and_reset(rig: &mut Rig) -> Story {
+fn killed_and_reset(rig: &mut Rig) -> Outcome {
     rig.load_driver()?;
     let alive = rig.feed_and_kill()?;
     rig.note_kernel_log()?;
@@ -40,7 +40,8 @@ fn killed_and_reset(rig: &mut Rig) -> Story {
     }
     rig.expect_reboot()?;
 
-    // The second life: the driver is loaded, unloaded and loaded again, and a daemon that says goodbye is not missed.
+    // Second boot: the driver is loaded, unloaded and loaded again, and a daemon that stops the watchdog causes no
+    // timeout.
     rig.load_driver()?;
     rig.run("rmmod diag288_wdt")?;
     rig.run("insmod /lib/diag288_wdt.ko")?;
@@ -54,14 +55,14 @@ fn killed_and_reset(rig: &mut Rig) -> Story {
 }
 
 #[test]
-fn a_guest_that_is_reset_while_armed_boots_in_peace_and_can_be_powered_off() {
-    with_parts("poweroff", |parts| tell_twice(parts, Action::Poweroff, reset_and_powered_off));
+fn a_reset_while_armed_disarms_and_a_later_timeout_powers_off() {
+    with_parts("poweroff", |parts| compare_with_qemu(parts, Action::Poweroff, reset_and_powered_off));
 }
 
-fn reset_and_powered_off(rig: &mut Rig) -> Story {
+fn reset_and_powered_off(rig: &mut Rig) -> Outcome {
     rig.load_driver()?;
     rig.feed()?;
-    // Without warning: the driver has no chance to cancel.
+    // QMP's reset gives the driver no chance to cancel.
     rig.guest.qmp.execute("system_reset")?;
     rig.guest.qmp.wait_for_event("RESET")?;
     if let Some(ours) = &rig.ours {
@@ -79,11 +80,11 @@ fn reset_and_powered_off(rig: &mut Rig) -> Story {
 
 #[test]
 fn an_nmi_reaches_the_kernel_as_a_restart_interruption() {
-    with_parts("inject-nmi", |parts| tell_twice(parts, Action::InjectNmi, killed_and_interrupted));
+    with_parts("inject-nmi", |parts| compare_with_qemu(parts, Action::InjectNmi, killed_and_interrupted));
 }
 
-fn killed_and_interrupted(rig: &mut Rig) -> Story {
-    // What the kernel does on a restart interruption is the administrator's choice.
+fn killed_and_interrupted(rig: &mut Rig) -> Outcome {
+    // The guest's administrator configures what the kernel does on a restart interruption.
     rig.run("echo reipl > /sys/firmware/shutdown_actions/on_restart")?;
     rig.load_driver()?;
     let alive = rig.feed_and_kill()?;
@@ -95,13 +96,13 @@ fn killed_and_interrupted(rig: &mut Rig) -> Story {
 }
 
 #[test]
-fn a_guest_that_was_paused_and_goes_on_is_protected_again() {
-    with_parts("pause", |parts| tell_twice(parts, Action::Pause, killed_and_paused));
+fn a_guest_that_resumes_after_a_pause_is_still_armed() {
+    with_parts("pause", |parts| compare_with_qemu(parts, Action::Pause, killed_and_paused));
 }
 
-fn killed_and_paused(rig: &mut Rig) -> Story {
+fn killed_and_paused(rig: &mut Rig) -> Outcome {
     let is_paused = |qmp: &Qmp| -> io::Result<()> {
-        // QEMU's own watchdog calls it "watchdog", and the debugger's stops are none of ours.
+        // QEMU's watchdog sets the status "watchdog". The debugger's stops have another status.
         while !["paused", "watchdog"].contains(&qmp.status()?.as_str()) {
             sleep(Duration::from_millis(20));
         }
@@ -116,14 +117,14 @@ fn killed_and_paused(rig: &mut Rig) -> Story {
     }
     rig.resume()?;
     rig.note_kernel_log()?;
-    // The driver still has the watchdog for running, and begins with a heartbeat: CHANGE, not INIT.
+    // The driver assumes that the watchdog still runs, and sends a heartbeat first: CHANGE, not INIT.
     let alive = rig.feed_and_kill()?;
     rig.expect_timeout(alive, is_paused)
 }
 
-/// With a device that refuses every call: what the driver says then is what it says on a machine without the device.
+/// A device that refuses every call: the driver reports the same as on a machine without the device.
 #[test]
-fn a_driver_whose_calls_are_all_refused_gives_up() {
+fn the_driver_does_not_load_if_every_call_is_refused() {
     with_parts("refusal", |parts| {
         let load_driver = |guest: &mut Guest| -> Result<(u8, String), Box<dyn Error>> {
             guest.run("insmod /lib/watchdog.ko")?;
@@ -140,8 +141,8 @@ fn a_driver_whose_calls_are_all_refused_gives_up() {
         };
         let ((status, log), calls) = refused().unwrap();
         assert_ne!(status, 0);
-        assert!(calls > 0, "the model was asked");
-        // Busybox' insmod tries every module twice, by both system calls that there are.
+        assert!(calls > 0, "the driver has called the device");
+        // Busybox' insmod tries every module twice, with each of the two system calls.
         assert_eq!(log, vec!["diag288_wdt: The watchdog cannot be initialized"; calls].join("\n"));
 
         let without = Guest::boot(parts, Device::None).and_then(|mut guest| load_driver(&mut guest));

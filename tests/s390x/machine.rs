@@ -1,4 +1,4 @@
-//! A virtual s390x machine: QEMU's processor, with our watchdog or QEMU's.
+//! An emulated s390x machine, with our watchdog or QEMU's.
 
 use std::fs::File;
 use std::io;
@@ -14,7 +14,7 @@ use vm_watchdog_test_support::qemu::Qemu;
 use crate::gdb::Gdb;
 use crate::qmp::Qmp;
 
-/// How much memory a machine has, in bytes.
+/// Size of a machine's memory, in bytes.
 pub const MEMORY: u64 = 512 << 20;
 
 /// A running QEMU with a channel to its guest, a QMP connection, and a socket for a debugger.
@@ -24,20 +24,20 @@ pub struct Machine {
     folder: TempDir,
 }
 
-/// Whose watchdog the machine has.
+/// The watchdog of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Device {
-    /// None of QEMU's: it answers every DIAGNOSE X'288' with a specification exception, as it does unknown codes.
+    /// No QEMU device: QEMU answers every DIAGNOSE X'288' with a specification exception, as for unknown codes.
     None,
-    /// QEMU's own, which performs this action: the oracle.
+    /// QEMU's device, which performs this action: the oracle.
     Qemu {
-        /// As `-action watchdog=` calls it.
+        /// The name in `-action watchdog=`.
         action: &'static str,
     },
 }
 
 impl Machine {
-    /// Starts a machine with `device`; `arguments` say what runs on it.
+    /// Starts a machine with `device`; `arguments` adds what it boots.
     pub fn start(
         qemu: &Qemu,
         device: Device,
@@ -48,7 +48,7 @@ impl Machine {
         command
             .args(["-M", "s390-ccw-virtio", "-accel", "tcg", "-m", "512", "-display", "none", "-nodefaults"])
             .args(["-chardev", "file,id=console,path=/dev/stderr", "-device", "sclpconsole,chardev=console"])
-            // The guest's channel: a port of virtio-serial, to which its kernel does not print.
+            // The guest's channel: a virtio-serial port, to which its kernel does not print.
             .args(["-chardev", "stdio,id=channel,signal=off", "-device", "virtio-serial-ccw"])
             .args(["-device", "virtserialport,chardev=channel"])
             .args(["-gdb", &listen_on(&gdb_socket(&folder))])
@@ -62,13 +62,13 @@ impl Machine {
         Ok(Self { process, qmp, folder })
     }
 
-    /// Connects a debugger, which stops the machine.
+    /// Connects a debugger. That stops the machine.
     pub fn debug(&self) -> io::Result<Gdb> {
         Gdb::connect(&gdb_socket(&self.folder))
     }
 }
 
-/// Keeps the machine's memory in a file, which is returned: whoever has it sees the memory.
+/// Keeps the machine's memory in a file, and returns the file, through which the test reads the memory.
 pub fn memory_in_file(folder: &Path, command: &mut Command) -> io::Result<File> {
     let path = folder.join("memory");
     let file = File::options().read(true).write(true).create_new(true).open(&path)?;
@@ -90,7 +90,7 @@ fn listen_on(socket: &Path) -> String {
     format!("unix:{},server=on,wait=off", socket.display())
 }
 
-/// How a VMM with `vm-memory` reads its guest's memory.
+/// Reads guest memory as a VMM with `vm-memory` does.
 pub fn reader(memory: &GuestMemoryMmap) -> impl FnOnce(u64, &mut [u8]) -> bool {
     |address, bytes| memory.read_slice(bytes, GuestAddress(address)).is_ok()
 }

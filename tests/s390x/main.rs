@@ -1,7 +1,7 @@
-//! The s390x watchdog, driven by real guests: Debian's kernel with its own driver, and a program of our own.
+//! Tests of the s390x watchdog with guests: Debian's kernel with its driver, and a bare-metal program.
 //!
-//! The processor is QEMU's, the watchdog is ours: see `bridge`. Every story is also told by QEMU's own device, and has
-//! to go the same way.
+//! QEMU emulates the processor, and `bridge` connects our watchdog to it. Each scenario also runs with QEMU's device,
+//! and must have the same outcome.
 
 mod assembler;
 mod bare_metal;
@@ -10,7 +10,7 @@ mod gdb;
 mod guest;
 mod linux;
 mod machine;
-mod patience;
 mod qmp;
 mod rig;
+mod wait;
 mod zvm;

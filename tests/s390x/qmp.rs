@@ -9,9 +9,9 @@ use std::thread;
 
 use serde_json::{Value, json};
 
-use crate::patience::{PATIENCE, connect};
+use crate::wait::{WAIT_LIMIT, connect};
 
-/// A connection, to be shared by threads.
+/// A connection that threads can share.
 pub struct Qmp {
     exchange: Mutex<Exchange>,
     events: Mutex<Receiver<String>>,
@@ -31,7 +31,7 @@ impl Qmp {
         let (to_events, events) = channel();
         thread::spawn(move || {
             for message in lines.map_while(Result::ok).filter_map(|line| serde_json::from_str::<Value>(&line).ok()) {
-                // Nobody may be left to hear it; reading on keeps QEMU from blocking.
+                // Ignore a closed channel: QEMU blocks if its output is not read.
                 let _ = match message["event"].as_str() {
                     Some(event) => to_events.send(event.to_owned()).is_ok(),
                     None if message.get("QMP").is_some() => true,
@@ -44,11 +44,11 @@ impl Qmp {
         Ok(qmp)
     }
 
-    /// Executes a command without arguments and returns what it returns.
+    /// Executes a command without arguments, and returns its result.
     pub fn execute(&self, command: &str) -> io::Result<Value> {
         let mut exchange = self.exchange.lock().unwrap();
         writeln!(exchange.stream, "{}", json!({ "execute": command }))?;
-        let reply = exchange.replies.recv_timeout(PATIENCE);
+        let reply = exchange.replies.recv_timeout(WAIT_LIMIT);
         let mut reply = reply.map_err(|error| io::Error::other(format!("QMP {command}: {error}")))?;
         match reply.get_mut("return") {
             Some(value) => Ok(value.take()),
@@ -56,7 +56,7 @@ impl Qmp {
         }
     }
 
-    /// Whether the VM runs, is paused, and so on.
+    /// The run state of the VM, such as `running` or `paused`.
     pub fn status(&self) -> io::Result<String> {
         Ok(self.execute("query-status")?["status"].as_str().unwrap_or_default().to_owned())
     }
@@ -64,7 +64,7 @@ impl Qmp {
     /// Waits for the event `name`, ignoring others.
     pub fn wait_for_event(&self, name: &str) -> io::Result<()> {
         let events = self.events.lock().unwrap();
-        while events.recv_timeout(PATIENCE).map_err(io::Error::other)? != name {}
+        while events.recv_timeout(WAIT_LIMIT).map_err(io::Error::other)? != name {}
         Ok(())
     }
 
@@ -72,7 +72,7 @@ impl Qmp {
     pub fn wait_for_end(&self) -> io::Result<()> {
         let events = self.events.lock().unwrap();
         loop {
-            match events.recv_timeout(PATIENCE) {
+            match events.recv_timeout(WAIT_LIMIT) {
                 Ok(_) => {}
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
                 Err(error) => return Err(io::Error::other(error)),

@@ -1,4 +1,4 @@
-//! The guest under test: the same Linux with our watchdog, and with QEMU's.
+//! The guest under test: Linux with our watchdog, and the same Linux with QEMU's.
 
 use std::error::Error;
 use std::sync::mpsc::{Receiver, channel};
@@ -12,21 +12,21 @@ use vm_watchdog::{Action, Event, HandlerError, Policy, VmClock, Watchdog, Watchd
 use crate::bridge::Bridge;
 use crate::guest::{Guest, Parts, SpecificationException};
 use crate::machine::Device;
-use crate::patience::PATIENCE;
 use crate::qmp::Qmp;
+use crate::wait::WAIT_LIMIT;
 
-/// How late a timeout may be on a loaded machine with emulated processors. It is never early.
+/// Largest lateness of a timeout on a loaded machine with emulated processors. A timeout is never early.
 const LATEST: Duration = Duration::from_secs(20);
 
 /// A guest with a watchdog that performs one action.
 pub struct Rig {
     pub guest: Guest,
-    /// None: the watchdog is QEMU's.
+    /// `None` if the watchdog is QEMU's.
     pub ours: Option<Ours>,
-    story: Vec<String>,
+    record: Vec<String>,
 }
 
-/// Our watchdog, and what is seen of it.
+/// Our watchdog, with its events and calls.
 pub struct Ours {
     pub watchdog: Watchdog<Diag288>,
     pub bridge: Bridge,
@@ -35,17 +35,21 @@ pub struct Ours {
     _thread: WatchdogThread,
 }
 
-/// Tells a story twice at the same time, once with our watchdog and once with QEMU's, and compares.
-pub fn tell_twice(parts: &Parts, action: Action, story: impl Fn(&mut Rig) -> Result<(), Box<dyn Error>> + Sync) {
-    let tell = |with_ours: bool| {
-        let whose = if with_ours { "ours" } else { "QEMU's" };
-        let mut rig = Rig::boot(parts, action, with_ours).unwrap_or_else(|error| panic!("{whose}: {error}"));
-        story(&mut rig).unwrap_or_else(|error| panic!("{whose}: {error}\nso far: {:#?}", rig.story));
-        rig.story
+/// Runs a scenario with our watchdog and with QEMU's at the same time, and compares the records.
+pub fn compare_with_qemu(
+    parts: &Parts,
+    action: Action,
+    scenario: impl Fn(&mut Rig) -> Result<(), Box<dyn Error>> + Sync,
+) {
+    let run = |with_ours: bool| {
+        let name = if with_ours { "ours" } else { "QEMU's" };
+        let mut rig = Rig::boot(parts, action, with_ours).unwrap_or_else(|error| panic!("{name}: {error}"));
+        scenario(&mut rig).unwrap_or_else(|error| panic!("{name}: {error}\nso far: {:#?}", rig.record));
+        rig.record
     };
     let [ours, qemus] = thread::scope(|scope| {
-        let tellers = [true, false].map(|with_ours| scope.spawn(move || tell(with_ours)));
-        tellers.map(|teller| teller.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        let threads = [true, false].map(|with_ours| scope.spawn(move || run(with_ours)));
+        threads.map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     });
     assert_eq!(ours, qemus, "ours, and QEMU's");
 }
@@ -55,10 +59,10 @@ impl Rig {
         let device = if with_ours { Device::None } else { Device::Qemu { action: action.as_str() } };
         let guest = Guest::boot(parts, device)?;
         let ours = if with_ours { Some(Ours::attach(&guest, action)?) } else { None };
-        Ok(Self { guest, ours, story: Vec::new() })
+        Ok(Self { guest, ours, record: Vec::new() })
     }
 
-    /// Has the guest execute a command, which must succeed.
+    /// Executes a command in the guest, which must succeed.
     pub fn run(&mut self, command: &str) -> Result<(), Box<dyn Error>> {
         let (status, printed) = self.guest.run(command)?;
         self.note(format!("{command}: status {status}, {printed:?}"));
@@ -71,13 +75,13 @@ impl Rig {
         self.run("insmod /lib/diag288_wdt.ko")
     }
 
-    /// Has busybox feed the watchdog.
+    /// Starts busybox' watchdog daemon in the guest.
     pub fn feed(&mut self) -> Result<(), Box<dyn Error>> {
         self.run("feed 2 15")
     }
 
-    /// Has busybox feed the watchdog for some time, then kills it. Linux gives the watchdog its last heartbeat after
-    /// that, so that this heartbeat is no earlier than the instant that is returned.
+    /// Runs busybox' watchdog daemon for some time, then kills it. Linux sends a last heartbeat after that, so the last
+    /// heartbeat is not before the returned instant.
     pub fn feed_and_kill(&mut self) -> Result<Instant, Box<dyn Error>> {
         self.feed()?;
         self.run("sleep 3")?;
@@ -86,8 +90,8 @@ impl Rig {
         Ok(alive)
     }
 
-    /// Waits until `timed_out` returns, and checks that it took 15 s from the guest's last sign of life: never less, by
-    /// the clock of the test, and not much more.
+    /// Waits until `timed_out` returns, and checks that this takes 15 s from the guest's last heartbeat: never less by
+    /// the clock of the test, and at most [`LATEST`] more.
     pub fn expect_timeout(
         &mut self,
         alive: Instant,
@@ -96,17 +100,17 @@ impl Rig {
         timed_out(&self.guest.qmp)?;
         assert_on_time(alive.elapsed());
         if let Some(ours) = &self.ours {
-            let (fired, _) = ours.events.recv_timeout(PATIENCE)?;
+            let (fired, _) = ours.events.recv_timeout(WAIT_LIMIT)?;
             let last = ours.bridge.decisions.try_iter().inspect(|decision| assert_eq!(decision.answer, Ok(()))).last();
-            assert_on_time(fired - last.ok_or("the guest has not called")?.at);
+            assert_on_time(fired - last.ok_or("no call of the guest")?.at);
         }
         self.note("timed out".to_owned());
         Ok(())
     }
 
-    /// Waits until QEMU has ended, in the proper way.
+    /// Waits until QEMU has ended successfully.
     pub fn expect_end(&mut self) -> Result<(), Box<dyn Error>> {
-        let ended = self.guest.process.wait(PATIENCE)?;
+        let ended = self.guest.process.wait(WAIT_LIMIT)?;
         assert!(ended.status.success(), "{}: {}", ended.status, ended.record);
         Ok(())
     }
@@ -114,17 +118,17 @@ impl Rig {
     /// Waits until the guest has booted again.
     pub fn expect_reboot(&mut self) -> Result<(), Box<dyn Error>> {
         let address = self.guest.wait_for_boot()?;
-        assert_eq!(address, self.guest.specification_exception, "the kernel is where it was");
+        assert_eq!(address, self.guest.specification_exception, "the kernel's address after the reset");
         self.note("booted".to_owned());
         Ok(())
     }
 
-    /// Lets the guest look into its kernel's log for what the watchdog and its driver have said since the last look.
+    /// Records the new messages of the watchdog and its driver in the guest's kernel log.
     pub fn note_kernel_log(&mut self) -> Result<(), Box<dyn Error>> {
         self.run("dmesg -c | sed -n 's/.*\\] \\(\\(diag288_wdt\\|watchdog\\): .*\\)/\\1/p'")
     }
 
-    /// Lets a paused machine go on, as a VMM does: the VM's clock, then the VM.
+    /// Resumes a paused machine as a VMM does: the VM's clock, then the VM.
     pub fn resume(&self) -> std::io::Result<()> {
         match &self.ours {
             Some(ours) => {
@@ -136,19 +140,19 @@ impl Rig {
         Ok(())
     }
 
-    /// Writes down something that both stories have to have at this place.
+    /// Adds a line that both records must have at this position.
     pub fn note(&mut self, line: String) {
-        self.story.push(line);
+        self.record.push(line);
     }
 }
 
-/// What the guests set.
+/// The timeout that the guests set.
 pub const TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Checks how long after a sign of life a timeout came.
+/// Checks the time from the last heartbeat to the timeout.
 pub fn assert_on_time(waited: Duration) {
-    assert!(waited >= TIMEOUT, "a timeout {waited:?} after a sign of life");
-    assert!(waited < TIMEOUT + LATEST, "a timeout only {waited:?} after a sign of life");
+    assert!(waited >= TIMEOUT, "early timeout, {waited:?} after a heartbeat");
+    assert!(waited < TIMEOUT + LATEST, "late timeout, {waited:?} after a heartbeat");
 }
 
 impl Ours {
@@ -174,7 +178,7 @@ impl Ours {
     }
 }
 
-/// What a VMM does when its watchdog fires.
+/// Performs an action as a VMM does.
 fn perform(action: Action, qmp: &Arc<Qmp>, clock: &VmClock) -> Result<(), HandlerError> {
     let command = match action {
         Action::Reset => "system_reset",

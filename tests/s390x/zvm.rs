@@ -1,7 +1,7 @@
-//! Debian's driver, in the belief to run on z/VM: it brings a command, which we read from its memory.
+//! Debian's driver as on z/VM: it passes a command, which the watchdog reads from guest memory.
 //!
-//! The kernel knows what it runs on from an instruction that QEMU answers with "KVM", and keeps that in a flag. A
-//! debugger sets the flag for z/VM before the driver is loaded.
+//! The kernel detects the hypervisor with an instruction that QEMU answers with "KVM", and stores the result in a flag.
+//! A debugger sets the flag for z/VM before the driver is loaded.
 
 use std::error::Error;
 use std::io;
@@ -19,20 +19,21 @@ use crate::gdb::Gdb;
 use crate::guest::{Guest, Parts, SpecificationException};
 use crate::linux::with_parts;
 use crate::machine::{Device, MEMORY, memory_in_file, reader};
-use crate::patience::PATIENCE;
 use crate::rig::assert_on_time;
+use crate::wait::WAIT_LIMIT;
 
 /// The lowest byte of the kernel's flags about its machine, in its lowcore; the lowest bit is set on z/VM.
 ///
-/// Where it is depends on the kernel, and the driver itself tells: it tests the bit with `tm address,1` and jumps.
+/// Its address depends on the kernel. The test finds it in the driver, which tests the bit with `tm address,1` and
+/// jumps.
 fn machine_flags(parts: &Parts) -> Result<u64, Box<dyn Error>> {
     let module = parts.kernel.module("diag288_wdt")?.pop().ok_or("no driver")?;
     let tests_bit = |code: &&[u8]| code[..2] == [0x91, 0x01] && code[2] >> 4 == 0 && code[4..6] == [0xA7, 0x84];
-    let code = module.content.windows(6).find(tests_bit).ok_or("the driver does not look at its machine")?;
+    let code = module.content.windows(6).find(tests_bit).ok_or("the driver does not test the machine flag")?;
     Ok(u16::from_be_bytes([code[2], code[3]]).into())
 }
 
-/// Stops the guest in its kernel, where its own addresses mean something: it may still be on its way to wait.
+/// Stops the guest in its kernel, where the kernel's addresses are mapped. Retries while the guest runs a user program.
 fn stop_in_kernel(guest: &Guest) -> io::Result<Gdb> {
     const PROBLEM_STATE: u64 = 1 << 48;
     let started = Instant::now();
@@ -41,8 +42,8 @@ fn stop_in_kernel(guest: &Guest) -> io::Result<Gdb> {
         if cpu.registers()?.psw_mask & PROBLEM_STATE == 0 {
             return Ok(cpu);
         }
-        if started.elapsed() > PATIENCE {
-            return Err(io::Error::other("the guest never waits for anything"));
+        if started.elapsed() > WAIT_LIMIT {
+            return Err(io::Error::other("the guest does not enter its kernel"));
         }
         cpu.resume()?;
         drop(cpu);
@@ -50,14 +51,14 @@ fn stop_in_kernel(guest: &Guest) -> io::Result<Gdb> {
     }
 }
 
-/// Makes the kernel believe to run on z/VM, while it waits for its init to be told something.
+/// Sets the kernel's flag for z/VM, while the guest waits for a command.
 fn pretend_zvm(cpu: &mut Gdb, flags: u64) -> io::Result<()> {
     let old = cpu.read_memory(flags, 1)?[0];
     cpu.write_memory(flags, &[old | 1])
 }
 
 #[test]
-fn the_driver_of_linux_on_zvm_gets_what_it_asks_for() {
+fn the_driver_of_linux_on_zvm_gets_the_action_of_its_command() {
     with_parts("Linux on z/VM", |parts| commands_of_linux(parts).unwrap());
 }
 
@@ -80,7 +81,7 @@ fn commands_of_linux(parts: &Parts) -> Result<(), Box<dyn Error>> {
     let mut cpu = stop_in_kernel(&guest)?;
     pretend_zvm(&mut cpu, machine_flags(parts)?)?;
     let bridge = Bridge::attach(cpu, SpecificationException(guest.specification_exception), move |guest| {
-        // As KVM reports the instruction.
+        // Passes the instruction in the form of KVM's intercept.
         let [opcode, registers, address @ ..] = guest.instruction;
         let ipb = u32::from(u16::from_be_bytes(address)) << 16;
         let ipa = u16::from_be_bytes([opcode, registers]);
@@ -93,7 +94,8 @@ fn commands_of_linux(parts: &Parts) -> Result<(), Box<dyn Error>> {
     })?;
     let mut run = |command: &str| -> Result<u8, Box<dyn Error>> { Ok(guest.run(command)?.0) };
 
-    // A command that means nothing to us: the driver loads, for its probe is BEGIN, and cannot be opened.
+    // A command without a meaning for a VMM: the driver loads, since its probe is BEGIN, and the device cannot be
+    // opened.
     assert_eq!(run("insmod /lib/watchdog.ko")?, 0);
     assert_eq!(run("insmod /lib/diag288_wdt.ko cmd='\"msg operator help\"'")?, 0);
     assert_ne!(run("(echo > /dev/watchdog)")?, 0);
@@ -103,7 +105,7 @@ fn commands_of_linux(parts: &Parts) -> Result<(), Box<dyn Error>> {
 
     for (parameters, command, action) in [
         ("cmd=logoff conceal=1", "LOGOFF", Action::Poweroff),
-        // The driver's own choice, fed as on z/VM: with INIT.
+        // The driver's default command. As on z/VM, its heartbeats are INIT.
         ("", "SYSTEM RESTART", Action::InjectNmi),
     ] {
         assert_eq!(run(&format!("insmod /lib/diag288_wdt.ko {parameters}"))?, 0);
@@ -111,12 +113,12 @@ fn commands_of_linux(parts: &Parts) -> Result<(), Box<dyn Error>> {
         let alive = Instant::now();
         assert_eq!(run("end_feeder KILL")?, 0);
         let last = bridge.decisions.try_iter().inspect(|decision| assert_eq!(decision.answer, Ok(()))).last();
-        let (fired, fired_action) = events.recv_timeout(PATIENCE)?;
+        let (fired, fired_action) = events.recv_timeout(WAIT_LIMIT)?;
         assert_on_time(fired - last.ok_or("the guest has not called")?.at);
         assert_on_time(fired - alive);
         assert_eq!(fired_action, action);
         assert_eq!(watchdog.timeout_command().ok_or("no command")?.to_string(), command);
-        // Nobody performs it here: the guest goes on, and gives the watchdog up in the proper way.
+        // The test does not perform the action: the guest continues, and stops the watchdog.
         assert_eq!(run("feed 2 15; end_feeder TERM")?, 0);
         assert!(!watchdog.stats().armed);
         assert_eq!(run("rmmod diag288_wdt")?, 0);

@@ -1,4 +1,4 @@
-//! Commands for CP, the control program of z/VM, which a guest there has executed at the timeout.
+//! Commands for CP, the control program of z/VM. On z/VM, CP executes the guest's command at the timeout.
 
 use core::fmt;
 
@@ -22,7 +22,7 @@ pub struct CpCommand {
     length: u8,
 }
 
-/// What CP's commands come to in another VMM. A command that is complete with its name may have operands.
+/// The request that each CP command stands for. `Operands` says whether the name may be followed by operands.
 const REQUESTS: [(&str, Operands, Request); 9] = [
     ("SYSTEM RESTART", Operands::None, Request::Restart),
     ("SYSTEM RESET", Operands::None, Request::Reset),
@@ -43,14 +43,14 @@ enum Operands {
 
 /// The space, in EBCDIC.
 const SPACE: u8 = 0x40;
-/// What a C program or a shell leaves at the end: a terminator, line ends, spaces.
+/// Trailing bytes that a C program or a shell may leave: a terminator, line ends, spaces.
 const PADDING: [u8; 4] = [0x00, 0x15, 0x25, SPACE];
 
 impl CpCommand {
-    /// The longest command that z/VM takes, in bytes.
+    /// The longest command that z/VM accepts, in bytes.
     pub const MAX_LENGTH: usize = 230;
 
-    /// A command, None if it is empty or too long.
+    /// A command; `None` if it is empty or too long.
     pub fn from_ebcdic(bytes: &[u8]) -> Option<Self> {
         let mut text = [0; Self::MAX_LENGTH];
         text.get_mut(..bytes.len())?.copy_from_slice(bytes);
@@ -58,12 +58,13 @@ impl CpCommand {
         Some(Self { text, length })
     }
 
-    /// The bytes as the guest gave them.
+    /// The bytes as the guest wrote them.
     pub fn as_ebcdic(&self) -> &[u8] {
         &self.text[..usize::from(self.length)]
     }
 
-    /// What it comes to; None for a command that only z/VM understands. Case and spaces do not matter.
+    /// The request that the command stands for; `None` for a command that only z/VM understands. Ignores case and
+    /// repeated spaces.
     pub fn request(&self) -> Option<Request> {
         let means = |(name, operands, _): &&(&str, Operands, Request)| self.matches(name, *operands);
         REQUESTS.iter().find(means).map(|&(_, _, request)| request)
@@ -83,7 +84,7 @@ impl CpCommand {
     }
 }
 
-/// In capital letters, and with a full stop for what is no letter, digit or common sign.
+/// Writes capital letters, and a full stop for each byte that is not a letter, digit or common sign.
 impl fmt::Display for CpCommand {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.trimmed().iter().try_for_each(|&byte| write!(f, "{}", character(byte).unwrap_or('.')))
@@ -96,7 +97,7 @@ impl fmt::Debug for CpCommand {
     }
 }
 
-/// The character that a byte means in every EBCDIC code page, letters as capitals.
+/// The character of a byte that is the same in every EBCDIC code page; letters as capitals.
 fn character(byte: u8) -> Option<char> {
     let from = |first: char, start: u8| char::from_u32(u32::from(first) + u32::from(byte - start));
     match byte {
@@ -130,7 +131,7 @@ fn character(byte: u8) -> Option<char> {
     }
 }
 
-/// The bytes as a sequence, in any format.
+/// Serializes the bytes as a sequence.
 #[cfg(feature = "serde")]
 impl serde::Serialize for CpCommand {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

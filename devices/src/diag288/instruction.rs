@@ -1,13 +1,13 @@
-//! The instruction: which DIAGNOSE is ours, and what its registers say.
+//! Decodes the instruction DIAGNOSE X'288' and its operands.
 
 use super::CpCommand;
 use super::spec::{self, function};
 
 /// One DIAGNOSE X'288' as a guest executes it: `diag r1,r3,0x288`, with its operands fetched.
 ///
-/// A VMM on KVM gets it from an [intercept](Self::from_intercept), a software CPU from the
-/// [instruction](Self::from_instruction) itself. Every other instruction, every other DIAGNOSE included, is None: not
-/// ours, to be handled as if this device were not there.
+/// A VMM on KVM decodes an [intercept](Self::from_intercept), a software CPU decodes the
+/// [instruction](Self::from_instruction). Every other instruction, including every other DIAGNOSE, decodes to `None`;
+/// the VMM handles it without this device.
 ///
 /// ```
 /// use vm_watchdog_devices::diag288::Diagnose;
@@ -21,25 +21,25 @@ use super::spec::{self, function};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Diagnose {
     pub(super) problem_state: bool,
-    /// Registers r1 and r1 + 1, None where r1 is odd and designates no pair.
+    /// Registers r1 and r1 + 1; `None` if r1 is odd and designates no pair.
     pub(super) function_and_timeout: Option<[u64; 2]>,
     /// Register r3.
     pub(super) action: u64,
-    /// Register r3 + 1, None where r3 is odd.
+    /// Register r3 + 1; `None` if r3 is odd.
     pub(super) command_length: Option<u64>,
 }
 
-/// Where in the guest's memory a command for CP lies: in its real storage, as the guest sees it.
+/// Location of a command for CP: an address in the guest's real storage, and a length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CommandOperand {
     /// The address of the first byte.
     pub address: u64,
-    /// How many bytes, 1 to [`CpCommand::MAX_LENGTH`].
+    /// Number of bytes, 1 to [`CpCommand::MAX_LENGTH`].
     pub length: usize,
 }
 
 impl Diagnose {
-    /// Decodes an intercept of KVM.
+    /// Decodes a KVM intercept.
     ///
     /// `icptcode`, `ipa` and `ipb` are the three fields of `kvm_run.s390_sieic` at an exit with
     /// `KVM_EXIT_S390_SIEIC`, and `gprs` the vCPU's general registers (`kvm_run.s.regs.gprs` or `KVM_GET_REGS`), all as
@@ -48,13 +48,13 @@ impl Diagnose {
         let [opcode, registers] = ipa.to_be_bytes();
         let [address_high, address_low, _, _] = ipb.to_be_bytes();
         let text = [opcode, registers, address_high, address_low];
-        // KVM itself refuses DIAGNOSE in problem state.
+        // KVM refuses DIAGNOSE in problem state, so no intercept reports it.
         if icptcode == spec::ICPT_INSTRUCTION { Self::from_instruction(text, 0, gprs) } else { None }
     }
 
-    /// Decodes an instruction: its four bytes, the mask half of the PSW it runs under, and the general registers.
+    /// Decodes an instruction from its four bytes, the mask half of the current PSW, and the general registers.
     ///
-    /// For software CPUs. Only the problem state of the mask matters.
+    /// For software CPUs. Of the mask, only the problem-state bit is used.
     pub fn from_instruction(text: [u8; 4], psw_mask: u64, gprs: &[u64; 16]) -> Option<Self> {
         let [opcode, registers, address @ ..] = text;
         if opcode != spec::OPCODE || second_operand(u16::from_be_bytes(address), gprs) != spec::DIAGNOSE_CODE {
@@ -69,8 +69,8 @@ impl Diagnose {
         })
     }
 
-    /// The command to read for [`Diag288::diagnose_with_command`](super::Diag288::diagnose_with_command), None if the
-    /// call has none.
+    /// The command to read for [`Diag288::diagnose_with_command`](super::Diag288::diagnose_with_command); `None` if the
+    /// call has no command.
     pub fn command(&self) -> Option<CommandOperand> {
         let [function, _] = self.function_and_timeout?;
         let length = usize::try_from(self.command_length?).ok()?;
@@ -80,9 +80,9 @@ impl Diagnose {
     }
 }
 
-/// The second-operand address of an instruction in RS format, of which DIAGNOSE uses the low 16 bits as its code.
+/// The second-operand address of an instruction in RS format. DIAGNOSE uses its low 16 bits as the code.
 ///
-/// Base register 0 stands for no base, not for the contents of register 0.
+/// Base 0 means no base, not the contents of register 0.
 fn second_operand(base_and_displacement: u16, gprs: &[u64; 16]) -> u16 {
     let displacement = base_and_displacement & 0xFFF;
     let base = match base_and_displacement >> 12 {

@@ -6,41 +6,40 @@
 //! | function | meaning |
 //! |---|---|
 //! | 0, INIT | arm, or arm again, with the timeout |
-//! | 1, CHANGE | a new timeout, counted from now; only while armed. Linux' heartbeat |
+//! | 1, CHANGE | a new timeout, counted from now; only while armed. Linux uses it as the heartbeat |
 //! | 2, CANCEL | disarm; only while armed |
 //!
-//! A call that is performed changes no register and no condition code. Any other is refused with a
-//! [program interruption](ProgramInterruption), and leaves the watchdog as it was. Sources: Linux' `diag288_wdt`, KVM's
+//! A successful call changes no register and no condition code. A refused call ends in a
+//! [program interruption](ProgramInterruption) and does not change the watchdog. Sources: Linux' `diag288_wdt`, KVM's
 //! instruction intercepts, the cases of kvm-unit-tests, and QEMU 11.1's device where these are silent.
 //!
 //! # In a VMM on KVM
 //!
-//! KVM does not know the call. A vCPU leaves `KVM_RUN` with `KVM_EXIT_S390_SIEIC` (`VcpuExit::S390Sieic` of
+//! KVM does not implement the call. A vCPU leaves `KVM_RUN` with `KVM_EXIT_S390_SIEIC` (`VcpuExit::S390Sieic` of
 //! `kvm-ioctls`), and `kvm_run.s390_sieic` holds `icptcode`, `ipa` and `ipb`. Then:
 //!
-//! 1. [Decode](Diagnose::from_intercept) the intercept. None: it is not ours.
+//! 1. [Decode](Diagnose::from_intercept) the intercept. `None`: the instruction is not DIAGNOSE X'288'.
 //! 2. [Execute](Diag288::diagnose) the call.
 //! 3. `Ok`: run the vCPU again. The PSW already points behind the instruction.
 //! 4. `Err`: inject the program interruption and run the vCPU again. The ioctl `KVM_S390_INTERRUPT` on the vCPU takes a
 //!    `kvm_s390_interrupt` with type `KVM_S390_PROGRAM_INT` (0xFFFE0001), `parm` set to
-//!    [the code](ProgramInterruption::code) and `parm64` to zero. The PSW stays where it is here as well: the exceptions
-//!    of DIAGNOSE suppress the instruction, and the old PSW that the guest sees points behind it.
+//!    [the code](ProgramInterruption::code) and `parm64` to zero. Leave the PSW unchanged here too: the exceptions of
+//!    DIAGNOSE suppress the instruction, and the old PSW that the guest sees points behind it.
 //!
-//! Problem state needs no check: KVM refuses DIAGNOSE there itself. A software CPU passes its
+//! The VMM does not check for problem state: KVM refuses DIAGNOSE there. A software CPU passes its
 //! [PSW mask](Diagnose::from_instruction) and gets [`ProgramInterruption::PrivilegedOperation`].
-
 //!
-//! # The flavour of z/VM
+//! # The z/VM flavour
 //!
-//! On z/VM the guest gives a command for the hypervisor, to be executed at the timeout: `diag r1,r3,0x288` with the
-//! address of the command's EBCDIC text in register r3, its length in r3 + 1, and INIT or CHANGE, alone or with the bit
-//! CONCEAL, in r1. No other VMM has that; a device made with [`Diag288::zvm`] does. The text is read by the
-//! VMM and [handed over](Diag288::diagnose_with_command), since a model sees no memory. Its meaning for a VMM is
-//! [`CpCommand::request`]. Decisions where no source says more:
+//! On z/VM the guest passes a command that the hypervisor executes at the timeout: `diag r1,r3,0x288` with the address
+//! of the command's EBCDIC text in register r3, its length in r3 + 1, and INIT or CHANGE in r1, optionally with the bit
+//! CONCEAL. A device made with [`Diag288::zvm`] accepts such calls. A model has no access to guest memory, so the VMM
+//! reads the text and [passes it](Diag288::diagnose_with_command). [`CpCommand::request`] translates the command for a
+//! VMM. Decisions where the sources are silent:
 //!
 //! - Both INIT and CHANGE need a command, and an odd r3, or a length other than 1 to 230, is a specification exception.
-//! - The text is fetched last, after all other operands are found good, and the watchdog armed where it has to be.
-//! - The timeout disarms: a command is executed once.
+//! - The text is checked last, after all other operands, and after the check that CHANGE finds the watchdog armed.
+//! - The timeout disarms the watchdog, so a command is executed once.
 
 mod command;
 mod instruction;
@@ -57,7 +56,7 @@ pub use state::Diag288StateV1;
 use crate::{Access, AfterTimeout, Expired, Model, Request, StateError, VmInstant};
 use spec::function;
 
-/// Why a call was refused: the interruption that the guest takes in place of the call.
+/// Program interruption that a refused call ends in.
 ///
 /// ```
 /// use vm_watchdog_devices::diag288::ProgramInterruption;
@@ -95,7 +94,7 @@ impl ProgramInterruption {
     }
 }
 
-/// For statistics, a refused call is one that was ignored.
+/// A refused call counts as an ignored access in the statistics.
 impl From<Result<Access, ProgramInterruption>> for Access {
     fn from(outcome: Result<Access, ProgramInterruption>) -> Self {
         outcome.unwrap_or(Access::Ignored)
@@ -104,7 +103,7 @@ impl From<Result<Access, ProgramInterruption>> for Access {
 
 /// The watchdog behind DIAGNOSE X'288'.
 ///
-/// After a timeout it is disarmed, or armed still, as [`AfterTimeout`] says; in the flavour of z/VM always disarmed.
+/// [`AfterTimeout`] selects whether the timeout disarms it; with the z/VM flavour it always does.
 ///
 /// ```
 /// use vm_watchdog_devices::diag288::{Diag288, Diagnose, ProgramInterruption};
@@ -116,7 +115,7 @@ impl From<Result<Access, ProgramInterruption>> for Access {
 /// let call = |function, timeout| {
 ///     let mut gprs = [0; 16];
 ///     [gprs[2], gprs[3]] = [function, timeout];
-///     Diagnose::from_intercept(4, 0x8324, 0x0288_0000, &gprs).expect("ours")
+///     Diagnose::from_intercept(4, 0x8324, 0x0288_0000, &gprs).expect("DIAGNOSE X'288'")
 /// };
 /// assert_eq!(watchdog.diagnose(&call(0, 14), at(0)), Err(ProgramInterruption::Specification));
 /// assert_eq!(watchdog.diagnose(&call(0, 30), at(0)), Ok(Access::Accepted));
@@ -129,53 +128,53 @@ pub struct Diag288 {
     flavour: Flavour,
     after_timeout: AfterTimeout,
     timer: Timer,
-    /// What the guest wants executed at the timeout.
+    /// The guest's command for the timeout.
     command: Option<CpCommand>,
-    /// A timeout that nobody has polled yet.
+    /// A timeout that is not yet polled.
     expired: Option<VmInstant>,
-    /// What the guest wanted executed at the last timeout.
+    /// The guest's command for the last timeout.
     expired_command: Option<CpCommand>,
-    /// The latest instant seen: time does not run backwards.
+    /// The latest instant passed in. The device uses it in place of an earlier one.
     latest: VmInstant,
 }
 
-/// Which machine the guest believes to run on.
+/// The interface that the guest sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flavour {
-    /// An LPAR, or KVM: the host decides what the timeout leads to.
+    /// LPAR or KVM: the host chooses the action.
     Lpar,
-    /// z/VM: the guest does.
+    /// z/VM: the guest's command selects the action.
     Zvm(UnknownCommands),
 }
 
-/// What becomes of commands that mean nothing to a VMM, in the flavour of z/VM.
+/// With the z/VM flavour: how the device treats commands that have no meaning for a VMM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum UnknownCommands {
-    /// The call is refused with a specification exception, and the guest knows that it is not protected.
+    /// The device refuses the call with a specification exception, so the guest knows that the command has no effect.
     Refused,
-    /// The call is accepted. At the timeout the host does what it does for other watchdogs, and can look at the
+    /// The device accepts the call. At the timeout the host performs its configured action, and can read the
     /// [command](Diag288::timeout_command).
     Accepted,
 }
 
-/// What the watchdog is about.
+/// State of the timer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Timer {
-    /// Never armed since the last reset, or cancelled.
+    /// Not armed since the last reset, or cancelled.
     Stopped,
     /// Armed.
     Running { deadline: VmInstant },
-    /// Timed out, and not armed since.
+    /// Timed out, and not armed again.
     Expired,
 }
 
 impl Diag288 {
-    /// A watchdog after power-on, as an LPAR and KVM have it.
+    /// A watchdog after power-on, as on LPAR and KVM.
     pub const fn new() -> Self {
         Self::of(Flavour::Lpar)
     }
 
-    /// A watchdog after power-on, as z/VM has it: the guest chooses what happens at the timeout.
+    /// A watchdog after power-on, as on z/VM: the guest's command selects the action at the timeout.
     pub const fn zvm(unknown: UnknownCommands) -> Self {
         Self::of(Flavour::Zvm(unknown))
     }
@@ -192,12 +191,12 @@ impl Diag288 {
         }
     }
 
-    /// Whether calls come with commands, which [`diagnose_with_command`](Self::diagnose_with_command) is to be given.
+    /// Whether calls carry commands, which the VMM passes to [`diagnose_with_command`](Self::diagnose_with_command).
     pub const fn takes_commands(&self) -> bool {
         matches!(self.flavour, Flavour::Zvm(_))
     }
 
-    /// What the guest wanted executed at the last timeout. Forgotten at a reset.
+    /// The guest's command for the last timeout. A reset clears it.
     pub const fn timeout_command(&self) -> Option<&CpCommand> {
         self.expired_command.as_ref()
     }
@@ -206,17 +205,17 @@ impl Diag288 {
     ///
     /// # Errors
     ///
-    /// The program interruption to inject. The watchdog is as it was before.
+    /// The program interruption to inject. The watchdog is unchanged.
     pub fn diagnose(&mut self, call: &Diagnose, now: VmInstant) -> Result<Access, ProgramInterruption> {
         self.diagnose_with_command(call, None, now)
     }
 
-    /// Performs a call of the guest in the flavour of z/VM: `command` has the bytes at [`Diagnose::command`], None if they
-    /// do not all lie in the guest's memory. It is ignored where it does not matter.
+    /// Performs a call of the guest with the z/VM flavour: `command` has the bytes at [`Diagnose::command`], `None` if
+    /// any of them is outside guest memory. Calls without a command ignore it.
     ///
     /// # Errors
     ///
-    /// The program interruption to inject. The watchdog is as it was before.
+    /// The program interruption to inject. The watchdog is unchanged.
     pub fn diagnose_with_command(
         &mut self,
         call: &Diagnose,
@@ -283,15 +282,15 @@ impl Diag288 {
         if was_stopped { Access::Accepted } else { Access::Heartbeat }
     }
 
-    /// Lets the watchdog time out if its time is up.
+    /// Advances to `now`, and records a timeout if the deadline has passed.
     fn advance(&mut self, now: VmInstant) {
         self.latest = self.latest.max(now);
         if let Timer::Running { deadline } = self.timer {
-            // The last instant stands for all that lies beyond it, and is never reached.
+            // `MAX` is the result of saturation: such a deadline is never reached.
             if deadline <= self.latest && deadline < VmInstant::MAX {
                 self.timer = Timer::Expired;
                 let command = self.command.take();
-                // Of two timeouts that nobody has polled, the first is reported.
+                // Of several timeouts between polls, report the first.
                 if self.expired.is_none() {
                     self.expired = Some(deadline);
                     self.expired_command = command;

@@ -17,7 +17,7 @@ pub(super) mod function {
     pub const CONCEAL: u64 = 0x8000_0000;
 }
 
-/// The action, in register r3: restart, the only one there is.
+/// The action, in register r3: restart, the only defined value.
 pub(super) const ACTION_RESTART: u64 = 0;
 
 /// `icptcode` of an exit from SIE for an instruction.

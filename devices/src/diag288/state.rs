@@ -1,4 +1,4 @@
-//! Saving the watchdog, and making it again from what was saved.
+//! Saving and restoring the watchdog.
 
 use core::time::Duration;
 
@@ -7,8 +7,8 @@ use crate::{StateError, VmInstant};
 
 /// Version 1 of the saved state of a [`Diag288`].
 ///
-/// It holds times that remain or have passed, never instants, so it can be restored on any clock. What the timeout leads
-/// to is not part of it: that follows from the policy of whoever restores it.
+/// It holds durations, never instants, so it can be restored on any clock. [`AfterTimeout`](crate::AfterTimeout) is not
+/// part of it: the host that restores the state sets it from its own policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct Diag288StateV1 {
@@ -16,17 +16,17 @@ pub struct Diag288StateV1 {
     pub remaining_ns: Option<u64>,
     /// Whether it has timed out and the guest has neither restarted nor cancelled it since.
     pub timed_out: bool,
-    /// Nanoseconds since a timeout that nobody has polled.
+    /// Nanoseconds since a timeout that is not yet polled.
     pub timeout_age_ns: Option<u64>,
-    /// What the guest wants executed at the timeout, if it runs in the flavour of z/VM.
+    /// With the z/VM flavour: the guest's command for the timeout.
     pub command: Option<CpCommand>,
-    /// What the guest wanted executed at the last timeout.
+    /// The guest's command for the last timeout.
     pub timeout_command: Option<CpCommand>,
 }
 
 impl Diag288 {
     pub(super) fn to_state(&self) -> Diag288StateV1 {
-        // Every field is named, so that a new one cannot be forgotten here.
+        // Exhaustive: a new field does not compile until it is handled here.
         let Self { flavour: _, after_timeout: _, timer, command, expired, expired_command, latest } = *self;
         let nanos = |from: VmInstant, to: VmInstant| to.as_nanos().saturating_sub(from.as_nanos());
         let (remaining_ns, timed_out) = match timer {
@@ -55,7 +55,7 @@ impl Diag288 {
             }
         };
         let expired = timeout_age_ns.map(|age| now - Duration::from_nanos(age));
-        // The guest of the one flavour has a command while the watchdog runs, the guest of the other never.
+        // A command exists exactly while a watchdog of the z/VM flavour runs.
         let with_command = remaining_ns.is_some() && self.takes_commands();
         StateError::unless(
             command.is_some() == with_command,
@@ -63,7 +63,7 @@ impl Diag288 {
             command.is_some(),
             if with_command { "a command while time remains" } else { "none here" },
         )?;
-        // Every timeout of a guest with commands has one, and it is kept until the reset.
+        // With the z/VM flavour every timeout has a command, which stays until the reset.
         let possible = if self.takes_commands() {
             timeout_command.is_some() || !timed_out && timeout_age_ns.is_none()
         } else {

@@ -29,7 +29,7 @@ impl PciHeader {
 }
 
 impl I6300esb {
-    /// The dword of configuration space at `offset`, None past its end.
+    /// The dword of configuration space at `offset`; `None` past its end.
     pub(super) fn config_dword(&self, offset: u64) -> Option<u32> {
         let offset = u16::try_from(offset).ok().filter(|&offset| offset < spec::CONFIG_SPACE_SIZE)?;
         let words = |low: u16, high: u16| u32::from(low) | u32::from(high) << 16;

@@ -1,4 +1,4 @@
-//! The 35-bit down-counter: which stage it is in, and when that ends.
+//! The 35-bit down-counter: its stage, and when the stage ends.
 
 use core::time::Duration;
 
@@ -16,7 +16,7 @@ pub(super) enum Stage {
     Two,
 }
 
-/// How far a preload is shifted left to give PCI clocks, from WDT_PRE_SEL.
+/// The divisor that WDT_PRE_SEL selects: the shift from units of a preload to PCI clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Prescaler {
     /// Clock / 2^15, about 1 kHz.
@@ -26,7 +26,7 @@ pub(super) enum Prescaler {
 }
 
 impl Prescaler {
-    /// Log2 of the PCI clocks that one unit of a preload lasts.
+    /// Log2 of the PCI clocks in one unit of a preload.
     const fn shift(self) -> u32 {
         match self {
             Self::Khz1 => 15,
@@ -34,22 +34,22 @@ impl Prescaler {
         }
     }
 
-    /// Nanoseconds that one unit of a preload lasts.
+    /// Nanoseconds in one unit of a preload.
     pub const fn unit_nanos(self) -> u64 {
         PCI_CLOCK_NANOS << self.shift()
     }
 
-    /// How long a stage of `preload` units lasts; at most 1030.8 s for 20 bits.
+    /// Duration of a stage of `preload` units; at most 1030.8 s for 20 bits.
     pub const fn stage_length(self, preload: u32) -> Duration {
         Duration::from_nanos(preload as u64 * self.unit_nanos())
     }
 }
 
-/// A counter that was loaded and has not reached zero.
+/// A running counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Counter {
     pub stage: Stage,
-    /// The prescaler it was loaded with: a new one in 60h counts from the next load.
+    /// The prescaler at the time of the load. A change of 60h takes effect at the next load.
     pub prescaler: Prescaler,
     /// When it reaches zero.
     pub ends_at: VmInstant,
@@ -61,12 +61,12 @@ impl Counter {
         Self { stage, prescaler, ends_at: now + prescaler.stage_length(preload) }
     }
 
-    /// Whether it has reached zero. [`VmInstant::MAX`] stands for all that lies beyond it, and is never reached.
+    /// Whether it has reached zero. [`VmInstant::MAX`] is the result of saturation, and is never reached.
     pub fn has_ended(&self, now: VmInstant) -> bool {
         self.ends_at <= now && self.ends_at < VmInstant::MAX
     }
 
-    /// The running count in units of the preload, the whole preload until the first clock after a load.
+    /// The current count in units of the preload. Until the first clock after a load it is the whole preload.
     pub fn value(&self, now: VmInstant) -> u32 {
         let remaining = self.ends_at.saturating_duration_since(now).as_nanos() as u64;
         let clocks = remaining.div_ceil(PCI_CLOCK_NANOS);

@@ -1,9 +1,9 @@
-//! One access of a guest, taken apart into the dwords it touches.
+//! Splits a guest access into the dwords that it touches.
 //!
-//! PCI moves dwords with a byte enable for each of four lanes. Seeing every access like that makes all widths and
-//! offsets work alike, and fixes the byte order to little-endian on every host.
+//! PCI transfers dwords with a byte enable for each of four lanes. Handling every access this way treats all widths and
+//! offsets alike, and fixes the byte order to little-endian on every host.
 
-/// The bytes that a write carries for one dword.
+/// The part of a write that falls into one dword.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct DwordWrite {
     /// Offset of the dword, a multiple of four.
@@ -15,12 +15,12 @@ pub(super) struct DwordWrite {
 }
 
 impl DwordWrite {
-    /// What `old` becomes when the enabled lanes are written.
+    /// `old` with the enabled lanes replaced.
     pub fn merged_into(self, old: u32) -> u32 {
         (old & !self.mask) | self.value
     }
 
-    /// Whether one of the bits of `bits` is written with one.
+    /// Whether the write sets any of `bits`.
     pub fn sets(self, bits: u32) -> bool {
         self.value & bits != 0
     }
@@ -45,16 +45,16 @@ pub(super) fn dword_writes(offset: u64, data: &[u8]) -> impl Iterator<Item = Dwo
             value: u32::from_le_bytes(value),
             mask: u32::from_le_bytes(mask),
         };
-        // A write that runs past the last offset there is has left the device long before.
+        // Stop at the largest offset instead of wrapping to 0. The device ends far below it.
         rest = if offset > u64::MAX - 4 { &[] } else { after };
         offset = write.offset.wrapping_add(4);
         Some(write)
     })
 }
 
-/// Fills `data` with the bytes at `offset`, taking each from its dword; all ones where `dword` knows none.
+/// Fills `data` with the bytes at `offset`, each from its dword; all ones where `dword` returns `None`.
 ///
-/// Returns whether any byte was known.
+/// Returns whether any byte comes from a dword.
 pub(super) fn read_dwords(offset: u64, data: &mut [u8], dword: impl Fn(u64) -> Option<u32>) -> bool {
     let mut any = false;
     let mut at = Some(offset);

@@ -1,17 +1,17 @@
 //! The Intel 6300ESB watchdog timer, a PCI function (8086:25AB).
 //!
-//! A guest configures it in configuration space (60h, 68h) and feeds it through sixteen bytes of memory (BAR0). The
-//! period has two stages: the end of the first is a warning (WDT_INT_ACT, an interrupt), the end of the second is the
-//! timeout. Sources: datasheet 300641 as far as it is public, the drivers of Linux, FreeBSD and OpenBSD, EFI Boot Guard,
-//! and QEMU 11.1's device where these are silent.
+//! A guest configures it in configuration space (60h, 68h) and sends heartbeats through sixteen bytes of memory (BAR0).
+//! The period has two stages: the first ends in the pretimeout (WDT_INT_ACT, an interrupt), the second in the timeout.
+//! Sources: the public parts of datasheet 300641, the drivers of Linux, FreeBSD and OpenBSD, EFI Boot Guard, and QEMU
+//! 11.1's device where these are silent.
 //!
 //! Decisions where sources are silent or differ:
 //!
-//! - Free running mode runs both stages in turn, as QEMU's device does, and restarts stage 1 after each timeout. A stage
-//!   with preload 0 then lasts one prescaler unit, so that no guest asks for an endless loop.
-//! - The live counter at 64h reads 0 while nothing counts.
-//! - Without an interrupt pin there is no pending interrupt: status bit 3 stays 0.
-//! - An access over several dwords is the sequence of its dwords, lowest first, as on the bus.
+//! - Free running mode runs both stages in turn, as QEMU's device does, and restarts stage 1 after each timeout. A
+//!   stage with preload 0 then lasts one prescaler unit, so that the model cannot loop without end.
+//! - The live counter at 64h reads 0 while the counter is stopped.
+//! - Without an interrupt pin the PCI status bit 3 (interrupt pending) stays 0.
+//! - An access across several dwords is performed dword by dword, lowest first, as on the bus.
 
 mod config_space;
 mod counter;
@@ -28,7 +28,7 @@ use crate::{Access, Expired, Model, StateError, VmInstant};
 use config_space::PciHeader;
 use registers::Unlock;
 
-/// What a VMM decides about the device before a guest sees it.
+/// Configuration of the device, which the VMM sets before a guest accesses it.
 ///
 /// ```
 /// use vm_watchdog_devices::i6300esb::{I6300esb, I6300esbConfig, InterruptPin};
@@ -40,7 +40,7 @@ use registers::Unlock;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct I6300esbConfig {
-    /// Whether the function has an interrupt pin. Connect the line if you say that it has one.
+    /// The interrupt pin of the function. If it has one, the VMM must connect the line.
     pub interrupt_pin: InterruptPin,
     /// Subsystem vendor at 2Ch; zero means none.
     pub subsystem_vendor_id: u16,
@@ -64,7 +64,7 @@ impl I6300esbConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InterruptPin {
-    /// No interrupt: the guest polls WDT_INT_ACT if it cares.
+    /// No interrupt: a guest can poll WDT_INT_ACT instead.
     #[default]
     None,
     /// INTA#, level triggered.
@@ -73,8 +73,8 @@ pub enum InterruptPin {
 
 /// An Intel 6300ESB watchdog timer.
 ///
-/// Accesses take an offset and bytes as they lie in guest memory. Any length and offset is fine; what lies outside
-/// the registers reads all ones and ignores writes.
+/// Accesses take an offset and bytes in guest order. Every length and offset is valid; bytes outside the registers read
+/// as all ones and ignore writes.
 ///
 /// ```
 /// use vm_watchdog_devices::i6300esb::{I6300esb, I6300esbConfig};
@@ -114,13 +114,13 @@ pub struct I6300esb {
     unlock: Unlock,
     /// GINTSR WDT_INT_ACT.
     interrupt_active: bool,
-    /// RELOAD WDT_TIMEOUT: the last reset came from the watchdog. Survives resets.
+    /// RELOAD WDT_TIMEOUT: the watchdog has timed out. A reset does not clear it.
     timed_out: bool,
-    /// None while disabled, and after a timeout until the next reload.
+    /// `None` while disabled, and from a timeout until the next reload.
     counter: Option<Counter>,
-    /// Expiries that nobody has polled yet.
+    /// Expiries that are not yet polled.
     expired: Expired,
-    /// The latest instant seen: time does not run backwards.
+    /// The latest instant passed in. The device uses it in place of an earlier one.
     latest: VmInstant,
 }
 
@@ -167,7 +167,7 @@ impl I6300esb {
         self.write_dwords(offset, data, now, Self::write_bar_dword)
     }
 
-    /// The address at which BAR0 decodes, None while memory decoding is off.
+    /// The address at which BAR0 decodes; `None` while memory decoding is off.
     pub fn bar0(&self) -> Option<u32> {
         self.header.decoded_bar0()
     }
@@ -186,7 +186,7 @@ impl I6300esb {
     ) -> Access {
         self.advance(now);
         let access = lanes::dword_writes(offset, data).map(|dword| write_dword(self, dword)).max();
-        // A stage of no length ends where it starts, and the guest may look at once.
+        // A write can start a stage with preload 0, which ends immediately; the next access must see that.
         self.advance(now);
         access.unwrap_or(Access::Ignored)
     }
@@ -207,7 +207,7 @@ impl I6300esb {
         if self.configuration & spec::configuration::WDT_PRE_SEL == 0 { Prescaler::Khz1 } else { Prescaler::Mhz1 }
     }
 
-    /// WDT_INT_ACT is routed to the pin, whether or not the guest masks it with INTx disable.
+    /// Whether WDT_INT_ACT is routed to the pin. INTx disable does not affect this.
     fn is_interrupt_pending(&self) -> bool {
         self.config.interrupt_pin == InterruptPin::IntA
             && self.interrupt_active
@@ -227,7 +227,7 @@ impl I6300esb {
         preload.max(self.is_free_running().into())
     }
 
-    /// Lets every stage end that ends up to `now`.
+    /// Advances to `now`, and processes the end of every stage up to then.
     fn advance(&mut self, now: VmInstant) {
         self.latest = self.latest.max(now);
         let mut wrapped = false;
@@ -249,7 +249,7 @@ impl I6300esb {
                         wrapped = true;
                         self.start_stage(Stage::One, ends_at);
                     } else {
-                        // A whole cycle has left all the marks that it leaves: the rest of them is arithmetic.
+                        // The first whole cycle has set every flag that a cycle sets: skip the remaining cycles.
                         self.start_stage(Stage::One, self.start_of_cycle(ends_at));
                     }
                 }
@@ -257,7 +257,7 @@ impl I6300esb {
         }
     }
 
-    /// The last start of a free running cycle up to the latest instant, of those that begin at `from`.
+    /// The start of the free running cycle that contains the latest instant, given that a cycle starts at `from`.
     fn start_of_cycle(&self, from: VmInstant) -> VmInstant {
         let unit = self.prescaler().unit_nanos();
         let units = u64::from(self.stage_preload(Stage::One)) + u64::from(self.stage_preload(Stage::Two));

@@ -1,4 +1,4 @@
-//! The memory registers in BAR0: preloads, interrupt status, reload, and the unlock sequence that guards them.
+//! The memory registers in BAR0: preloads, interrupt status, reload, and the unlock sequence.
 
 use super::I6300esb;
 use super::counter::Stage;
@@ -6,18 +6,18 @@ use super::lanes::DwordWrite;
 use super::spec::{self, bar, gintsr, reload};
 use crate::Access;
 
-/// How far the guest has come with the unlock sequence.
+/// Progress of the unlock sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unlock {
     Locked,
-    /// The first key was written. A wrong value after it does not cancel it, as in QEMU.
+    /// The first key is written. A wrong value after it does not cancel it, as in QEMU.
     FirstKey,
-    /// Both keys were written: one register write is let through.
+    /// Both keys are written: the next register write takes effect.
     Unlocked,
 }
 
 impl I6300esb {
-    /// The dword of BAR0 at `offset`, None past its end.
+    /// The dword of BAR0 at `offset`; `None` past its end.
     pub(super) fn bar_dword(&self, offset: u64) -> Option<u32> {
         Some(match offset {
             bar::PRELOAD1 => self.preload1,

@@ -11,7 +11,7 @@ pub const CONFIG_SPACE_SIZE: u16 = 0x100;
 /// Length of BAR0, in bytes: 32-bit memory, non-prefetchable.
 pub const BAR0_SIZE: u32 = 16;
 
-/// Offsets of the dwords of configuration space that are more than zero.
+/// Offsets of the dwords of configuration space that are not zero.
 pub(super) mod config {
     pub const ID: u16 = 0x00;
     pub const COMMAND_STATUS: u16 = 0x04;
@@ -29,7 +29,7 @@ pub(super) mod config {
 pub(super) mod command {
     pub const MEMORY_ENABLE: u16 = 1 << 1;
     pub const INTX_DISABLE: u16 = 1 << 10;
-    /// I/O, memory, bus master, SERR, INTx disable: what QEMU 11.1's device keeps of 0xFFFF.
+    /// I/O, memory, bus master, SERR, INTx disable: the bits that QEMU 11.1's device keeps.
     pub const WRITABLE: u16 = 0x0507;
     pub const STATUS_INTERRUPT: u16 = 1 << 3;
 }
@@ -73,6 +73,6 @@ pub(super) mod reload {
     pub const UNLOCK_KEY2: u32 = 0x86;
     pub const WDT_RELOAD: u32 = 1 << 8;
     pub const WDT_TIMEOUT: u32 = 1 << 9;
-    /// Not in the datasheet. Linux 2.6 clears "bit 9" by writing 0x1000, and QEMU mirrors bit 9 here for it.
+    /// Not in the datasheet. Linux 2.6 writes 0x1000 to clear bit 9, so QEMU mirrors bit 9 here.
     pub const WDT_TIMEOUT_MIRROR: u32 = 1 << 12;
 }

@@ -1,4 +1,4 @@
-//! Saving the device, and making it again from what was saved.
+//! Saving and restoring the device.
 
 use core::time::Duration;
 
@@ -11,8 +11,8 @@ use crate::{Expired, StateError, VmInstant};
 
 /// Version 1 of the saved state of an [`I6300esb`].
 ///
-/// It holds times that remain or have passed, never instants, so it can be restored on any clock. The
-/// [configuration](I6300esbConfig) is not part of it: the VMM makes the device anew as it made the first.
+/// It holds durations, never instants, so it can be restored on any clock. The [configuration](I6300esbConfig) is not
+/// part of it: the VMM creates the target device with the same configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct I6300esbStateV1 {
@@ -22,7 +22,7 @@ pub struct I6300esbStateV1 {
     pub cache_line_size: u8,
     /// PCI latency timer.
     pub latency_timer: u8,
-    /// BAR0, the address alone.
+    /// BAR0, without type bits.
     pub bar0: u32,
     /// PCI interrupt line.
     pub interrupt_line: u8,
@@ -34,17 +34,17 @@ pub struct I6300esbStateV1 {
     pub preload1: u32,
     /// PRELOAD2, 20 bits.
     pub preload2: u32,
-    /// How many of the two unlock keys the guest has written.
+    /// Number of unlock keys that the guest has written, 0 to 2.
     pub unlock_keys: u8,
     /// GINTSR WDT_INT_ACT.
     pub wdt_int_act: bool,
-    /// RELOAD WDT_TIMEOUT: the watchdog was the cause of the last reset.
+    /// RELOAD WDT_TIMEOUT: the watchdog has timed out.
     pub wdt_timeout: bool,
     /// The counter, if it runs.
     pub counter: Option<CounterStateV1>,
-    /// Nanoseconds since a first stage ended that nobody has polled.
+    /// Nanoseconds since an end of the first stage that is not yet polled.
     pub pretimeout_age_ns: Option<u64>,
-    /// Nanoseconds since a timeout that nobody has polled.
+    /// Nanoseconds since a timeout that is not yet polled.
     pub timeout_age_ns: Option<u64>,
 }
 
@@ -54,7 +54,7 @@ pub struct I6300esbStateV1 {
 pub struct CounterStateV1 {
     /// 1 or 2.
     pub stage: u8,
-    /// Whether it was loaded at 1 MHz (WDT_PRE_SEL).
+    /// Whether the prescaler was 1 MHz (WDT_PRE_SEL) at the load.
     pub megahertz: bool,
     /// Nanoseconds until it reaches zero.
     pub remaining_ns: u64,
@@ -62,7 +62,7 @@ pub struct CounterStateV1 {
 
 impl I6300esb {
     pub(super) fn to_state(&self) -> I6300esbStateV1 {
-        // Every field is named, so that a new one cannot be forgotten here.
+        // Exhaustive: a new field does not compile until it is handled here.
         let Self {
             config: _,
             header: PciHeader { command, cache_line_size, latency_timer, bar0, interrupt_line },

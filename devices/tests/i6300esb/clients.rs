@@ -1,4 +1,4 @@
-//! The systems whose own drivers must work unmodified: their access sequences, width by width, from probe to stop.
+//! Access sequences of the drivers that must work unmodified, with their widths, from probe to stop.
 
 use crate::guest::{CONFIGURATION, Event, Guest, KHZ, LIVE_COUNTER, LOCK, PRELOAD1, PRELOAD2, RELOAD, SECOND};
 
@@ -49,7 +49,7 @@ mod linux {
 }
 
 #[test]
-fn linux_is_bitten_when_it_stops_petting_and_reads_the_cause_after_the_reset() {
+fn linux_times_out_without_heartbeats_and_reads_the_cause_after_the_reset() {
     let mut guest = Guest::new();
     guest.enumerate();
     assert!(!linux::probe(&mut guest, 4));
@@ -60,10 +60,10 @@ fn linux_is_bitten_when_it_stops_petting_and_reads_the_cause_after_the_reset() {
         assert_eq!(guest.sleep(2 * SECOND), []);
         linux::ping(&mut guest);
     }
-    // 2048 units in each of two stages make 4.027 s of the 4 s asked for.
+    // The driver rounds 4 s up to 2048 units in each of two stages: 4.027 s.
     let last_ping = guest.now;
-    let bite = last_ping + 4_026_531_840;
-    assert_eq!(guest.sleep(60 * SECOND), [Event::Pretimeout(last_ping + 2_013_265_920), Event::Timeout(bite)]);
+    let deadline = last_ping + 4_026_531_840;
+    assert_eq!(guest.sleep(60 * SECOND), [Event::Pretimeout(last_ping + 2_013_265_920), Event::Timeout(deadline)]);
 
     guest.reboot();
     assert_eq!(guest.sleep(60 * SECOND), [], "the new kernel boots without a watchdog");
@@ -73,7 +73,7 @@ fn linux_is_bitten_when_it_stops_petting_and_reads_the_cause_after_the_reset() {
 }
 
 #[test]
-fn linux_sets_another_timeout_while_the_watchdog_runs() {
+fn linux_changes_the_timeout_while_the_watchdog_runs() {
     let mut guest = Guest::new();
     guest.enumerate();
     linux::probe(&mut guest, 30);
@@ -106,7 +106,7 @@ fn linux_cannot_stop_the_watchdog_with_nowayout() {
     assert_eq!(guest.sleep(5 * SECOND).last(), Some(&Event::Timeout(last_ping + 4 * 1024 * KHZ)));
 }
 
-/// Linux 2.6 before 2.6.30: 8-bit keys, and 0x1100 where it means to clear the cause of the reset.
+/// Linux 2.6 before 2.6.30: 8-bit keys, and 0x1100 to clear the cause of the reset.
 mod old_linux {
     use super::*;
 
@@ -115,7 +115,7 @@ mod old_linux {
         guest.set_bar8(RELOAD, 0x86);
     }
 
-    /// Returns whether the watchdog was the cause of the last reset.
+    /// Returns whether the driver reports the watchdog as the cause of the last reset.
     pub fn probe(guest: &mut Guest, seconds: u32) -> bool {
         guest.set_config16(CONFIGURATION, 0x0003);
         let _nowayout_already_set = guest.config8(LOCK) & 0x01 != 0;
@@ -156,20 +156,20 @@ mod old_linux {
 }
 
 #[test]
-fn linux_2_6_is_bitten_when_it_stops_petting_and_reads_the_cause_after_the_reset() {
+fn linux_2_6_times_out_without_heartbeats_and_reads_the_cause_after_the_reset() {
     let mut guest = Guest::new();
     guest.enumerate();
     assert!(!old_linux::probe(&mut guest, 30));
     old_linux::start(&mut guest);
     for _ in 0..10 {
         assert_eq!(guest.sleep(10 * SECOND), []);
-        // 15,360 units in each stage, of which 10 s have used up 10,172.5.
+        // 15,360 units in each stage; after 10 s 10,172.5 of them have passed.
         assert_eq!(old_linux::status(&mut guest), 15_360 - 10_173);
         old_linux::keepalive(&mut guest);
     }
     let last_ping = guest.now;
-    let bite = last_ping + 2 * 15_360 * KHZ;
-    assert_eq!(guest.sleep(60 * SECOND).last(), Some(&Event::Timeout(bite)));
+    let deadline = last_ping + 2 * 15_360 * KHZ;
+    assert_eq!(guest.sleep(60 * SECOND).last(), Some(&Event::Timeout(deadline)));
 
     guest.reboot();
     assert!(old_linux::probe(&mut guest, 30));
@@ -194,7 +194,7 @@ mod freebsd {
         guest.set_bar16(RELOAD, 0x0300);
     }
 
-    /// watchdog(4) pats with a timeout of `1 << exponent` ms, which the driver gives to each of the stages.
+    /// watchdog(4) sends a heartbeat with a timeout of `1 << exponent` ms, which the driver sets for each stage.
     pub fn pat(guest: &mut Guest, exponent: u32) {
         reload(guest);
         guest.unlock();
@@ -227,7 +227,7 @@ mod freebsd {
 }
 
 #[test]
-fn freebsd_pats_stops_and_is_bitten() {
+fn freebsd_sends_heartbeats_stops_and_times_out() {
     let mut guest = Guest::new();
     guest.enumerate();
     freebsd::attach(&mut guest);
@@ -265,7 +265,7 @@ fn freebsd_cannot_stop_a_watchdog_that_it_locked() {
     assert_eq!(guest.sleep(5 * SECOND).last(), Some(&Event::Timeout(last_reload + 2 * 1024 * KHZ)));
 }
 
-/// OpenBSD's ichwdt(4): 32 bits for everything, the prescaler that it finds, and a second stage of two units.
+/// OpenBSD's ichwdt(4): 32-bit accesses, an unchanged prescaler, and a second stage of two units.
 mod openbsd {
     use super::*;
 
@@ -309,8 +309,8 @@ mod openbsd {
 }
 
 #[test]
-fn openbsd_tickles_stops_and_is_bitten() {
-    // The prescaler that a firmware left behind, and what a unit of a preload lasts then.
+fn openbsd_sends_heartbeats_stops_and_times_out() {
+    // The prescaler that firmware has set, and the length of a preload unit with it.
     for (firmware, divisor, unit) in [(0x00, 32_768, 983_040), (0x04, 32, 960)] {
         let seconds = if divisor == 32 { 1 } else { 30 };
         let mut guest = Guest::new();
@@ -319,7 +319,7 @@ fn openbsd_tickles_stops_and_is_bitten() {
         assert_eq!(openbsd::attach(&mut guest), (divisor, false));
         assert_eq!(guest.config32(CONFIGURATION), u32::from(firmware) | 0x03);
 
-        // A timeout of more than 20 bits loses its upper bits, here as on hardware.
+        // A preload of more than 20 bits loses its upper bits, as on hardware.
         let stage1 = u64::from(openbsd::start(&mut guest, divisor, seconds) & 0xF_FFFF) * unit;
         for _ in 0..10 {
             assert_eq!(guest.sleep(stage1 - 1), []);
@@ -330,8 +330,8 @@ fn openbsd_tickles_stops_and_is_bitten() {
 
         openbsd::start(&mut guest, divisor, seconds);
         let started = guest.now;
-        let bite = started + stage1 + 2 * unit;
-        assert_eq!(guest.sleep(60 * SECOND), [Event::Pretimeout(started + stage1), Event::Timeout(bite)]);
+        let deadline = started + stage1 + 2 * unit;
+        assert_eq!(guest.sleep(60 * SECOND), [Event::Pretimeout(started + stage1), Event::Timeout(deadline)]);
 
         guest.reboot();
         assert!(openbsd::attach(&mut guest).1, "reboot on timeout");
@@ -340,7 +340,7 @@ fn openbsd_tickles_stops_and_is_bitten() {
     }
 }
 
-/// EFI Boot Guard arms the watchdog once, locks it, and hands over to an operating system.
+/// EFI Boot Guard arms the watchdog, locks it, and starts an operating system.
 fn efi_boot_guard(guest: &mut Guest, seconds: u64) {
     let unlock = |guest: &mut Guest| {
         guest.set_bar32(RELOAD, 0x80);
@@ -354,15 +354,15 @@ fn efi_boot_guard(guest: &mut Guest, seconds: u64) {
 }
 
 #[test]
-fn efi_boot_guard_bites_an_operating_system_that_does_not_come_up() {
+fn the_watchdog_of_efi_boot_guard_times_out_if_no_driver_starts() {
     let mut guest = Guest::new();
     guest.enumerate();
     efi_boot_guard(&mut guest, 60);
     let armed = guest.now;
-    // 61,035 units, just below 60 s, and then no second stage: one poll reports both.
-    let bite = armed + 61_035 * KHZ;
-    assert_eq!(guest.deadline(), Some(bite));
-    assert_eq!(guest.sleep(120 * SECOND), [Event::Pretimeout(bite), Event::Timeout(bite)]);
+    // 61,035 units, just below 60 s, and a second stage of 0 units: one poll reports both.
+    let deadline = armed + 61_035 * KHZ;
+    assert_eq!(guest.deadline(), Some(deadline));
+    assert_eq!(guest.sleep(120 * SECOND), [Event::Pretimeout(deadline), Event::Timeout(deadline)]);
     guest.reboot();
     assert_eq!(guest.config8(LOCK), 0x00);
     assert_eq!(guest.sleep(3600 * SECOND), []);
@@ -375,7 +375,7 @@ fn linux_takes_over_the_watchdog_that_efi_boot_guard_has_locked() {
     efi_boot_guard(&mut guest, 60);
     assert_eq!(guest.sleep(20 * SECOND), []);
     assert!(!linux::probe(&mut guest, 4));
-    assert_eq!(guest.config8(LOCK), 0x03, "the driver could not disable it");
+    assert_eq!(guest.config8(LOCK), 0x03, "still enabled and locked");
     let probed = guest.now;
     assert_eq!(guest.deadline(), Some(probed + 2048 * KHZ));
     linux::start(&mut guest, false);

@@ -1,4 +1,4 @@
-//! Free running mode: the counter restarts by itself, and the host's work stays bounded.
+//! Free running mode: the counter restarts by itself, and the work of the model stays bounded.
 
 use std::time::Instant;
 
@@ -33,16 +33,16 @@ fn the_mode_can_change_while_the_watchdog_runs() {
     guest.sleep(600 * KHZ);
     guest.set_config8(LOCK, 0x06);
     assert_eq!(guest.sleep(168 * KHZ).len(), 1);
-    assert_eq!(guest.deadline(), Some(guest.now + 512 * KHZ), "goes on");
+    assert_eq!(guest.deadline(), Some(guest.now + 512 * KHZ), "the running stage is unchanged");
     guest.set_config8(LOCK, 0x02);
     assert_eq!(guest.sleep(3600 * SECOND).len(), 2);
-    assert_eq!(guest.deadline(), None, "stops");
+    assert_eq!(guest.deadline(), None, "the counter stops after the timeout");
     guest.set_config8(LOCK, 0x06);
-    assert_eq!(guest.deadline(), None, "a mode is no reload");
+    assert_eq!(guest.deadline(), None, "the mode change does not restart the counter");
 }
 
 #[test]
-fn free_running_with_output_disabled_only_warns() {
+fn free_running_with_output_disabled_reports_pretimeouts_only() {
     let mut guest = Guest::new();
     guest.set_config8(CONFIGURATION, 0x20);
     guest.preload(512, 256);
@@ -54,7 +54,7 @@ fn free_running_with_output_disabled_only_warns() {
 }
 
 #[test]
-fn free_running_gives_a_stage_of_no_length_one_unit() {
+fn a_free_running_stage_with_preload_zero_lasts_one_unit() {
     for (configuration, unit) in [(0x00, KHZ), (0x04, MHZ)] {
         for (preload1, preload2, cycle) in [(0, 0, 2), (0, 9, 10), (9, 0, 10)] {
             let mut guest = Guest::new();
@@ -71,7 +71,7 @@ fn free_running_gives_a_stage_of_no_length_one_unit() {
 }
 
 #[test]
-fn a_late_poll_finds_the_first_of_many_expiries_and_the_phase_of_the_last() {
+fn a_late_poll_reports_the_first_expiry_and_keeps_the_phase() {
     for late in [0, 1, 511, 512, 513, 767] {
         let mut guest = Guest::new();
         guest.preload(512, 256);
@@ -87,7 +87,7 @@ fn a_late_poll_finds_the_first_of_many_expiries_and_the_phase_of_the_last() {
 }
 
 #[test]
-fn a_late_poll_in_stage_one_finds_the_warnings_of_the_cycles_in_between() {
+fn a_late_poll_in_stage_one_reports_the_pretimeouts_of_skipped_cycles() {
     for cycles in [1, 2, 3, 1000] {
         let mut guest = Guest::new();
         guest.preload(512, 256);
@@ -104,7 +104,7 @@ fn a_late_poll_in_stage_one_finds_the_warnings_of_the_cycles_in_between() {
 }
 
 #[test]
-fn centuries_of_one_microsecond_periods_are_bounded_work() {
+fn a_poll_after_centuries_of_microsecond_periods_is_bounded_work() {
     let half_a_millennium = 500 * 365 * 24 * 3600 * SECOND;
     let begun = Instant::now();
     for (preload1, preload2) in [(0, 0), (1, 0), (0, 1), (1, 1), (2, 3)] {
@@ -125,18 +125,18 @@ fn centuries_of_one_microsecond_periods_are_bounded_work() {
         let next = if phase < stage1 { stage1 - phase } else { cycle - phase };
         assert_eq!(guest.deadline(), Some(guest.now + next));
     }
-    // A walk over 10^16 stages would take years.
+    // A loop over 10^16 stages would take years.
     assert!(begun.elapsed().as_secs() < 60);
 }
 
 #[test]
-fn a_prescaler_that_changes_during_a_cycle_counts_from_the_next_stage() {
+fn a_new_prescaler_takes_effect_with_the_next_stage() {
     let mut guest = Guest::new();
     guest.preload(100, 50);
     guest.set_config8(LOCK, 0x06);
     let started = guest.now;
     guest.set_config8(CONFIGURATION, 0x04);
-    // The stage that runs ends as loaded; all that follow are at 1 MHz.
+    // The running stage keeps its length; the stages after it run at 1 MHz.
     guest.sleep_unpolled(100 * KHZ + 50 * MHZ + 77 * 150 * MHZ + 120 * MHZ);
     assert_eq!(guest.poll(), [Event::Pretimeout(started + 100 * KHZ), Event::Timeout(started + 100 * KHZ + 50 * MHZ)]);
     assert_eq!(guest.deadline(), Some(guest.now + 30 * MHZ));

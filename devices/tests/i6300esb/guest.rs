@@ -1,4 +1,4 @@
-//! A guest that accesses the device at its own pace, and a VMM that polls the device when it asks to be polled.
+//! A guest that accesses the device, and a VMM that polls the device at the instants of `poll_at`.
 
 use vm_watchdog_devices::i6300esb::{I6300esb, I6300esbConfig, InterruptPin};
 use vm_watchdog_devices::{Access, Expired, Model, VmInstant};
@@ -12,13 +12,13 @@ pub const PRELOAD2: u64 = 0x04;
 pub const GINTSR: u64 = 0x08;
 pub const RELOAD: u64 = 0x0C;
 
-/// One unit of a preload in nanoseconds, with the prescaler at 1 kHz: 2^15 clocks of 30 ns.
+/// Nanoseconds in one unit of a preload with the prescaler at 1 kHz: 2^15 clocks of 30 ns.
 pub const KHZ: u64 = 983_040;
-/// The same at 1 MHz: 2^5 clocks.
+/// The same at 1 MHz: 2^5 clocks of 30 ns.
 pub const MHZ: u64 = 960;
 pub const SECOND: u64 = 1_000_000_000;
 
-/// What the VMM was told, and for which instant.
+/// Expiry that a poll has reported, with its instant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     Pretimeout(u64),
@@ -40,7 +40,7 @@ impl Guest {
     }
 
     pub fn with_config(config: I6300esbConfig) -> Self {
-        // Not zero: a model that takes an instant for a duration must not pass by luck.
+        // Not zero, so that a model that confuses an instant with a duration fails.
         Self { device: I6300esb::new(config), now: 7_000_000_123 }
     }
 
@@ -138,7 +138,7 @@ impl Guest {
         self.set_bar16(RELOAD, 0x0100)
     }
 
-    /// What the firmware and the PCI core of any system do before a driver sees the device.
+    /// The accesses of firmware and PCI core before a driver attaches.
     pub fn enumerate(&mut self) {
         assert_eq!(self.config32(0x00), 0x25AB_8086);
         assert_eq!(self.config32(0x08) >> 8, 0x08_80_00);
@@ -150,22 +150,22 @@ impl Guest {
         assert_eq!(self.device.bar0(), Some(0xFEBF_1000));
     }
 
-    /// The guest does nothing for `nanos`, and the VMM's thread is starved of CPU for as long.
+    /// The guest does nothing for `nanos`, and the VMM does not poll.
     pub fn sleep_unpolled(&mut self, nanos: u64) {
         self.now += nanos;
     }
 
-    /// The guest does nothing for `nanos`, while the VMM polls whenever the device asks for it and no earlier.
+    /// The guest does nothing for `nanos`, and the VMM polls exactly at the instants of `poll_at`.
     ///
-    /// Checks on the way that the device asks for the very nanosecond: it has nothing to say one before. At the
-    /// deadline it has, unless the guest has disabled the output.
+    /// Checks that `poll_at` is exact: a poll one nanosecond earlier reports nothing, and a poll at the deadline
+    /// reports an expiry, unless the guest has disabled the output.
     pub fn sleep(&mut self, nanos: u64) -> Vec<Event> {
         let end = self.now + nanos;
         let mut events = Vec::new();
         let mut wake_ups = 0;
         while let Some(wake_up) = self.deadline().filter(|&wake_up| wake_up <= end) {
             wake_ups += 1;
-            assert!(wake_ups < 10_000, "more wake-ups than a test can mean");
+            assert!(wake_ups < 10_000, "more polls than any test expects");
             if wake_up > self.now {
                 let early = self.device.poll(VmInstant::from_nanos(wake_up - 1));
                 assert!(early.is_empty(), "{early:?} one nanosecond before the deadline {wake_up}");
@@ -178,7 +178,7 @@ impl Guest {
             events.extend(seen);
         }
         self.now = end;
-        assert!(self.poll().is_empty(), "an expiry that was not announced");
+        assert!(self.poll().is_empty(), "an expiry that poll_at did not announce");
         events
     }
 

@@ -1,4 +1,4 @@
-//! What a PCI core sees: identity, header, BAR sizing, and reads of every width at every offset.
+//! The device as a PCI core sees it: identity, header, BAR sizing, and reads of every width at every offset.
 
 use vm_watchdog_devices::i6300esb::{I6300esbConfig, InterruptPin};
 use vm_watchdog_devices::{Access, Model, VmInstant};
@@ -24,7 +24,7 @@ fn the_function_is_an_intel_6300esb_watchdog() {
 }
 
 #[test]
-fn subsystem_ids_and_interrupt_pin_are_the_vmms_choice() {
+fn the_vmm_sets_subsystem_ids_and_interrupt_pin() {
     let config = I6300esbConfig::default().with_interrupt_pin(InterruptPin::IntA).with_subsystem(0x1AF4, 0x1100);
     let mut guest = Guest::with_config(config);
     assert_eq!(guest.config32(0x2C), 0x1100_1AF4);
@@ -35,7 +35,7 @@ fn subsystem_ids_and_interrupt_pin_are_the_vmms_choice() {
 }
 
 #[test]
-fn bar0_is_sized_as_sixteen_bytes_of_memory() {
+fn bar0_sizes_as_sixteen_bytes_of_memory() {
     let mut guest = Guest::new();
     assert_eq!(guest.set_config32(0x10, 0xFFFF_FFFF), Access::Accepted);
     assert_eq!(guest.config32(0x10), 0xFFFF_FFF0);
@@ -73,7 +73,7 @@ fn bar0_decodes_while_memory_is_enabled() {
 
 #[test]
 fn header_registers_keep_their_writable_bits_and_reset_clears_them() {
-    // Offset, what stays of all ones; everything else in the header is read-only.
+    // Offset and writable bits; everything else in the header is read-only.
     let writable = [
         (0x04, 0x07),
         (0x05, 0x05),
@@ -100,7 +100,7 @@ fn header_registers_keep_their_writable_bits_and_reset_clears_them() {
 }
 
 #[test]
-fn writes_to_read_only_registers_are_reported_as_ignored() {
+fn writes_to_read_only_registers_count_as_ignored() {
     let ignored =
         [0x00, 0x02, 0x06, 0x07, 0x08, 0x0B, 0x0E, 0x0F, 0x14, 0x2C, 0x34, 0x3D, 0x3E, 0x40, 0x62, 0x64, 0x69];
     for offset in ignored {
@@ -114,7 +114,7 @@ fn writes_to_read_only_registers_are_reported_as_ignored() {
     assert_eq!(Guest::new().set_config32(0x0D, 0xFFFF_FFFF), Access::Accepted, "one writable byte is enough");
 }
 
-/// A device with something to see in every register, in the middle of its second stage.
+/// A device in its second stage with a non-zero value in every register.
 fn lively() -> Guest {
     let mut guest = Guest::with_config(
         I6300esbConfig::default().with_interrupt_pin(InterruptPin::IntA).with_subsystem(0x1234, 0x5678),
@@ -132,12 +132,12 @@ fn lively() -> Guest {
 }
 
 #[test]
-fn every_read_is_made_of_the_bytes_that_it_covers() {
+fn a_read_of_any_width_returns_the_bytes_that_it_covers() {
     let mut guest = lively();
     let now = guest.at();
     let config: Vec<u8> = (0..0x100).map(|offset| guest.config8(offset)).collect();
     let bar: Vec<u8> = (0..0x10).map(|offset| guest.read_bar::<1>(offset)[0]).collect();
-    assert_eq!(config[0x64..0x68], (0xA_BCDE_u32 - 1018).to_le_bytes(), "the counter runs");
+    assert_eq!(config[0x64..0x68], (0xA_BCDE_u32 - 1018).to_le_bytes(), "the live counter");
     assert_eq!(bar[0x04..], [0xDE, 0xBC, 0x0A, 0, 1, 0, 0, 0, 0, 0x12, 0, 0]);
 
     for length in 0..=9 {
@@ -169,7 +169,7 @@ fn a_read_changes_nothing() {
     }
     assert_eq!(format!("{:?}", guest.device), before);
 
-    // Nor does it use up an unlock, or come between the keys.
+    // A read does not use up an unlock and does not interrupt the unlock sequence.
     guest.device.write_bar(0x0C, &[0x80], now);
     guest.device.read_bar(0x0C, &mut [0; 2], now);
     guest.device.write_bar(0x0C, &[0x86], now);
@@ -180,7 +180,7 @@ fn a_read_changes_nothing() {
 }
 
 #[test]
-fn every_configuration_write_is_made_of_the_bytes_that_it_covers() {
+fn a_configuration_write_of_any_width_equals_its_byte_writes() {
     let bytes: Vec<u8> = (0..9).map(|i: u8| i.wrapping_mul(0x3B) ^ 0xC6).collect();
     let image = |guest: &mut Guest| {
         let config: Vec<u8> = (0..0x100).map(|offset| guest.config8(offset)).collect();
@@ -201,7 +201,7 @@ fn every_configuration_write_is_made_of_the_bytes_that_it_covers() {
 }
 
 #[test]
-fn accesses_of_any_length_anywhere_are_survived() {
+fn accesses_of_any_length_at_any_offset_are_safe() {
     let offsets = [0, 1, 3, 7, 12, 13, 15, 16, 17, 0xFF, 0x100, 0xFFFC, 0xFFFD, 0xFFFE, 0xFFFF];
     let far = [1 << 16, 1 << 32, (1 << 32) + 0x0C, u64::MAX - 15, u64::MAX - 8, u64::MAX - 3, u64::MAX - 1, u64::MAX];
     for length in [0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 64, 255, 256, 257, 70_000] {
@@ -231,7 +231,7 @@ fn accesses_of_any_length_anywhere_are_survived() {
 }
 
 #[test]
-fn an_access_outside_bar0_does_not_touch_what_lies_inside() {
+fn an_access_outside_bar0_changes_no_register() {
     for offset in [0x10, 0x1C, 0x10C, (1 << 32) + 0x0C, u64::MAX - 3] {
         let mut guest = Guest::new();
         guest.set_bar16(offset, 0x80);

@@ -1,4 +1,4 @@
-//! The warning at the end of stage one: WDT_INT_ACT, the interrupt line and its pending bit in the PCI status.
+//! The pretimeout at the end of stage one: WDT_INT_ACT, the interrupt line and the pending bit in the PCI status.
 
 use vm_watchdog_devices::{Access, Model};
 
@@ -16,7 +16,7 @@ fn warned(mut guest: Guest, configuration: u8) -> Guest {
 }
 
 #[test]
-fn stage_one_sets_int_act_whatever_the_interrupt_type() {
+fn stage_one_sets_int_act_with_every_interrupt_type() {
     for configuration in [0x00, 0x01, 0x02, 0x03, 0x04, 0x20, 0x23, 0x27] {
         let mut guest = warned(Guest::new(), configuration);
         assert_eq!(guest.bar32(GINTSR), 1, "60h = {configuration:x}");
@@ -24,7 +24,7 @@ fn stage_one_sets_int_act_whatever_the_interrupt_type() {
 }
 
 #[test]
-fn only_the_type_irq_raises_the_line() {
+fn only_the_interrupt_type_irq_raises_the_line() {
     for (configuration, level) in
         [(0x00, true), (0x04, true), (0x20, true), (0x01, false), (0x02, false), (0x03, false)]
     {
@@ -32,12 +32,12 @@ fn only_the_type_irq_raises_the_line() {
         assert_eq!(guest.device.interrupt_level(), level, "60h = {configuration:x}");
         assert_eq!(guest.config16(0x06), if level { PENDING } else { 0 }, "60h = {configuration:x}");
         let events = guest.sleep(SECOND);
-        assert_eq!(events.len(), usize::from(configuration & 0x20 == 0), "the timeout comes all the same");
+        assert_eq!(events.len(), usize::from(configuration & 0x20 == 0), "a timeout unless the output is disabled");
     }
 }
 
 #[test]
-fn a_device_without_a_pin_has_no_line_and_nothing_pending() {
+fn a_device_without_a_pin_has_no_line_and_no_pending_bit() {
     let mut guest = warned(Guest::new(), 0x00);
     assert_eq!(guest.bar32(GINTSR), 1);
     assert!(!guest.device.interrupt_level());
@@ -45,7 +45,7 @@ fn a_device_without_a_pin_has_no_line_and_nothing_pending() {
 }
 
 #[test]
-fn the_line_stays_up_until_the_guest_clears_int_act() {
+fn the_line_stays_asserted_until_the_guest_clears_int_act() {
     let mut guest = warned(Guest::with_interrupt_line(), 0x00);
     let acts: [fn(&mut Guest) -> Access; 5] = [
         Guest::reload,
@@ -111,7 +111,7 @@ fn intx_disable_masks_the_line_but_not_the_pending_bit() {
 }
 
 #[test]
-fn a_starved_vmm_sees_the_level_after_its_poll() {
+fn a_late_poll_raises_the_level() {
     let mut guest = Guest::with_interrupt_line();
     guest.preload(512, 512);
     guest.enable();
@@ -120,9 +120,9 @@ fn a_starved_vmm_sees_the_level_after_its_poll() {
     assert!(guest.device.interrupt_level());
 }
 
-/// The runtime reads the line after each access; it neither polls nor reads a register in between.
+/// The runtime reads the line after each access, without a poll or a register read in between.
 #[test]
-fn a_stage_of_no_length_raises_the_line_with_the_write_that_starts_it() {
+fn a_write_that_starts_a_stage_of_zero_length_raises_the_line() {
     for is_running in [false, true] {
         let mut guest = Guest::with_interrupt_line();
         if is_running {
@@ -134,6 +134,6 @@ fn a_stage_of_no_length_raises_the_line_with_the_write_that_starts_it() {
         assert_ne!(access, Access::Ignored);
         assert!(guest.device.interrupt_level());
         assert!(guest.device.timed_out());
-        assert_eq!(guest.device.timeout_at(), None, "nothing counts any more");
+        assert_eq!(guest.device.timeout_at(), None, "the counter is stopped");
     }
 }

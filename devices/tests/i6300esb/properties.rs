@@ -1,5 +1,5 @@
-//! What holds for every guest: the model does what the plain one in `reference` does, and nothing depends on when or how
-//! often a VMM polls.
+//! Properties for arbitrary guests: the model behaves as the one in `reference`, and the times of the polls do not
+//! change the result.
 
 use proptest::prelude::*;
 use vm_watchdog_devices::i6300esb::{I6300esb, I6300esbConfig, InterruptPin};
@@ -11,15 +11,15 @@ use crate::reference::Reference;
 #[derive(Clone, Debug)]
 enum Step {
     Wait(u64),
-    /// To the next deadline, and as many nanoseconds further.
+    /// Waits to the next deadline plus this many nanoseconds.
     WaitForDeadline(i64),
     Poll,
     Reset,
-    /// To another process, whose clock shows the same time.
+    /// Saves and restores in another process, whose clock shows the same time.
     SaveAndRestore,
     WriteConfig(u16, Vec<u8>),
     WriteBar(u64, Vec<u8>),
-    /// The keys at a width, then a write.
+    /// The unlock keys with a width, then a write.
     Unlocked(usize, u64, Vec<u8>),
 }
 
@@ -74,7 +74,7 @@ fn new_model(has_pin: bool) -> I6300esb {
     I6300esb::new(I6300esbConfig::default().with_interrupt_pin(interrupt_pin))
 }
 
-/// Everything that a guest and a VMM can see of a device.
+/// All state of a device that a guest or a VMM can observe.
 #[derive(Debug, PartialEq)]
 struct Picture {
     config: Vec<u8>,
@@ -120,7 +120,7 @@ fn instants(expired: Expired) -> [Option<u64>; 2] {
     [expired.pretimeout, expired.timeout].map(|at| at.map(VmInstant::as_nanos))
 }
 
-/// A write, in the order in which the bus sees it.
+/// The writes of a step, in bus order.
 fn writes(step: &Step) -> Vec<(bool, u64, Vec<u8>)> {
     match step {
         Step::WriteConfig(offset, data) => vec![(true, (*offset).into(), data.clone())],
@@ -153,11 +153,11 @@ fn after(step: &Step, now: u64, poll_at: Option<u64>) -> u64 {
 
 proptest! {
     #[test]
-    fn the_model_is_the_contract(steps in steps(), has_pin: bool) {
+    fn the_model_matches_the_reference(steps in steps(), has_pin: bool) {
         let (mut model, mut reference) = (new_model(has_pin), Reference::new(has_pin));
         let mut now = 0;
         for step in &steps {
-            now = after(step, now, reference.poll_at()).min(now + reference.patience());
+            now = after(step, now, reference.poll_at()).min(now + reference.longest_wait());
             match step {
                 Step::Poll => {
                     let expired = instants(model.poll(VmInstant::from_nanos(now)));
@@ -205,7 +205,7 @@ proptest! {
             }
             model.poll(VmInstant::from_nanos(now));
             let Some(wake_up) = model.poll_at().map(VmInstant::as_nanos) else { continue };
-            prop_assert!(wake_up > now, "nothing is left to do after a poll");
+            prop_assert!(wake_up > now, "a poll leaves no expiry");
 
             let mut early = model.clone();
             prop_assert_eq!(instants(early.poll(VmInstant::from_nanos(wake_up - 1))), [None, None]);
@@ -230,7 +230,7 @@ proptest! {
     }
 
     #[test]
-    fn it_makes_no_difference_how_time_is_cut(steps in steps(), has_pin: bool, cuts: [u16; 4], polls: [bool; 4]) {
+    fn intermediate_polls_and_saves_change_nothing(steps in steps(), has_pin: bool, cuts: [u16; 4], polls: [bool; 4]) {
         let (mut whole, mut cut) = (new_model(has_pin), new_model(has_pin));
         let mut now = 0;
         for step in &steps {

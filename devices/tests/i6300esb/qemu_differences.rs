@@ -1,20 +1,20 @@
-//! Where this device differs from QEMU 11.1's on purpose, row by row of the table in the contract.
+//! Intended differences from QEMU 11.1's device, in the order of the table in the contract.
 //!
-//! That QEMU does differ is shown by the oracle test of the root package.
+//! The oracle test of the root package shows that QEMU differs.
 
 use vm_watchdog_devices::{Access, Model};
 
 use crate::guest::{CONFIGURATION, Event, GINTSR, Guest, KHZ, LOCK, PRELOAD1, PRELOAD2, RELOAD, SECOND};
 
-/// Lets the watchdog bite once, with a reload's worth of time since.
-fn bitten(guest: &mut Guest) {
+/// Enables the watchdog and waits for one timeout.
+fn time_out(guest: &mut Guest) {
     guest.preload(512, 512);
     guest.enable();
     assert_eq!(guest.sleep(2 * SECOND).len(), 2);
 }
 
 #[test]
-fn the_configuration_register_acts_at_every_width() {
+fn the_configuration_register_takes_effect_at_every_width() {
     let writes: [(u16, &[u8]); 5] = [
         (0x60, &[0x27]),
         (0x60, &[0x27, 0]),
@@ -35,7 +35,7 @@ fn the_configuration_register_acts_at_every_width() {
 }
 
 #[test]
-fn the_lock_register_acts_at_every_width() {
+fn the_lock_register_takes_effect_at_every_width() {
     let writes: [(u16, &[u8]); 5] = [
         (0x68, &[0x03]),
         (0x68, &[0x03, 0xFF]),
@@ -56,7 +56,7 @@ fn the_lock_register_acts_at_every_width() {
 #[test]
 fn the_reload_status_reads_at_every_width() {
     let mut guest = Guest::new();
-    bitten(&mut guest);
+    time_out(&mut guest);
     assert_eq!(guest.read_bar(0x0C), [0x00]);
     assert_eq!(guest.read_bar(0x0D), [0x12]);
     assert_eq!(guest.read_bar(0x0C), [0x00, 0x12]);
@@ -66,7 +66,7 @@ fn the_reload_status_reads_at_every_width() {
 }
 
 #[test]
-fn a_reload_counts_at_every_width() {
+fn a_reload_takes_effect_at_every_width() {
     let writes: [(u64, &[u8]); 6] = [
         (0x0D, &[0x01]),
         (0x0C, &[0x00, 0x01]),
@@ -107,7 +107,7 @@ fn a_preload_is_written_at_every_width() {
 }
 
 #[test]
-fn preloads_read_back_and_gintsr_shows_the_end_of_stage_one() {
+fn preloads_read_back_and_gintsr_shows_the_pretimeout() {
     let mut guest = Guest::new();
     guest.preload(0x1_2345, 0xA_BCDE);
     assert_eq!(guest.bar32(PRELOAD1), 0x1_2345);
@@ -120,7 +120,7 @@ fn preloads_read_back_and_gintsr_shows_the_end_of_stage_one() {
 }
 
 #[test]
-fn the_end_of_stage_one_raises_the_line_and_the_runtime_learns_of_it() {
+fn the_end_of_stage_one_raises_the_line_and_is_polled() {
     let mut guest = Guest::with_interrupt_line();
     guest.preload(512, 512);
     guest.enable();
@@ -138,20 +138,20 @@ fn a_guest_that_recovers_after_the_timeout_is_protected_again() {
     guest.set_config8(LOCK, 0x03);
     assert_eq!(guest.sleep(2 * SECOND).len(), 2);
 
-    // The action was pause, none or inject-nmi: nobody has reset the device.
+    // The action is pause, none or inject-nmi: the host does not reset the device.
     assert!(guest.device.is_armed());
     assert_eq!(guest.config8(LOCK), 0x03, "enabled and locked as the guest left it");
     assert_eq!((guest.bar32(PRELOAD1), guest.bar32(PRELOAD2)), (512, 512));
     assert_eq!(guest.deadline(), None);
-    assert_eq!(guest.sleep(3600 * SECOND), [], "the event went out once");
+    assert_eq!(guest.sleep(3600 * SECOND), [], "one event");
 
     assert_eq!(guest.reload(), Access::Heartbeat);
-    let bite = guest.now + 1024 * KHZ;
-    assert_eq!(guest.sleep(2 * SECOND).last(), Some(&Event::Timeout(bite)));
+    let deadline = guest.now + 1024 * KHZ;
+    assert_eq!(guest.sleep(2 * SECOND).last(), Some(&Event::Timeout(deadline)));
 }
 
 #[test]
-fn with_output_disabled_nothing_goes_out_but_the_guest_sees_the_timeout() {
+fn with_output_disabled_the_guest_sees_the_timeout_and_the_host_does_not() {
     let mut guest = Guest::new();
     guest.set_config16(CONFIGURATION, 0x0020);
     guest.preload(512, 512);
@@ -188,7 +188,7 @@ fn bit_12_mirrors_the_timeout_and_writing_either_clears_both() {
     {
         let mut guest = Guest::new();
         assert_eq!(guest.bar16(RELOAD), 0x0000);
-        bitten(&mut guest);
+        time_out(&mut guest);
         assert_eq!(guest.bar16(RELOAD), 0x1200);
         guest.unlock();
         guest.set_bar16(RELOAD, clear);

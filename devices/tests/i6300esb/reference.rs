@@ -1,11 +1,11 @@
-//! The contract once more, as plainly as it can be said: byte by byte, stage by stage, with no care for speed.
+//! A second implementation of the contract, byte by byte and stage by stage, simple and slow.
 
 use vm_watchdog_devices::Access;
 
-/// Nanoseconds of a PCI clock.
+/// Nanoseconds in a PCI clock.
 const CLOCK: u64 = 30;
 
-/// A stage that runs: when it was loaded, and with how many clocks.
+/// A running stage: the instant of its load, and its length in clocks.
 #[derive(Clone, Copy, Debug)]
 struct Running {
     stage: usize,
@@ -24,7 +24,7 @@ impl Running {
 pub struct Reference {
     now: u64,
     has_pin: bool,
-    /// Configuration space as a guest would find it, but for what changes by itself (status, live counter).
+    /// Configuration space as a guest reads it, except the status and the live counter, which change by themselves.
     config: [u8; 256],
     preloads: [u32; 2],
     had_first_key: bool,
@@ -32,7 +32,7 @@ pub struct Reference {
     int_act: bool,
     timeout: bool,
     running: Option<Running>,
-    /// First end of a stage since the last poll, for each of the stages.
+    /// For each stage: its first end since the last poll.
     ended: [Option<u64>; 2],
 }
 
@@ -99,8 +99,8 @@ impl Reference {
         self.config[0x68] & 0x02 != 0
     }
 
-    /// How long a wait may be, for this plain model to be done with it soon.
-    pub fn patience(&self) -> u64 {
+    /// The longest wait that this model simulates in a short time.
+    pub fn longest_wait(&self) -> u64 {
         let unit = if self.config[0x60] & 0x04 == 0 { CLOCK << 15 } else { CLOCK << 5 };
         if self.is_free_running() { 500 * (self.units(0) + self.units(1)) * unit } else { u64::MAX / 4 }
     }
@@ -183,7 +183,7 @@ impl Reference {
         self.advance(now);
         let mut access = Access::Ignored;
         for register in [0x0, 0x4, 0x8, 0xC] {
-            // The bytes of the access that lie in this register.
+            // The bytes of the access in this register.
             let lanes: Vec<(u64, u8)> = (0..)
                 .zip(data)
                 .filter_map(|(i, &byte)| Some((offset.checked_add(i)?.checked_sub(register)?, byte)))

@@ -1,4 +1,4 @@
-//! The watchdog's own registers: their bits, the lock, the unlock sequence, and what a reset leaves.
+//! The watchdog's registers: their bits, the lock, the unlock sequence, and the state after a reset.
 
 use vm_watchdog_devices::{Access, Model};
 
@@ -42,7 +42,7 @@ fn the_configuration_register_keeps_its_defined_bits() {
     let mut guest = Guest::new();
     guest.set_config8(CONFIGURATION, 0x05);
     guest.set_config8(CONFIGURATION + 1, 0xFF);
-    assert_eq!(guest.config16(CONFIGURATION), 0x0005, "the upper byte is empty and leaves the lower one alone");
+    assert_eq!(guest.config16(CONFIGURATION), 0x0005, "the upper byte reads 0 and does not change the lower one");
 }
 
 #[test]
@@ -56,7 +56,7 @@ fn the_lock_register_keeps_its_defined_bits() {
 }
 
 #[test]
-fn preloads_keep_twenty_bits_and_change_apart() {
+fn preloads_keep_twenty_bits_and_change_independently() {
     let mut guest = Guest::new();
     guest.unlock();
     assert_eq!(guest.set_bar32(PRELOAD1, 0xFFF1_2345), Access::Accepted);
@@ -80,7 +80,7 @@ fn a_locked_register_ignores_a_disable() {
         assert_eq!(guest.deadline(), deadline);
         guest.device.reset();
         assert_eq!(guest.config8(LOCK), 0);
-        assert_eq!(guest.set_config8(LOCK, 0x02), Access::Accepted, "until reset");
+        assert_eq!(guest.set_config8(LOCK, 0x02), Access::Accepted, "a reset clears the lock");
     }
 }
 
@@ -96,7 +96,7 @@ fn a_lock_leaves_every_other_register_writable() {
 }
 
 #[test]
-fn enabling_starts_stage_one_and_disabling_rewinds() {
+fn enabling_starts_stage_one_and_disabling_stops_the_counter() {
     let mut guest = Guest::new();
     guest.preload(512, 256);
     assert_eq!(guest.deadline(), None);
@@ -108,11 +108,11 @@ fn enabling_starts_stage_one_and_disabling_rewinds() {
     assert!(!guest.device.is_armed());
     assert_eq!(guest.sleep(3600 * SECOND), []);
     guest.enable();
-    assert_eq!(guest.deadline(), Some(guest.now + 512 * KHZ), "from preload 1 again, out of stage two");
+    assert_eq!(guest.deadline(), Some(guest.now + 512 * KHZ), "stage one restarts after a stop in stage two");
 }
 
 #[test]
-fn enabling_again_does_not_restart() {
+fn enabling_again_does_not_restart_the_counter() {
     let mut guest = Guest::new();
     guest.preload(512, 256);
     guest.enable();
@@ -125,7 +125,7 @@ fn enabling_again_does_not_restart() {
 }
 
 #[test]
-fn enabling_again_after_a_timeout_does_not_restart_either() {
+fn enabling_again_after_a_timeout_does_not_restart_the_counter() {
     let mut guest = Guest::new();
     guest.preload(1, 1);
     guest.enable();
@@ -134,17 +134,17 @@ fn enabling_again_after_a_timeout_does_not_restart_either() {
     assert_eq!(guest.deadline(), None);
     guest.disable();
     guest.enable();
-    assert_eq!(guest.deadline(), Some(guest.now + KHZ), "but 0 to 1 does");
+    assert_eq!(guest.deadline(), Some(guest.now + KHZ), "a change from 0 to 1 does");
 }
 
-/// The steps that the unlock sequence knows; one register write follows them.
+/// Steps before a register write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     FirstKey,
     SecondKey,
-    /// Not a key, in RELOAD.
+    /// A value in RELOAD that is not a key.
     Wrong,
-    /// A key's value, in another register.
+    /// The value of a key, in another register.
     Elsewhere,
     Preload,
 }
@@ -164,8 +164,8 @@ impl Step {
     }
 }
 
-/// Whether a register write after `steps` is let through, straight from the sentence: 0x80, then 0x86, unlock one
-/// following register write; a wrong value between the two keys does not cancel the first.
+/// Whether a register write after `steps` takes effect, by the rule: 0x80, then 0x86, unlock one following register
+/// write; a wrong value between the two keys does not cancel the first.
 fn is_unlocked_after(steps: &[Step]) -> bool {
     let (mut first, mut unlocked) = (false, false);
     for &step in steps {
@@ -179,7 +179,7 @@ fn is_unlocked_after(steps: &[Step]) -> bool {
 }
 
 #[test]
-fn the_keys_in_order_unlock_one_write_and_nothing_else_does() {
+fn only_the_keys_in_order_unlock_one_write() {
     let mut unlocking = 0;
     for length in 0..=6_u32 {
         for number in 0..5_usize.pow(length) {
@@ -200,7 +200,7 @@ fn the_keys_in_order_unlock_one_write_and_nothing_else_does() {
 }
 
 #[test]
-fn a_key_is_the_whole_value_that_is_written() {
+fn a_key_is_the_whole_written_value() {
     let keys: [(u64, &[u8]); 8] = [
         (0x0C, &[0x81]),
         (0x0C, &[0x80, 0x01]),
@@ -229,7 +229,7 @@ fn a_key_is_the_whole_value_that_is_written() {
 }
 
 #[test]
-fn keys_are_accepted_at_every_width_and_mixed() {
+fn keys_are_accepted_at_every_width_and_at_mixed_widths() {
     let widths = [1, 2, 3, 4];
     for (first, second) in widths.into_iter().flat_map(|first| widths.map(|second| (first, second))) {
         let mut guest = Guest::new();
@@ -237,7 +237,7 @@ fn keys_are_accepted_at_every_width_and_mixed() {
         assert_eq!(guest.write_bar(RELOAD, &0x86_u32.to_le_bytes()[..second]), Access::Accepted);
         assert_eq!(guest.set_bar32(PRELOAD1, 7), Access::Accepted);
     }
-    // A 64-bit write of GINTSR and RELOAD carries a key in its upper half.
+    // A 64-bit write of GINTSR and RELOAD has a key in its upper half.
     let mut guest = Guest::new();
     guest.write_bar(GINTSR, &(0x80_u64 << 32).to_le_bytes());
     guest.write_bar(GINTSR, &(0x86_u64 << 32).to_le_bytes());
@@ -265,7 +265,7 @@ fn any_register_write_uses_the_unlock_up() {
 }
 
 #[test]
-fn configuration_space_has_no_part_in_the_unlock() {
+fn configuration_writes_do_not_affect_the_unlock_sequence() {
     let mut guest = Guest::new();
     guest.set_bar16(RELOAD, 0x80);
     guest.set_config8(LOCK, 0x00);
@@ -275,7 +275,7 @@ fn configuration_space_has_no_part_in_the_unlock() {
 }
 
 #[test]
-fn a_write_of_two_registers_is_two_writes() {
+fn a_write_across_two_registers_is_two_writes() {
     let mut guest = Guest::new();
     guest.unlock();
     guest.write_bar(PRELOAD1, &0x0000_0009_0000_0007_u64.to_le_bytes());
@@ -283,7 +283,7 @@ fn a_write_of_two_registers_is_two_writes() {
 
     guest.unlock();
     guest.write_bar(PRELOAD1 + 3, &[0xFF, 0x08]);
-    assert_eq!((guest.bar32(PRELOAD1), guest.bar32(PRELOAD2)), (7, 0xF_FFFF), "the lowest comes first");
+    assert_eq!((guest.bar32(PRELOAD1), guest.bar32(PRELOAD2)), (7, 0xF_FFFF), "the lower register comes first");
 }
 
 #[test]
@@ -315,7 +315,7 @@ fn clearing_the_timeout_is_not_a_heartbeat() {
     assert_eq!(guest.set_bar16(RELOAD, 0x0200), Access::Accepted);
     assert_eq!(guest.deadline(), None);
     guest.unlock();
-    assert_eq!(guest.set_bar16(RELOAD, 0x0300), Access::Heartbeat, "both at once are both");
+    assert_eq!(guest.set_bar16(RELOAD, 0x0300), Access::Heartbeat, "clears the timeout and reloads");
 }
 
 #[test]
@@ -338,7 +338,7 @@ fn only_bit_8_reloads() {
 }
 
 #[test]
-fn a_reload_while_disabled_starts_nothing() {
+fn a_reload_while_disabled_does_not_start_the_counter() {
     let mut guest = Guest::new();
     guest.preload(512, 512);
     assert_eq!(guest.reload(), Access::Accepted, "not a heartbeat");
@@ -365,7 +365,7 @@ fn the_timeout_bit_survives_resets_until_the_guest_clears_it() {
 }
 
 #[test]
-fn a_reset_cancels_a_running_watchdog_and_half_an_unlock() {
+fn a_reset_stops_the_counter_and_cancels_the_unlock_sequence() {
     let mut guest = Guest::with_interrupt_line();
     guest.preload(512, 512);
     guest.enable();
@@ -374,15 +374,15 @@ fn a_reset_cancels_a_running_watchdog_and_half_an_unlock() {
     guest.set_bar16(RELOAD, 0x80);
     guest.device.reset();
     assert!(!guest.device.interrupt_level());
-    assert_eq!(guest.bar32(RELOAD), 0, "nothing has timed out");
+    assert_eq!(guest.bar32(RELOAD), 0, "no timeout");
     guest.set_bar16(RELOAD, 0x86);
     assert_eq!(guest.set_bar32(PRELOAD1, 7), Access::Ignored);
     assert_eq!(guest.sleep(3600 * SECOND), [] as [Event; 0]);
 }
 
-/// A heartbeat whose keys were written before a stage ended, and the reload after, is a heartbeat.
+/// A heartbeat counts even if a stage ends between its keys and its reload.
 #[test]
-fn the_end_of_a_stage_has_no_part_in_the_unlock() {
+fn the_end_of_a_stage_does_not_affect_the_unlock_sequence() {
     for keys_before in 0..=2 {
         for units in [512, 768] {
             let mut guest = Guest::new();
@@ -403,7 +403,7 @@ fn the_end_of_a_stage_has_no_part_in_the_unlock() {
 }
 
 #[test]
-fn starting_and_stopping_has_no_part_in_the_unlock() {
+fn enable_and_disable_do_not_affect_the_unlock_sequence() {
     for lock in [0x02, 0x00, 0x03] {
         let mut guest = Guest::new();
         guest.set_config8(LOCK, 0x02 & !lock);

@@ -1,11 +1,11 @@
-//! A device that is saved in one process and restored in another, whose clock shows something else.
+//! A device that is saved in one process and restored in another, on a different clock.
 
 use vm_watchdog_devices::Model;
 use vm_watchdog_devices::i6300esb::{CounterStateV1, I6300esb, I6300esbConfig, I6300esbStateV1};
 
 use crate::guest::{CONFIGURATION, Event, Guest, KHZ, LIVE_COUNTER, LOCK, MHZ, PRELOAD1, PRELOAD2, RELOAD, SECOND};
 
-/// The same guest, `downtime` later by another clock: the VM did not run meanwhile.
+/// The same guest after a migration: the clock of the target shows `now`.
 fn migrated(guest: &mut Guest, now: u64) -> Guest {
     let state = guest.device.save(guest.at());
     let mut target = Guest::new();
@@ -15,7 +15,7 @@ fn migrated(guest: &mut Guest, now: u64) -> Guest {
 }
 
 #[test]
-fn the_time_that_remains_is_what_moves() {
+fn the_remaining_time_is_restored() {
     for now in [0, SECOND, 1_000_000 * SECOND] {
         let mut guest = Guest::new();
         guest.set_config8(CONFIGURATION, 0x04);
@@ -33,7 +33,7 @@ fn the_time_that_remains_is_what_moves() {
 }
 
 #[test]
-fn an_expiry_that_nobody_has_polled_moves_too() {
+fn an_unpolled_expiry_is_restored() {
     let mut guest = Guest::new();
     guest.preload(512, 256);
     guest.enable();
@@ -46,7 +46,7 @@ fn an_expiry_that_nobody_has_polled_moves_too() {
 }
 
 #[test]
-fn an_unlock_can_be_finished_on_the_other_side() {
+fn an_unlock_sequence_continues_after_a_restore() {
     for keys in 0..=2_usize {
         let mut guest = Guest::new();
         let (before, after) = [0x80, 0x86].split_at(keys);
@@ -74,7 +74,7 @@ fn counter(stage: u8, megahertz: bool, remaining_ns: u64) -> Option<CounterState
 }
 
 #[test]
-fn a_state_that_no_device_can_be_in_is_refused_by_the_name_of_its_field() {
+fn an_impossible_state_is_refused_with_the_name_of_its_field() {
     let possible = running();
     let refused = [
         (I6300esbStateV1 { command: 0x0008, ..possible }, "command"),
@@ -100,7 +100,7 @@ fn a_state_that_no_device_can_be_in_is_refused_by_the_name_of_its_field() {
 }
 
 #[test]
-fn the_limits_of_what_a_device_can_be_in_are_accepted() {
+fn states_at_the_limits_are_accepted() {
     let possible = running();
     let accepted = [
         I6300esbStateV1 { command: 0x0507, bar0: 0xFFFF_FFF0, ..possible },
@@ -120,7 +120,7 @@ fn the_limits_of_what_a_device_can_be_in_are_accepted() {
 }
 
 #[test]
-fn what_firmware_and_guest_set_up_moves_field_by_field() {
+fn the_settings_of_firmware_and_guest_are_restored() {
     let mut guest = Guest::new();
     guest.set_config32(0x10, 0xFEBF_1000);
     guest.set_config16(0x04, 0x0402);
@@ -138,7 +138,7 @@ fn what_firmware_and_guest_set_up_moves_field_by_field() {
 }
 
 #[test]
-fn time_does_not_run_backwards_past_a_restore() {
+fn an_earlier_instant_after_a_restore_does_not_move_time_back() {
     let mut guest = Guest::new();
     guest.preload(512, 256);
     let mut target = migrated(&mut guest, 1000 * SECOND);

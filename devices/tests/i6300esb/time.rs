@@ -1,4 +1,4 @@
-//! When the watchdog fires, to the nanosecond, and what it does when it is polled late.
+//! Expiries to the nanosecond, and late polls.
 
 use vm_watchdog_devices::i6300esb::{I6300esb, I6300esbConfig};
 use vm_watchdog_devices::{Access, Model, VmInstant};
@@ -8,7 +8,7 @@ use crate::guest::{
 };
 
 #[test]
-fn one_second_of_linux_fires_at_1_006_632_960_ns_and_not_one_earlier() {
+fn a_timeout_of_1_s_of_linux_expires_at_1_006_632_960_ns_and_not_one_earlier() {
     let mut device = I6300esb::new(I6300esbConfig::default());
     let at = VmInstant::from_nanos;
     for preload in [0x00, 0x04] {
@@ -29,7 +29,7 @@ fn one_second_of_linux_fires_at_1_006_632_960_ns_and_not_one_earlier() {
 
 #[test]
 fn a_stage_lasts_its_preload_in_units_of_the_prescaler() {
-    // 60h, and the length of a unit: WDT_PRE_SEL alone decides.
+    // 60h, and the length of a unit: only WDT_PRE_SEL affects it.
     for (configuration, unit) in [(0x00, KHZ), (0x03, KHZ), (0x23, KHZ), (0x04, MHZ), (0x07, MHZ), (0x27, MHZ)] {
         for (preload1, preload2) in [(1, 1), (1, 2), (2, 1), (512, 3), (0x8_0000, 0x7_FFFF), (0xF_FFFF, 0xF_FFFF)] {
             let mut guest = Guest::new();
@@ -65,7 +65,7 @@ fn a_preload_of_zero_expires_at_once() {
     guest.enable();
     let now = guest.now;
     assert_eq!(guest.deadline(), Some(now));
-    assert_eq!(guest.bar16(RELOAD), 0x1200, "the guest sees it before anybody has polled");
+    assert_eq!(guest.bar16(RELOAD), 0x1200, "the guest sees it before the first poll");
     assert_eq!(guest.sleep(SECOND), [Event::Pretimeout(now), Event::Timeout(now)]);
 
     assert_eq!(guest.reload(), Access::Heartbeat);
@@ -81,7 +81,7 @@ fn a_preload_of_zero_expires_at_once() {
 }
 
 #[test]
-fn the_end_of_both_stages_is_known_from_the_start() {
+fn timeout_at_includes_both_stages() {
     let mut guest = Guest::new();
     assert_eq!(guest.device.timeout_at(), None);
     guest.preload(512, 256);
@@ -93,13 +93,13 @@ fn the_end_of_both_stages_is_known_from_the_start() {
     assert_eq!(timeout_at(&guest), Some(started + 768 * KHZ));
     guest.unlock();
     guest.set_bar32(PRELOAD2, 100);
-    assert_eq!(timeout_at(&guest), Some(started + 612 * KHZ), "stage two has yet to be loaded");
+    assert_eq!(timeout_at(&guest), Some(started + 612 * KHZ), "the new preload applies to stage two");
     guest.set_config8(CONFIGURATION, 0x04);
     assert_eq!(timeout_at(&guest), Some(started + 512 * KHZ + 100 * MHZ));
     guest.sleep(1);
     assert_eq!(timeout_at(&guest), Some(started + 512 * KHZ + 100 * MHZ));
     guest.set_config8(CONFIGURATION, 0x00);
-    assert_eq!(timeout_at(&guest), Some(started + 512 * KHZ + 100 * MHZ), "and now it has");
+    assert_eq!(timeout_at(&guest), Some(started + 512 * KHZ + 100 * MHZ), "stage two is loaded");
     guest.sleep(SECOND);
     assert_eq!(timeout_at(&guest), None, "stopped");
     guest.reload();
@@ -123,15 +123,15 @@ fn a_reload_restarts_stage_one_from_either_stage() {
 }
 
 #[test]
-fn a_new_prescaler_counts_from_the_next_load() {
+fn a_new_prescaler_takes_effect_at_the_next_load() {
     let mut guest = Guest::new();
     guest.preload(512, 256);
     guest.enable();
     let started = guest.now;
     guest.sleep(100 * KHZ);
     guest.set_config8(CONFIGURATION, 0x04);
-    assert_eq!(guest.deadline(), Some(started + 512 * KHZ), "the running stage goes on");
-    assert_eq!(guest.config32(LIVE_COUNTER), 412, "in the units that it was loaded in");
+    assert_eq!(guest.deadline(), Some(started + 512 * KHZ), "the running stage is unchanged");
+    assert_eq!(guest.config32(LIVE_COUNTER), 412, "in units of the old prescaler");
     let stage1 = started + 512 * KHZ;
     assert_eq!(guest.sleep(SECOND), [Event::Pretimeout(stage1), Event::Timeout(stage1 + 256 * MHZ)]);
 
@@ -144,18 +144,18 @@ fn a_new_prescaler_counts_from_the_next_load() {
 }
 
 #[test]
-fn a_new_preload_counts_from_the_next_entry_to_its_stage() {
+fn a_new_preload_takes_effect_at_the_next_start_of_its_stage() {
     let mut guest = Guest::new();
     guest.preload(512, 256);
     guest.enable();
     let stage1 = guest.now + 512 * KHZ;
     guest.sleep(100 * KHZ);
     guest.preload(64, 32);
-    assert_eq!(guest.deadline(), Some(stage1), "stage one goes on");
+    assert_eq!(guest.deadline(), Some(stage1), "stage one is unchanged");
     guest.sleep(412 * KHZ);
-    assert_eq!(guest.deadline(), Some(stage1 + 32 * KHZ), "stage two is the new one");
+    assert_eq!(guest.deadline(), Some(stage1 + 32 * KHZ), "stage two has the new preload");
     guest.preload(64, 16);
-    assert_eq!(guest.deadline(), Some(stage1 + 32 * KHZ), "and goes on in turn");
+    assert_eq!(guest.deadline(), Some(stage1 + 32 * KHZ), "the running stage two is unchanged");
     guest.reload();
     assert_eq!(guest.deadline(), Some(guest.now + 64 * KHZ));
 }
@@ -166,9 +166,9 @@ fn the_live_counter_counts_each_stage_down_in_units_of_its_preload() {
         let mut guest = Guest::new();
         guest.set_config8(CONFIGURATION, configuration);
         guest.preload(1000, 300);
-        assert_eq!(guest.config32(LIVE_COUNTER), 0, "nothing counts");
+        assert_eq!(guest.config32(LIVE_COUNTER), 0, "not enabled");
         guest.enable();
-        // The counter holds PCI clocks of 30 ns, of which a unit shows whole ones.
+        // The counter counts PCI clocks of 30 ns; the register shows whole units.
         let steps = [(0, 1000), (29, 1000), (1, 999), (unit - 30, 999), (29, 999), (1, 998), (897 * unit, 101)];
         for (nanos, expected) in steps {
             guest.sleep(nanos);
@@ -185,12 +185,12 @@ fn the_live_counter_counts_each_stage_down_in_units_of_its_preload() {
         guest.reload();
         assert_eq!(guest.config32(LIVE_COUNTER), 1000);
         guest.disable();
-        assert_eq!(guest.config32(LIVE_COUNTER), 0, "rewound");
+        assert_eq!(guest.config32(LIVE_COUNTER), 0, "disabled");
     }
 }
 
 #[test]
-fn a_guest_that_comes_before_the_timer_sees_what_has_expired() {
+fn a_guest_access_before_a_late_poll_sees_the_expiry() {
     let mut guest = Guest::new();
     guest.preload(512, 256);
     guest.enable();
@@ -201,13 +201,13 @@ fn a_guest_that_comes_before_the_timer_sees_what_has_expired() {
     assert_eq!(guest.config32(LIVE_COUNTER), 256);
     guest.sleep_unpolled(256 * KHZ);
     assert_eq!(guest.bar16(RELOAD), 0x1200);
-    assert_eq!(guest.deadline(), Some(started + 512 * KHZ), "both wait to be polled, since then");
+    assert_eq!(guest.deadline(), Some(started + 512 * KHZ), "both are latched, since the first stage");
     assert_eq!(guest.poll(), [Event::Pretimeout(started + 512 * KHZ), Event::Timeout(started + 768 * KHZ)]);
     assert_eq!(guest.deadline(), None);
 }
 
 #[test]
-fn stage_two_starts_where_stage_one_ended_however_late_the_poll() {
+fn stage_two_starts_at_the_end_of_stage_one_even_if_the_poll_is_late() {
     let mut guest = Guest::new();
     guest.preload(512, 256);
     guest.enable();
@@ -219,7 +219,7 @@ fn stage_two_starts_where_stage_one_ended_however_late_the_poll() {
 
 type Act = fn(&mut Guest) -> Access;
 
-/// What a guest can do to a device whose timeout nobody has polled yet.
+/// Guest accesses to a device with an unpolled timeout.
 const TOO_LATE: [(&str, Act); 6] = [
     ("reload", Guest::reload),
     ("disable", Guest::disable),
@@ -236,7 +236,7 @@ const TOO_LATE: [(&str, Act); 6] = [
 ];
 
 #[test]
-fn an_expiry_stays_latched_whatever_the_guest_does_too_late() {
+fn no_late_guest_access_clears_a_latched_expiry() {
     for (what, act) in TOO_LATE {
         let mut guest = Guest::new();
         guest.preload(512, 256);
@@ -253,17 +253,17 @@ fn an_expiry_stays_latched_whatever_the_guest_does_too_late() {
 }
 
 #[test]
-fn a_guest_that_is_one_nanosecond_early_is_not_bitten() {
+fn a_heartbeat_one_nanosecond_before_the_deadline_prevents_the_timeout() {
     let mut guest = Guest::new();
     guest.preload(512, 256);
     guest.enable();
     guest.sleep_unpolled(768 * KHZ - 1);
     guest.reload();
-    assert_eq!(guest.sleep(512 * KHZ - 1).len(), 1, "the pretimeout that nobody had polled");
+    assert_eq!(guest.sleep(512 * KHZ - 1).len(), 1, "the unpolled pretimeout");
 }
 
 #[test]
-fn a_reset_cancels_an_expiry_that_nobody_has_polled() {
+fn a_reset_clears_an_unpolled_expiry() {
     let mut guest = Guest::new();
     guest.preload(512, 256);
     guest.enable();
@@ -276,13 +276,13 @@ fn a_reset_cancels_an_expiry_that_nobody_has_polled() {
 }
 
 #[test]
-fn the_oldest_of_two_waiting_expiries_is_the_one_announced() {
+fn poll_at_is_the_earlier_of_two_latched_expiries() {
     let mut guest = Guest::new();
     guest.preload(512, 256);
     guest.enable();
     let started = guest.now;
     assert_eq!(guest.sleep(600 * KHZ), [Event::Pretimeout(started + 512 * KHZ)]);
-    // The timeout comes, then a reload too late, then the next pretimeout, all before the next poll.
+    // Timeout, late reload and next pretimeout, all before the next poll.
     guest.sleep_unpolled(200 * KHZ);
     guest.reload();
     let reloaded = guest.now;
@@ -293,7 +293,7 @@ fn the_oldest_of_two_waiting_expiries_is_the_one_announced() {
 }
 
 #[test]
-fn after_a_timeout_everything_stays_but_the_counter() {
+fn a_timeout_changes_only_the_counter_and_the_timeout_bit() {
     for lock in [0x02, 0x03] {
         let mut guest = Guest::new();
         guest.set_config8(CONFIGURATION, 0x07);
@@ -311,7 +311,7 @@ fn after_a_timeout_everything_stays_but_the_counter() {
 }
 
 #[test]
-fn time_that_runs_backwards_stands_still() {
+fn an_earlier_instant_does_not_move_time_back() {
     let mut guest = Guest::new();
     guest.preload(512, 256);
     guest.enable();
@@ -320,11 +320,11 @@ fn time_that_runs_backwards_stands_still() {
     let late = guest.now;
 
     guest.now = started - 5;
-    assert_eq!(guest.config32(LIVE_COUNTER), 412, "as at the latest instant seen");
+    assert_eq!(guest.config32(LIVE_COUNTER), 412, "at the latest instant passed in");
     assert_eq!(guest.poll(), []);
     assert_eq!(guest.deadline(), Some(started + 512 * KHZ));
     guest.reload();
-    assert_eq!(guest.deadline(), Some(late + 512 * KHZ), "a heartbeat counts from the latest instant seen");
+    assert_eq!(guest.deadline(), Some(late + 512 * KHZ), "a heartbeat counts from the latest instant passed in");
     guest.now = 0;
     guest.disable();
     guest.enable();
@@ -338,12 +338,12 @@ fn time_that_runs_backwards_stands_still() {
     guest.device.reset();
     guest.preload(1, 1);
     guest.enable();
-    assert_eq!(guest.deadline(), Some(late + 601 * KHZ), "a reset does not forget the time");
+    assert_eq!(guest.deadline(), Some(late + 601 * KHZ), "a reset does not move time back");
 }
 
 #[test]
-fn a_deadline_past_the_end_of_time_is_never_reached() {
-    // Watchdog mode and free running: the last instant comes, and time ends instead of running in circles.
+fn a_deadline_beyond_the_range_of_the_clock_is_never_reached() {
+    // Watchdog mode and free running: at the largest instant time stops instead of wrapping.
     for lock in [0x06, 0x02] {
         let mut guest = Guest::new();
         guest.now = u64::MAX - KHZ;

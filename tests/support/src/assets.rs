@@ -1,4 +1,4 @@
-//! Folders that are made once and then kept: whole or not at all, however many test processes ask at the same time.
+//! Folders that the tests create once and keep. Creation is atomic, also when several test processes run it at once.
 
 use std::env;
 use std::fs::{self, File};
@@ -9,12 +9,12 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::Unavailable;
 
-/// Where a person can put the assets, for instance to share them between checkouts.
+/// Overrides the folder of the assets, for instance to share them between checkouts.
 pub const FOLDER_VARIABLE: &str = "VM_WATCHDOG_GUEST_ASSETS";
 
-/// The folder named `name`, which `make` fills unless an earlier run has done so from the same `recipe`.
+/// Returns the folder `name`. `make` fills it, unless an earlier run has filled it from the same `recipe`.
 ///
-/// `make` works in a folder of another name, which takes the final name when it is complete.
+/// `make` fills a temporary folder, which is renamed when it is complete.
 pub fn asset(
     name: &str,
     recipe: &str,
@@ -43,13 +43,12 @@ pub fn asset(
     Ok(finished)
 }
 
-/// Lanes of tests that run side by side on purpose (`.ci/run`) each have a name here.
+/// The name of the lane that runs the tests. `.ci/run` runs several lanes in parallel.
 pub const LANE_VARIABLE: &str = "VM_WATCHDOG_LANE";
 
-/// Waits until no other test of this lane holds the machine, and holds it until dropped.
+/// Waits until no other test of this lane holds the machine's lock, and holds it until the result is dropped.
 ///
-/// For tests whose subject is real time, and for those that load both cores. The lock is a file, so that it also works
-/// between processes.
+/// For tests of real time, and for tests that load both cores. The lock is a file, so it also excludes other processes.
 pub fn machine_to_ourselves() -> Result<Held, Unavailable> {
     let folder = folder();
     fs::create_dir_all(&folder).map_err(Unavailable::while_doing(folder.display()))?;
@@ -57,9 +56,9 @@ pub fn machine_to_ourselves() -> Result<Held, Unavailable> {
     lock(&format!("machine{lane}.lock"))
 }
 
-/// The same, once for all tests of this process and until it ends: they run beside each other.
+/// Takes the same lock once for all tests of this process, until it ends. Tests of the process run in parallel.
 ///
-/// For tests with guests, which wait most of the time, and whose bounds hold on a loaded machine.
+/// For tests with guests: they are idle most of the time, and their limits allow for a loaded machine.
 pub fn machine_for_this_process() -> Result<(), Unavailable> {
     static HELD: OnceLock<Result<Held, Unavailable>> = OnceLock::new();
     HELD.get_or_init(machine_to_ourselves).as_ref().map(|_| ()).map_err(Clone::clone)
@@ -85,7 +84,7 @@ fn folder() -> PathBuf {
     }
 }
 
-/// Cargo's target folder: the one above the running test that cargo has marked as a cache.
+/// Cargo's target folder: the parent of the running test that has cargo's cache mark.
 pub(crate) fn target_folder() -> PathBuf {
     let marked = |folder: &&Path| folder.join("CACHEDIR.TAG").exists();
     match env::current_exe().ok().as_deref().and_then(|test| test.ancestors().find(marked)) {
@@ -99,13 +98,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_asset_is_made_once_and_a_failed_attempt_leaves_nothing() {
+    fn an_asset_is_made_once_and_a_failed_attempt_leaves_no_folder() {
         let name = "self-test-of-assets";
         let broken = asset(name, "1", |partial| {
             fs::write(partial.join("half"), "x").unwrap();
-            Err(Unavailable::new("the network went away"))
+            Err(Unavailable::new("no network"))
         });
-        assert_eq!(broken, Err(Unavailable::new("the network went away")));
+        assert_eq!(broken, Err(Unavailable::new("no network")));
 
         let made = asset(name, "1", |partial| {
             assert!(!partial.join("half").exists());
@@ -117,7 +116,7 @@ mod tests {
         assert_eq!(asset(name, "1", |_| panic!("made twice")).unwrap(), made);
 
         asset(name, "2", |_| Ok(())).unwrap();
-        assert!(!made.join("whole").exists(), "another recipe makes it anew");
+        assert!(!made.join("whole").exists(), "a new recipe replaces the folder");
         fs::remove_dir_all(made).unwrap();
     }
 }

@@ -1,56 +1,56 @@
-//! How a guest and its harness talk: messages on a device that the guest's kernel does not print to.
+//! The protocol of a guest and its harness: messages on a device that the guest's kernel does not print to.
 //!
-//! A guest sends frames, each a line: `{vmwd LENGTH PAYLOAD}`, where the payload is the message in base64 and the length
-//! is that of the payload. Base64 has neither spaces nor brackets, so whatever gets between the characters of a frame,
-//! the result is not taken for a message. The harness sends lines: a number and a shell command.
+//! A guest sends frames, one per line: `{vmwd LENGTH PAYLOAD}`. The payload is the message in base64, and the length is
+//! that of the payload. Base64 has neither spaces nor brackets, so a frame with other text in it is not decoded as a
+//! message. The harness sends lines: a number and a shell command.
 //!
-//! [`GUEST`] is the guest's end, in shell.
+//! [`GUEST`] implements the guest's side in shell.
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
-/// Shell functions for a guest's init. `frame` makes a message of its standard input; `obey DEVICE ...` announces the
-/// boot and executes commands; `feed` and `end_feeder` are for its watchdog.
+/// Shell functions for a guest's init. `frame` sends its standard input as a message; `obey DEVICE ...` announces the
+/// boot and executes commands; `feed` and `end_feeder` start and end a watchdog daemon.
 pub const GUEST: &str = include_str!("guest.sh");
 
 const FRAME_START: &str = "{vmwd ";
 const FRAME_END: char = '}';
 
-/// What a guest sends.
+/// Message of a guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
-    /// It has booted and takes commands; with what its init says about itself.
+    /// The guest has booted and accepts commands. Has the arguments of `obey`.
     Ready(String),
-    /// It has executed a command.
+    /// The guest has executed a command.
     Done {
         /// The number of the command.
         number: u32,
         /// Its exit status.
         status: i32,
-        /// What it printed, without white space at the end.
+        /// Its output, without trailing white space.
         output: String,
     },
-    /// Anything else that a guest tells without being asked.
+    /// Other text that the guest sends on its own.
     Said(String),
 }
 
-/// A piece of what arrived on a channel.
+/// A part of the bytes received on a channel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Piece {
     /// A complete message.
     Message(Message),
-    /// A line, or the rest of one, that is no message.
+    /// A line, or the rest of a line, that is not a message.
     Text(String),
 }
 
-/// Takes messages out of a stream of bytes, in chunks of any size.
+/// Decodes messages from a stream of bytes, in chunks of any size.
 #[derive(Clone, Debug, Default)]
 pub struct Decoder {
     line: Vec<u8>,
 }
 
 impl Decoder {
-    /// Adds a chunk, and returns what it completes.
+    /// Adds a chunk, and returns the pieces that it completes.
     pub fn feed(&mut self, chunk: &[u8]) -> Vec<Piece> {
         let mut pieces = Vec::new();
         for part in chunk.split_inclusive(|&byte| byte == b'\n') {
@@ -62,7 +62,7 @@ impl Decoder {
         pieces
     }
 
-    /// Returns what is in the last line, which has no end yet.
+    /// Returns the pieces of the last, unterminated line.
     pub fn finish(&mut self) -> Vec<Piece> {
         let line = std::mem::take(&mut self.line);
         pieces_of(&String::from_utf8_lossy(&line).replace('\r', ""))
@@ -82,7 +82,7 @@ fn pieces_of(mut line: &str) -> Vec<Piece> {
                 pieces.push(Piece::Message(message));
                 line = after;
             }
-            // A damaged frame: the next one may begin inside it.
+            // The frame is damaged; the next one may start inside it.
             None => {
                 text += FRAME_START;
                 line = frame;
@@ -96,7 +96,7 @@ fn pieces_of(mut line: &str) -> Vec<Piece> {
     pieces
 }
 
-/// The message of a frame whose start is cut off, and what follows the frame.
+/// Decodes a frame without its start mark. Returns the message and the text after the frame.
 fn first_message(frame: &str) -> Option<(Message, &str)> {
     let (body, after) = frame.split_once(FRAME_END)?;
     let (length, payload) = body.split_once(' ')?;
@@ -108,7 +108,7 @@ fn first_message(frame: &str) -> Option<(Message, &str)> {
 }
 
 impl Message {
-    /// The text of a message that the guest sent without being asked.
+    /// The text of a [`Said`](Self::Said) message.
     pub fn said(&self) -> Option<&str> {
         match self {
             Self::Said(text) => Some(text),
@@ -140,7 +140,7 @@ impl Message {
 mod tests {
     use super::*;
 
-    /// What Linux printed into a marker when both shared a line.
+    /// A line that Linux printed into a frame when both shared a console.
     const KERNEL: &str = "[    7.658403] watchdog: watchdog0: watchdog did not stop!";
 
     fn frame(message: &str) -> String {
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn text_of_the_kernel_beside_a_message_does_no_harm() {
+    fn kernel_text_beside_a_message_is_ignored() {
         let message = frame("said done");
         let line = message.trim_end();
         for stream in [
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn text_of_the_kernel_inside_a_frame_never_makes_another_message() {
+    fn kernel_text_inside_a_frame_never_produces_another_message() {
         let message = frame("said killed at last");
         for at in 1..message.len() - 1 {
             for inserted in [KERNEL, "\n", "A", "AAAA", " ", "}"] {
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_message_survives_a_damaged_one() {
+    fn a_message_after_a_damaged_one_is_decoded() {
         let (broken, whole) = (frame("said one"), frame("said two"));
         for at in 1..broken.len() - 1 {
             assert_eq!(messages(&format!("{}{whole}", &broken[..at])), [said("two")], "{at} characters");
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_is_there_when_its_line_is_complete() {
+    fn a_message_is_decoded_when_its_line_is_complete() {
         let message = frame("said one");
         let (start, end) = message.as_bytes().split_at(message.len() - 1);
         let mut decoder = Decoder::default();
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_message_is_kept_as_text() {
+    fn lines_other_than_messages_are_kept_as_text() {
         assert_eq!(
             decode("plain\n{vmwd nonsense}\n"),
             ["plain\n", "{vmwd nonsense}\n"].map(|text| Piece::Text(text.into()))
@@ -247,9 +247,9 @@ mod tests {
         assert_eq!(messages(&frame("sung aloud")), []);
     }
 
-    /// The guest's end, in the shell of this machine.
+    /// Runs the guest's side in the shell of this machine.
     #[test]
-    fn the_shell_frames_what_the_decoder_takes() {
+    fn the_decoder_decodes_the_frames_of_the_shell() {
         let script = format!("{GUEST}\n{{ echo 'done 5 0'; seq 100; }} | frame; echo said \"it's {{so}}\" | frame");
         let output = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
         let numbers: Vec<String> = (1..=100).map(|number| number.to_string()).collect();

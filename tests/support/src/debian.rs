@@ -1,7 +1,8 @@
-//! Debian packages without root: a private apt fetches and verifies them, `dpkg-deb` unpacks them into a folder.
+//! Debian packages without root: apt with a private configuration fetches and verifies them, and `dpkg-deb` unpacks
+//! them.
 //!
-//! The mirror is the one this machine's own apt uses, and so are proxies and the like; the signatures are checked with
-//! the keys that the machine trusts.
+//! Mirror, proxies and other network settings are those of this machine's apt. Signatures are checked with the keys
+//! that the machine trusts.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,15 +12,15 @@ use crate::{Unavailable, assets};
 
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// How long one run of apt may take, in seconds. A mirror that hangs is a reason to skip, not to wait for ever.
+/// Limit for one run of apt, in seconds. If a mirror hangs, the test is skipped.
 const APT_LIMIT: &str = "600";
 
-/// Which Debian a package is from.
+/// The Debian suite of a package.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Suite {
     /// The release that this machine runs.
     Machine,
-    /// The next release: newer programs.
+    /// The next release, with newer programs.
     Testing,
 }
 
@@ -28,27 +29,27 @@ pub enum Suite {
 pub struct Packages {
     /// The name of the folder.
     pub folder: &'static str,
-    /// Where they are from.
+    /// Their suite.
     pub suite: Suite,
     /// Debian's name for the architecture.
     pub architecture: &'static str,
-    /// The packages to install, with what they depend on.
+    /// The packages to install; their dependencies are added.
     pub install: &'static [&'static str],
-    /// Which of all these packages are of use in a folder that nobody boots: their names, or how their names start.
+    /// The packages to unpack, of those and their dependencies. A folder that is not booted needs only some of them.
     pub keep: Keep,
 }
 
 /// Which packages of an installation to keep.
 #[derive(Clone, Copy, Debug)]
 pub enum Keep {
-    /// All.
+    /// All packages.
     Everything,
-    /// Those whose names start so.
+    /// Packages whose names start with one of these.
     NamesStartingWith(&'static [&'static str]),
 }
 
 impl Packages {
-    /// The folder with the unpacked packages; fetches them the first time.
+    /// Returns the folder with the unpacked packages. Fetches them on first use.
     pub fn fetch(&self) -> Result<PathBuf, Unavailable> {
         assets::asset(self.folder, &format!("{self:?}"), |folder| self.fetch_into(folder))
     }
@@ -80,7 +81,7 @@ impl Keep {
     }
 }
 
-/// An apt whose configuration, lists and downloads are in a folder of its own, and which knows of no installed package.
+/// An apt with its configuration, lists and downloads in a private folder, and no installed package.
 struct Apt {
     configuration: PathBuf,
     downloads: PathBuf,
@@ -163,7 +164,7 @@ fn machine_release() -> Result<String, Unavailable> {
     }
 }
 
-/// Where this machine's apt gets that release from.
+/// The mirror of that release in this machine's apt configuration.
 fn machine_mirror(release: &str) -> Result<String, Unavailable> {
     let format = "--format=$(RELEASE) $(COMPONENT) $(REPO_URI)";
     let targets = run(Command::new("apt-get").args(["indextargets", format]))?;
@@ -180,7 +181,7 @@ fn machine_settings(section: &str) -> Result<String, Unavailable> {
     Ok(dump.lines().filter(|line| line.starts_with(section)).collect::<Vec<_>>().join("\n"))
 }
 
-/// What a program prints, if it succeeds.
+/// Runs a program that must succeed, and returns its output.
 fn run(command: &mut Command) -> Result<String, Unavailable> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command.env("LC_ALL", "C").output().map_err(Unavailable::while_doing(&name))?;

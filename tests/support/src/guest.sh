@@ -1,17 +1,16 @@
-# What the guests of all tests share. First: their end of the channel, which channel.rs describes.
+# Shell functions for the guests of all tests. channel.rs describes the protocol.
 
-# Frames standard input as one message.
+# Sends standard input as one message.
 frame() {
     message=$(base64 | tr -d '\n')
     printf '{vmwd %s %s}\n' "${#message}" "$message"
 }
 
-# Does what the harness asks for on a device: announces the boot with the other arguments, then executes one command
-# after the other.
+# Serves the harness on the device $1: announces the boot with the other arguments, then executes commands in turn.
 obey() {
     exec 3<>"$1"
     shift
-    # A serial port is a terminal, other devices are not.
+    # Only a serial port is a terminal.
     if [ -t 3 ]; then stty raw -echo <&3; fi
     echo "ready $*" | frame >&3
     while read -r number command <&3; do
@@ -20,7 +19,8 @@ obey() {
     done
 }
 
-# Has busybox feed the watchdog every $1 seconds, with a timeout of $2 seconds. Returns when the timeout is set.
+# Starts busybox' watchdog daemon: a heartbeat every $1 seconds, a timeout of $2 seconds. Returns when the timeout is
+# set.
 feed() {
     watchdog -F -t "$1" -T "$2" /dev/watchdog &
     feeder=$!
@@ -28,10 +28,10 @@ feed() {
     until [ "$(cat /sys/class/watchdog/watchdog0/timeout)" = "$2" ]; do sleep 0.1; done
 }
 
-# Ends it with the signal $1, and returns when it has closed the watchdog. KILL leaves the watchdog running, and Linux
-# gives it a last heartbeat; TERM stops it.
+# Ends the daemon with the signal $1, and returns when it has closed the watchdog. After KILL the watchdog keeps
+# running, and Linux sends a last heartbeat; after TERM it is stopped.
 end_feeder() {
     kill -s "$1" "$feeder" || return
-    wait "$feeder" 2>/dev/null # Without "Killed" from the shell.
+    wait "$feeder" 2>/dev/null # Hides the "Killed" message of the shell.
     case "$1 $?" in "KILL 137" | "TERM 0") ;; *) return 1 ;; esac
 }

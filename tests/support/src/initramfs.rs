@@ -1,5 +1,5 @@
-//! Initramfs images: cpio archives in the "newc" format, as `Documentation/driver-api/early-userspace/buffer-format.rst`
-//! of Linux describes them. No root needed: the guest gets its device nodes from devtmpfs.
+//! Initramfs images: cpio archives in the "newc" format, as `Documentation/driver-api/early-userspace/
+//! buffer-format.rst` of Linux describes them. Writing one needs no root: the guest mounts devtmpfs for device nodes.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -13,7 +13,7 @@ const FOLDER: u32 = 0o040_755;
 const FILE: u32 = 0o100_644;
 const PROGRAM: u32 = 0o100_755;
 
-/// What every init begins with: the kernel's file systems, and busybox under all its names.
+/// The start of every init: mounts the kernel's file systems, and installs busybox' commands.
 const PROLOGUE: &str = "\
 #!/bin/busybox sh
 /bin/busybox mkdir -p /proc /sys /dev
@@ -25,7 +25,7 @@ export PATH=/bin
 . /guest.sh
 ";
 
-/// An initramfs image under construction. Folders appear by themselves; paths are relative to the root.
+/// Builder of an initramfs image. It adds parent folders itself; paths are relative to the root.
 ///
 /// ```
 /// use vm_watchdog_test_support::initramfs::Initramfs;
@@ -46,8 +46,8 @@ impl Initramfs {
         Self::default()
     }
 
-    /// An image with busybox, whose init has the kernel's file systems mounted and goes on with `script`, which can use
-    /// the functions of [`channel::GUEST`]; other scripts find them in `/guest.sh`.
+    /// An image with busybox. Its init mounts the kernel's file systems and then runs `script`, which can use the
+    /// functions of [`channel::GUEST`]; other scripts source them from `/guest.sh`.
     pub fn with_busybox(busybox: &[u8], script: &str) -> Self {
         Self::new()
             .program("init", [PROLOGUE, script].concat().as_bytes())
@@ -62,7 +62,7 @@ impl Initramfs {
         modules.iter().fold(self, add)
     }
 
-    /// Adds a file that can be executed.
+    /// Adds an executable file.
     #[must_use]
     pub fn program(self, path: &str, content: &[u8]) -> Self {
         self.with_folders_of(path).entry(path, PROGRAM, content)
@@ -80,7 +80,7 @@ impl Initramfs {
         self.with_folders_of(&format!("{path}/"))
     }
 
-    /// The image. Not compressed, since a guest on an emulated CPU unpacks slowly.
+    /// Returns the image, uncompressed: a guest on an emulated CPU unpacks slowly.
     pub fn build(self) -> Vec<u8> {
         let mut archive = newc::trailer(self.archive).expect("writing to memory does not fail");
         archive.resize(archive.len().next_multiple_of(512), 0);
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_header_and_every_content_is_aligned() {
+    fn headers_and_contents_are_aligned() {
         let image = Initramfs::new().program("a/b/init", b"12345").file("a/b/c", b"").build();
         let mut names = Vec::new();
         let mut at = 0;

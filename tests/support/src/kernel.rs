@@ -1,4 +1,4 @@
-//! Debian's kernel, unmodified: the image, its modules, and a static busybox to run on it.
+//! Debian's unmodified kernel: the image, its modules, and a static busybox.
 
 use std::fs;
 use std::io::Read;
@@ -16,17 +16,17 @@ pub struct Kernel {
     release: String,
 }
 
-/// A kernel module: its name as in its file's name, and its content.
+/// A kernel module.
 #[derive(Clone, Debug)]
 pub struct Module {
-    /// Such as `kvm-amd`.
+    /// The name of its file without extension, such as `kvm-amd`.
     pub name: String,
     /// The ELF file.
     pub content: Vec<u8>,
 }
 
 impl Kernel {
-    /// The kernel of the Debian release that this machine runs, for x86 guests. (The `cloud` flavour has no i6300esb.)
+    /// The kernel of this machine's Debian release, for x86 guests. (The `cloud` flavour has no i6300esb driver.)
     pub fn x86() -> Result<Self, Unavailable> {
         Self::of(Packages {
             folder: "linux-amd64",
@@ -37,7 +37,7 @@ impl Kernel {
         })
     }
 
-    /// The same release, for s390x guests.
+    /// The kernel of the same release, for s390x guests.
     pub fn s390x() -> Result<Self, Unavailable> {
         Self::of(Packages {
             folder: "linux-s390x",
@@ -64,12 +64,12 @@ impl Kernel {
         &self.release
     }
 
-    /// The image as a boot loader takes it.
+    /// The image for a boot loader.
     pub fn image(&self) -> PathBuf {
         self.root.join("boot").join(format!("vmlinuz-{}", self.release))
     }
 
-    /// The ELF file inside the image: a guest on an emulated CPU takes long to unpack it by itself.
+    /// The ELF file inside the image. A guest on an emulated CPU is slow to unpack it itself.
     pub fn elf(&self) -> Result<PathBuf, Unavailable> {
         let folder = assets::asset(&format!("vmlinux-{}", self.release), "1", |folder| {
             let image = read(&self.image())?;
@@ -79,7 +79,7 @@ impl Kernel {
         Ok(folder.join("vmlinux"))
     }
 
-    /// A module and, before it, those it depends on.
+    /// A module, after the modules that it depends on.
     pub fn module(&self, name: &str) -> Result<Vec<Module>, Unavailable> {
         let mut found = Vec::new();
         self.add_module(name, &mut found)?;
@@ -123,7 +123,7 @@ fn payload(image: &[u8]) -> Result<&[u8], Unavailable> {
         let start = (setup_sectors? + 1) * 512 + word(0x248)?;
         image.get(start..start + word(0x24c)?)
     })()
-    .ok_or_else(|| Unavailable::new("the kernel image is no bzImage"))
+    .ok_or_else(|| Unavailable::new("the kernel image is not a bzImage"))
 }
 
 fn unxz(packed: &[u8]) -> Result<Vec<u8>, Unavailable> {
@@ -132,7 +132,7 @@ fn unxz(packed: &[u8]) -> Result<Vec<u8>, Unavailable> {
     Ok(content)
 }
 
-/// What a module says it depends on, in its section `.modinfo`.
+/// The dependencies that a module lists in its section `.modinfo`.
 fn dependencies(module: &[u8]) -> Vec<String> {
     let key = b"\0depends=";
     let Some(at) = module.windows(key.len()).position(|window| window == key) else {
@@ -156,7 +156,7 @@ fn module_name(path: &Path) -> &str {
     file.split_once(".ko").map_or("", |(name, _)| name)
 }
 
-/// Modules are spelled with dashes in files and with underscores everywhere else.
+/// Compares module names: files may have dashes where other places have underscores.
 fn same_module(one: &str, other: &str) -> bool {
     one.replace('-', "_") == other.replace('-', "_")
 }

@@ -1,7 +1,7 @@
-//! A program with a guest in it and a hard time limit: a QEMU, or another VMM.
+//! A program that runs a guest, with time limits: QEMU or another VMM.
 //!
-//! Standard input and output are the guest's [channel](crate::channel). Standard error is for everything that is only
-//! recorded: what the program prints, and the console of the guest's kernel.
+//! Standard input and output are the guest's [channel](crate::channel). Standard error is only recorded: it has the
+//! program's output and the console of the guest's kernel.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -17,22 +17,22 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::channel::{Decoder, Message, Piece};
 
-/// A command that starts `program` in such a way that it is killed when the thread that started it ends, even if that
-/// thread had no time to clean up.
+/// A command that starts `program`. The kernel kills the program when the thread that started it ends, even if that
+/// thread does not clean up.
 pub fn that_dies_with_us(program: &Path) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL"]).arg(program);
     command
 }
 
-/// A running program. It is killed when this is dropped, and what it has printed is in every error.
+/// A running program. Dropping this kills it. Every error has the program's output.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
     input: Option<ChildStdin>,
     output: Receiver<Chunk>,
     decoder: Decoder,
-    /// Messages that were not taken yet.
+    /// Messages that are not yet taken.
     messages: VecDeque<Message>,
     record: String,
     last_command: u32,
@@ -43,18 +43,18 @@ pub struct Process {
 pub struct Ended {
     /// Its exit status.
     pub status: ExitStatus,
-    /// The messages of its guest that were not taken before.
+    /// The messages of its guest that were not taken.
     pub messages: Vec<Message>,
-    /// Everything it printed, and all messages.
+    /// All output and messages of the program.
     pub record: String,
 }
 
-/// What came of a command in a guest.
+/// Result of a command in a guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
     /// Its exit status.
     pub status: i32,
-    /// What it printed, without white space at the end.
+    /// Its output, without trailing white space.
     pub output: String,
 }
 
@@ -64,46 +64,46 @@ enum Chunk {
     Console(Vec<u8>),
 }
 
-/// Why a program did not do what was expected of it.
+/// Error of a program or of its guest.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProcessError {
-    /// The program could not be started or written to.
+    /// The program cannot be started or written to.
     #[error("{doing}: {source}")]
     Io {
-        /// What was attempted.
+        /// The operation that failed.
         doing: String,
-        /// Why it failed.
+        /// The cause.
         source: io::Error,
     },
-    /// It took too long.
+    /// The limit has passed.
     #[error("{awaited} took more than {limit:?}; the record:\n{record}")]
     TooSlow {
-        /// What did not happen.
+        /// The expected event.
         awaited: String,
-        /// How long it could have taken.
+        /// The limit.
         limit: Duration,
-        /// Everything it printed, and all messages.
+        /// All output and messages of the program.
         record: String,
     },
-    /// It ended too early.
+    /// The program ended early.
     #[error("ended with {status} before {awaited}; the record:\n{record}")]
     Ended {
-        /// What did not happen.
+        /// The expected event.
         awaited: String,
-        /// How it ended.
+        /// Its exit status.
         status: ExitStatus,
-        /// Everything it printed, and all messages.
+        /// All output and messages of the program.
         record: String,
     },
-    /// The guest sent something else.
+    /// The guest sent another message.
     #[error("{message:?} instead of {awaited}; the record:\n{record}")]
     Unexpected {
-        /// What did not happen.
+        /// The expected event.
         awaited: String,
-        /// What the guest sent.
+        /// The message.
         message: Message,
-        /// Everything it printed, and all messages.
+        /// All output and messages of the program.
         record: String,
     },
 }
@@ -118,7 +118,7 @@ impl Process {
         let (console_reader, console_writer) = pipe()?;
         command.stdin(Stdio::piped()).stdout(channel_writer).stderr(console_writer);
         let mut child = command.spawn().map_err(io_error)?;
-        // The command holds the writing ends, and the readers see the end when all of them are closed.
+        // The command owns writing ends of the pipes, and the readers see the end only when all of them are closed.
         drop(command);
         let input = child.stdin.take();
         let (sender, output) = channel();
@@ -128,18 +128,18 @@ impl Process {
         Ok(Self { child, input, output, decoder, messages, record: String::new(), last_command: 0 })
     }
 
-    /// Waits at most `limit` for the guest to announce that it has booted. Returns what it says about itself.
+    /// Waits at most `limit` for the guest to announce that it has booted. Returns the text of the announcement.
     pub fn wait_until_ready(&mut self, limit: Duration) -> Result<String, ProcessError> {
         let deadline = Instant::now() + limit;
         loop {
-            // What it said before belongs to the boot before.
+            // Skip messages of the previous boot.
             if let Message::Ready(text) = self.next_message("the guest is ready", deadline, limit)? {
                 return Ok(text);
             }
         }
     }
 
-    /// Has the guest execute a shell command within `limit`.
+    /// Executes a shell command in the guest within `limit`.
     pub fn run(&mut self, command: &str, limit: Duration) -> Result<Reply, ProcessError> {
         let awaited = format!("the end of {command:?}");
         let deadline = Instant::now() + limit;
@@ -157,7 +157,7 @@ impl Process {
         }
     }
 
-    /// Waits at most `limit` for the end.
+    /// Waits at most `limit` for the program to end.
     pub fn wait(&mut self, limit: Duration) -> Result<Ended, ProcessError> {
         let deadline = Instant::now() + limit;
         while self.receive("its end", deadline, limit)? {}
@@ -186,7 +186,7 @@ impl Process {
         }
     }
 
-    /// Waits for more output; false at its end.
+    /// Waits for more output. Returns false at its end.
     fn receive(&mut self, awaited: &str, deadline: Instant, limit: Duration) -> Result<bool, ProcessError> {
         let pieces = match self.output.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(Chunk::Channel(bytes)) => self.decoder.feed(&bytes),
@@ -257,8 +257,8 @@ mod tests {
         Process::start(command).unwrap()
     }
 
-    /// A "guest" that announces its boot, executes two commands, and ends with status 3. The numbers of its answers are
-    /// those of the commands plus `shift`.
+    /// A stand-in for a guest: it announces its boot, executes two commands, and ends with status 3. It adds `shift` to
+    /// the numbers of the commands in its replies.
     fn guest(shift: u32) -> Process {
         shell(&format!(
             "{GUEST}
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dialogue() {
+    fn a_guest_boots_executes_commands_and_ends() {
         let mut process = guest(0);
         assert_eq!(process.wait_until_ready(LIMIT).unwrap(), "for this");
         let reply = process.run("echo one; echo two", LIMIT).unwrap();
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_to_another_command_is_an_error() {
+    fn a_reply_to_another_command_is_an_error() {
         let mut process = guest(1);
         process.wait_until_ready(LIMIT).unwrap();
         let error = process.run("true", LIMIT).unwrap_err();
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_boots_again_does_not_answer() {
+    fn a_reboot_instead_of_a_reply_is_an_error() {
         let mut process = shell(&format!("{GUEST}\necho ready 0 | frame; read line; echo ready 32 | frame; read line"));
         process.wait_until_ready(LIMIT).unwrap();
         let error = process.run("true", LIMIT).unwrap_err();
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn an_early_end_shows_the_record() {
+    fn the_error_of_an_early_end_has_the_record() {
         let error = shell("echo oops >&2; printf half").wait_until_ready(LIMIT).unwrap_err();
         assert!(
             matches!(&error, ProcessError::Ended { record, .. } if record.contains("oops\n") && record.contains("half")),
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_is_hard() {
+    fn a_wait_ends_at_its_limit() {
         let error = shell("exec sleep 1000").wait(Duration::from_millis(100)).unwrap_err();
         assert!(matches!(error, ProcessError::TooSlow { .. }), "{error}");
     }

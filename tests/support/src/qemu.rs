@@ -1,6 +1,6 @@
 //! QEMU without root: unpacked into a folder and run with its own libraries.
 //!
-//! It runs guests by emulation (TCG), among them an x86 one that has KVM itself, since TCG emulates AMD's SVM.
+//! It emulates guests with TCG, including x86 guests with nested KVM, since TCG emulates AMD's SVM.
 
 use std::env;
 use std::path::PathBuf;
@@ -33,15 +33,15 @@ pub struct Qemu {
 }
 
 impl Qemu {
-    /// A current one (11 or newer), for its devices and its vfio-user client. Fetches it the first time.
+    /// A current QEMU (11 or newer), for its devices and its vfio-user client. Fetches it on first use.
     pub fn current() -> Result<Self, Unavailable> {
         Self::fetch(&CURRENT)
     }
 
-    /// The one of this machine's release, for guests that have KVM themselves. Fetches it the first time.
+    /// The QEMU of this machine's release, for guests with nested KVM. Fetches it on first use.
     ///
-    /// QEMU 11.1's emulation of SVM stalls a guest in a guest: interrupts of its PIC stay pending for ever in most
-    /// boots. 7.2, of Debian 12, was never seen to.
+    /// QEMU 11.1's emulation of SVM stalls a nested guest: in most boots, interrupts of its PIC stay pending forever.
+    /// With QEMU 7.2 of Debian 12 this was not observed.
     pub fn for_nested_kvm() -> Result<Self, Unavailable> {
         Self::fetch(&STABLE)
     }
@@ -53,10 +53,10 @@ impl Qemu {
         Ok(Self { root: packages.fetch()? })
     }
 
-    /// A command that starts `qemu-system-TARGET` and dies with the test; the caller adds the machine.
+    /// A command for `qemu-system-TARGET`, which is killed when the test ends. The caller adds the machine's arguments.
     pub fn system(&self, target: &str) -> Command {
         let program = format!("qemu-system-{target}");
-        // Where /usr is not merged yet, the C library and its loader are in /lib.
+        // If /usr is not merged, the C library and its loader are in /lib.
         let places = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].map(|place| self.root.join(place));
         let mut loaders = places.iter().map(|place| place.join("ld-linux-x86-64.so.2"));
         let loader = loaders.rfind(|loader| loader.exists()).unwrap_or_else(|| places[0].clone());

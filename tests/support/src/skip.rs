@@ -1,8 +1,8 @@
-//! Skipped tests: reported at once, recorded for the end of the run, and a failure where nothing may be skipped.
+//! Skipped tests: each is reported immediately and recorded for the end of the run, or fails if skips are not allowed.
 //!
-//! Every test that is not run for want of something on this machine calls [`loudly`]. The line is written to standard
-//! error itself: the standard harness captures `eprintln!` in a test that passes, and nothing else of what a program
-//! writes. The same line goes to the [record](record_file) of the run, which the test target `summary` prints.
+//! Every test that cannot run on this machine calls [`loudly`], which writes a line to standard error. It does not use
+//! `eprintln!`, whose output the harness captures in passing tests. The same line goes to the [record](record_file) of
+//! the run, which the test target `summary` prints.
 
 use std::fs::{self, File};
 use std::io::{self, Seek, Write};
@@ -14,33 +14,33 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::{Unavailable, assets};
 
-/// Set to 1 (CI does), a test that would be skipped fails instead, unless it is [`exempt`].
+/// If this is 1, as in CI, a test fails instead of being skipped, unless it is [`exempt`].
 pub const REQUIRE_VARIABLE: &str = "VM_WATCHDOG_REQUIRE_GUESTS";
 
-/// Names the run that the record is of. Without it a run is what one cargo command starts.
+/// The name of the run that the record belongs to. Without it, each cargo command is a run.
 pub const RUN_VARIABLE: &str = "VM_WATCHDOG_TEST_RUN";
 
-/// Whether a skip is a failure here.
+/// Whether a skipped test fails.
 pub fn is_failure() -> bool {
     env::var_os(REQUIRE_VARIABLE).is_some_and(|value| value == "1")
 }
 
-/// Skips a test: the caller returns afterwards.
+/// Reports a test as skipped. The caller returns afterwards.
 ///
 /// # Panics
 ///
-/// If a skip [is a failure](is_failure) here.
+/// If a skipped test [fails](is_failure).
 pub fn loudly(test: &str, why: &Unavailable) {
     assert!(!is_failure(), "{test} must not be skipped ({REQUIRE_VARIABLE}=1), but: {why}");
     report(&format!("{}: {test}: {why}", program()));
 }
 
-/// Skips a test that is not required anywhere, because what it needs cannot be fetched. README names each of them.
+/// Reports a skipped test that is never required, because its programs cannot be fetched. README names each such test.
 pub fn exempt(test: &str, why: &Unavailable) {
     report(&format!("{}: {test}: {why} (exempt from {REQUIRE_VARIABLE})", program()));
 }
 
-/// The name of the test that runs in this thread. With `--test-threads=1` the harness gives threads no such names.
+/// The name of the test in this thread. With `--test-threads=1` the harness does not name threads.
 pub fn this_test() -> String {
     match thread::current().name() {
         Some(name) if name != "main" => name.to_owned(),
@@ -48,7 +48,7 @@ pub fn this_test() -> String {
     }
 }
 
-/// One line for each test that this run has skipped so far, in the words in which it was reported.
+/// The reported lines of this run, one for each skipped test.
 pub fn recorded() -> Vec<String> {
     let record = fs::read_to_string(record_file()).unwrap_or_default();
     let mut lines = record.lines();
@@ -56,20 +56,20 @@ pub fn recorded() -> Vec<String> {
     lines.filter(|_| is_ours).map(str::to_owned).collect()
 }
 
-/// Where the lines are kept until the next run: `target/skipped-tests`. Its first line names the run.
+/// The file that keeps the lines until the next run: `target/skipped-tests`. Its first line names the run.
 pub fn record_file() -> PathBuf {
     assets::target_folder().join("skipped-tests")
 }
 
 fn report(line: &str) {
-    // In one piece, since other tests write at the same time.
+    // One write call, since other tests write at the same time.
     let _ = io::stderr().write_all(format!("SKIPPED {line}\n").as_bytes());
     let path = record_file();
     let appended = append(&path, &this_run(), line);
-    appended.unwrap_or_else(|error| panic!("{}: {error}, so the skip of a test goes unrecorded", path.display()));
+    appended.unwrap_or_else(|error| panic!("{}: {error}, so a skipped test is not recorded", path.display()));
 }
 
-/// Adds a line to the record of this run. A record of another run is replaced.
+/// Adds a line to the record of this run. Replaces the record of another run.
 fn append(path: &Path, run: &str, line: &str) -> io::Result<()> {
     let mut file = File::options().create(true).truncate(false).read(true).write(true).open(path)?;
     flock(&file, FlockOperation::LockExclusive)?;
@@ -82,12 +82,13 @@ fn append(path: &Path, run: &str, line: &str) -> io::Result<()> {
     writeln!(file, "{line}")
 }
 
-/// All test programs of a `cargo test` are its children. The start time tells cargo from an earlier process of its id.
+/// The test programs of one `cargo test` have cargo as their parent. The start time tells cargo from an earlier process
+/// with the same id.
 fn this_run() -> String {
     env::var(RUN_VARIABLE).unwrap_or_else(|_| {
         let parent = parent_id();
         let stat = fs::read_to_string(format!("/proc/{parent}/stat")).unwrap_or_default();
-        // The name in parentheses may hold spaces; the start time is the twentieth field after it.
+        // The name in parentheses may contain spaces; the start time is the twentieth field after it.
         let started = stat.rsplit(')').next().and_then(|fields| fields.split_whitespace().nth(19)).unwrap_or("?");
         format!("process {parent}, started at {started}")
     })
@@ -105,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_is_of_one_run_and_keeps_all_its_lines() {
+    fn a_record_keeps_all_lines_of_one_run() {
         let path = assets::target_folder().join(format!("self-test-of-skips-{}", std::process::id()));
         let lines = |run, line| {
             append(&path, run, line).unwrap();
@@ -118,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_is_named_by_the_process_that_started_it() {
+    fn the_name_of_a_run_has_its_parent_process() {
         let run = this_run();
         assert!(env::var_os(RUN_VARIABLE).is_some() || !run.ends_with('?'), "{run}");
         assert_eq!(run, this_run());
