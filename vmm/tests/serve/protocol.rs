@@ -162,7 +162,9 @@ fn signals(eventfd: &OwnedFd) -> u64 {
 
 #[test]
 fn intx_is_there_when_it_was_asked_for_and_is_signalled_once_until_it_is_unmasked() {
-    let server = Builder::new().options("--socket s --watchdog i6300esb,action=none,interrupt=intx").start();
+    let server = Builder::new()
+        .options("--socket s --watchdog i6300esb,action=none,pretimeout=debug,before=60m,interrupt=intx")
+        .start();
     let mut client = server.client();
     let info = client.ask(GET_IRQ_INFO, &words(&[16, 0, 0, 0])).unwrap();
     assert_eq!((u32_at(&info, 1), u32_at(&info, 3)), (0b111, 1), "eventfd, maskable, automasked; one");
