@@ -5,10 +5,15 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll::{self, EventData};
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
 use crate::error::Error;
+
+const TIMER: u64 = 0;
+const STOP: u64 = 1;
 
 /// The thread that [`Watchdog::spawn`](crate::Watchdog::spawn) starts. Dropping this value waits for a handler call in
 /// progress and ends the thread.
@@ -42,10 +47,15 @@ pub(crate) fn spawn(watchdog: Arc<impl Served + 'static>) -> Result<WatchdogThre
     let id = watchdog.id().to_owned();
     let start = || {
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        // The thread shares ownership of the descriptor that it polls, because a handler may drop the `WatchdogThread`.
-        let stopped = stop.clone();
+        // Not poll(2), which fails once a sandbox has lowered the limit of descriptors below two.
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        epoll::add(&epoll, watchdog.timer(), EventData::new_u64(TIMER), epoll::EventFlags::IN)?;
+        epoll::add(&epoll, &*stop, EventData::new_u64(STOP), epoll::EventFlags::IN)?;
+        // The thread shares ownership of the eventfd, because a handler may drop the `WatchdogThread`: an epoll forgets a
+        // descriptor that is closed.
+        let kept_open = stop.clone();
         let name = thread_name(format!("watchdog {}", watchdog.id()));
-        let handle = thread::Builder::new().name(name).spawn(move || serve(&*watchdog, &stopped))?;
+        let handle = thread::Builder::new().name(name).spawn(move || serve(&*watchdog, &epoll, &kept_open))?;
         Ok(WatchdogThread { stop, handle: Some(handle) })
     };
     start().map_err(|source: io::Error| Error::Thread { id, source })
@@ -56,11 +66,12 @@ fn thread_name(name: String) -> String {
     name.replace('\0', "?")
 }
 
-fn serve(watchdog: &impl Served, stopped: &OwnedFd) {
+/// `epoll` has the watchdog's timer and `_stop`, which stays open as long as this runs.
+fn serve(watchdog: &impl Served, epoll: &OwnedFd, _stop: &OwnedFd) {
+    let mut ready = Vec::with_capacity(2);
     loop {
-        let mut ready =
-            [PollFd::new(stopped, PollFlags::IN), PollFd::from_borrowed_fd(watchdog.timer(), PollFlags::IN)];
-        match poll(&mut ready, None) {
+        ready.clear();
+        match epoll::wait(epoll, spare_capacity(&mut ready), None) {
             Ok(_) => {}
             Err(Errno::INTR) => continue,
             Err(error) => {
@@ -68,13 +79,14 @@ fn serve(watchdog: &impl Served, stopped: &OwnedFd) {
                 return;
             }
         }
-        let [stopped, timer] = ready.map(|descriptor| !descriptor.revents().is_empty());
-        if stopped {
+        let is_stopped = |event: &epoll::Event| {
+            let data = event.data;
+            data.u64() == STOP
+        };
+        if ready.iter().any(is_stopped) {
             return;
         }
-        if timer {
-            watchdog.on_readable();
-        }
+        watchdog.on_readable();
     }
 }
 
