@@ -110,11 +110,10 @@ fn each_counter_counts_what_its_name_says() {
         server.expect("disconnected");
     }
     let mut client = server.client();
-    let mut surplus: Vec<_> = (0..11).map(|_| Client::new(server.stream())).collect();
-    for client in &mut surplus {
-        client.send(&message(1, VERSION, 0, PROPOSAL));
-    }
-    for _ in &surplus {
+    for _ in 0..11 {
+        // One after the other: the server closes the connection of the oldest if there are too many at a time.
+        let mut surplus = Client::new(server.stream());
+        surplus.send(&message(1, VERSION, 0, PROPOSAL));
         server.expect("refused");
     }
     // Seventeen writes to a register that is locked.
