@@ -116,23 +116,27 @@ impl<M: Model + Send + 'static> Runtime<M> {
         question(&guarded.core, self.clock.now())
     }
 
-    /// Makes the calls that `next` names, and arms the timer for what they have changed.
+    /// Makes the calls that `next` names, and then arms the timer for what they have changed or left.
     fn make_all<'a>(
         &'a self,
         mut guarded: MutexGuard<'a, Guarded<M>>,
         log: &mut Vec<Record>,
         mut next: impl FnMut(&mut Core<M>) -> Option<Call>,
     ) -> MutexGuard<'a, Guarded<M>> {
+        let mut made_any = false;
         for _ in 0..MOST_CALLS {
             let Some(call) = next(&mut guarded.core) else {
                 break;
             };
+            made_any = true;
             let is_made;
             (guarded, is_made) = self.make(call, guarded, log);
-            self.arm_if_sooner(&mut guarded);
             if !is_made {
                 break;
             }
+        }
+        if made_any {
+            self.arm_if_sooner(&mut guarded);
         }
         guarded
     }

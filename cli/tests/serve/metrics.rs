@@ -177,14 +177,14 @@ fn an_interrupt_that_cannot_be_signalled_is_counted() {
     server.expect_where("fire", |event| event["stage"] == "pretimeout");
     server.limit_files(None);
 
-    // The timer may go off once more than there is something to do.
+    // A timer that went off during the pause may be served after it, and finds nothing to do.
     let expected = [
         ("interrupt_failures", 1..=1),
         ("connections", 4..=4),
         ("heartbeats", 5..=5),
         ("pretimeouts", 5..=5),
         ("actions", 5..=5),
-        ("timer_wakes", 5..=6),
+        ("timer_wakes", 5..=9),
     ];
     wait_for_counters(port, "wd", &expected);
     assert!(client.is_enabled(), "it is served as before");
