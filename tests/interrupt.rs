@@ -10,9 +10,10 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use common::{Driver, UNIT, device, recorder};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::read;
 use vm_watchdog::i6300esb::{I6300esb, InterruptPin};
 use vm_watchdog::{EventFdLine, InterruptLine, ManualClock, VmClock, Watchdog};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 fn wire() -> (impl InterruptLine, Receiver<bool>) {
     let (sender, levels) = channel();
@@ -96,21 +97,25 @@ fn a_line_that_fails_is_counted_and_set_again_at_the_next_access() {
 
 #[test]
 fn an_eventfd_is_signalled_by_the_rising_edge_and_again_on_resample() {
-    let eventfd = EventFd::new(EFD_NONBLOCK).unwrap();
-    // SAFETY: the eventfd is open until the end of the test.
-    let line = EventFdLine::new(unsafe { BorrowedFd::borrow_raw(eventfd.as_raw_fd()) }).unwrap();
-    let (watchdog, time) = watchdog(InterruptPin::IntA, line);
+    let eventfd = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+    let number = eventfd.as_raw_fd();
+    let (watchdog, time) = watchdog(InterruptPin::IntA, EventFdLine::from(eventfd));
+    let signals = || {
+        let mut count = [0; 8];
+        // SAFETY: the watchdog keeps the descriptor open until the end of the test.
+        read(unsafe { BorrowedFd::borrow_raw(number) }, &mut count).map(|_| u64::from_ne_bytes(count))
+    };
     watchdog.resample_interrupt();
-    assert!(eventfd.read().is_err(), "nothing to signal while the line is low");
+    assert!(signals().is_err(), "nothing to signal while the line is low");
     watchdog.start(512);
     time.advance(UNIT * 512 + Duration::from_nanos(1));
     watchdog.on_readable();
-    assert_eq!(eventfd.read().unwrap(), 1);
+    assert_eq!(signals().unwrap(), 1);
     watchdog.resample_interrupt();
-    assert_eq!(eventfd.read().unwrap(), 1, "the guest ended the interrupt without clearing its cause");
+    assert_eq!(signals().unwrap(), 1, "the guest ended the interrupt without clearing its cause");
     watchdog.write_bar(0x08, &[0x01]);
     watchdog.resample_interrupt();
-    assert!(eventfd.read().is_err());
+    assert!(signals().is_err());
 }
 
 #[test]

@@ -30,6 +30,8 @@ pub enum Message {
         /// Its output, without trailing white space.
         output: String,
     },
+    /// The guest has received a line that is not a command: it lost a part of one.
+    Damaged,
     /// Other text that the guest sends on its own.
     Said(String),
 }
@@ -117,6 +119,9 @@ impl Message {
     }
 
     fn parse(payload: &str) -> Option<Self> {
+        if payload.trim_end() == "again" {
+            return Some(Self::Damaged);
+        }
         let (kind, text) = payload.split_once(' ')?;
         let text = text.trim_end();
         match kind {

@@ -145,12 +145,14 @@ impl Process {
         let deadline = Instant::now() + limit;
         self.last_command += 1;
         let number = self.last_command;
-        self.send(&format!("{number} {command}\n"))?;
+        let line = format!("run {number} {command}\n");
+        self.send(&line)?;
         loop {
             match self.next_message(&awaited, deadline, limit)? {
                 Message::Done { number: done, status, output } if done == number => {
                     return Ok(Reply { status, output });
                 }
+                Message::Damaged => self.send(&line)?,
                 Message::Said(_) => {}
                 message => return Err(ProcessError::Unexpected { awaited, message, record: self.record.clone() }),
             }
@@ -264,7 +266,7 @@ mod tests {
             "{GUEST}
             echo ready for this | frame
             for turn in 1 2; do
-                read -r number command
+                read -r mark number command
                 printf '[    7.658403] a kernel speaks' >&2
                 {{ echo \"done $((number + {shift})) $turn\"; eval \"$command\"; }} | frame
                 echo said aside | frame
@@ -291,6 +293,18 @@ mod tests {
         process.wait_until_ready(LIMIT).unwrap();
         let error = process.run("true", LIMIT).unwrap_err();
         assert!(matches!(error, ProcessError::Unexpected { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_command_that_arrives_damaged_is_sent_again() {
+        let mut process = shell(&format!(
+            "{GUEST}
+            echo ready 0 | frame
+            read line; echo again | frame
+            read -r mark number command; echo \"done $number 0\" | frame"
+        ));
+        process.wait_until_ready(LIMIT).unwrap();
+        assert_eq!(process.run("true", LIMIT).unwrap(), Reply { status: 0, output: String::new() });
     }
 
     #[test]
