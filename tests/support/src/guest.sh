@@ -13,7 +13,12 @@ obey() {
     # Only a serial port is a terminal.
     if [ -t 3 ]; then stty raw -echo <&3; fi
     echo "ready $*" | frame >&3
-    while read -r mark number command <&3; do
+    while :; do
+        # A virtio port is at its end as long as the host has not opened it.
+        if ! read -r mark number command <&3; then
+            sleep 0.1
+            continue
+        fi
         # A guest that hardly runs may lose the beginning of a line.
         if [ "$mark" != run ]; then
             echo "again" | frame >&3
