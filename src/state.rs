@@ -228,7 +228,7 @@ mod serialized {
     use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
     use vm_watchdog_devices::StateError;
 
-    use super::{Version1, WatchdogState, WatchdogStateV1};
+    use crate::state::{Version1, WatchdogState, WatchdogStateV1};
 
     impl<D: Serialize> Serialize for WatchdogState<D> {
         fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
