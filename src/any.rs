@@ -15,7 +15,7 @@ use crate::policy::Policy;
 use crate::runtime::Runtime;
 use crate::state::WatchdogState;
 use crate::stats::Stats;
-use crate::thread::{self, WatchdogThread};
+use crate::thread::{self, Served, WatchdogThread};
 use crate::watchdog::Watchdog;
 
 /// A handle to a watchdog of any model, for a VMM that holds several models in one list.
@@ -162,7 +162,7 @@ impl<M: Model + Send + 'static> From<Watchdog<M>> for AnyWatchdog {
 /// The timer's descriptor, as of [`Watchdog`].
 impl AsFd for AnyWatchdog {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.0.timer()
     }
 }
 
@@ -186,28 +186,21 @@ impl fmt::Debug for OtherState {
 }
 
 /// What does not depend on the model.
-trait Erased: Send + Sync {
-    fn id(&self) -> &str;
+trait Erased: Served {
     fn clock(&self) -> &VmClock;
     fn stats(&self) -> Stats;
     fn policy(&self) -> Policy;
     fn set_policy(&self, policy: Policy);
     fn reset(&self);
     fn acknowledge(&self);
-    fn on_readable(&self);
     fn resample_interrupt(&self);
     fn save(&self) -> AnyWatchdogState;
     fn restore(&self, state: &AnyWatchdogState) -> Result<(), StateError>;
-    fn as_fd(&self) -> BorrowedFd<'_>;
     fn spawn(self: Arc<Self>) -> Result<WatchdogThread, Error>;
     fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
 }
 
 impl<M: Model + Send + 'static> Erased for Runtime<M> {
-    fn id(&self) -> &str {
-        &self.id
-    }
-
     fn clock(&self) -> &VmClock {
         &self.clock
     }
@@ -230,10 +223,6 @@ impl<M: Model + Send + 'static> Erased for Runtime<M> {
 
     fn acknowledge(&self) {
         self.with_core(|core, _| core.acknowledge());
-    }
-
-    fn on_readable(&self) {
-        self.on_readable();
     }
 
     fn resample_interrupt(&self) {
@@ -262,10 +251,6 @@ impl<M: Model + Send + 'static> Erased for Runtime<M> {
             return Err(StateError::new("model", 0, "the model that the state is restored into"));
         };
         self.with_core(|core, now| core.restore(state, now))
-    }
-
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.timer.as_fd()
     }
 
     fn spawn(self: Arc<Self>) -> Result<WatchdogThread, Error> {
