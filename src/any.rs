@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use vm_watchdog_devices::diag288::Diag288StateV1;
 use vm_watchdog_devices::i6300esb::I6300esbStateV1;
-use vm_watchdog_devices::{Model, StateError};
+use vm_watchdog_devices::{LastReset, Model, StateError};
 
 use crate::clock::VmClock;
 use crate::error::Error;
@@ -120,7 +120,29 @@ impl AnyWatchdog {
     ///
     /// [`Error::Thread`] if the host gives no thread or descriptor.
     pub fn spawn(&self) -> Result<WatchdogThread, Error> {
-        self.0.clone().spawn()
+        self.spawn_with(|| Ok(()))
+    }
+
+    /// See [`Watchdog::spawn_with`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Watchdog::spawn_with`].
+    pub fn spawn_with(
+        &self,
+        init: impl FnOnce() -> std::io::Result<()> + Send + 'static,
+    ) -> Result<WatchdogThread, Error> {
+        thread::spawn(self.0.clone().into_served(), init)
+    }
+
+    /// See [`Watchdog::keep_fds`].
+    pub fn keep_fds(&self) -> Vec<BorrowedFd<'_>> {
+        self.0.keep_fds()
+    }
+
+    /// See [`Watchdog::last_reset`].
+    pub fn last_reset(&self) -> LastReset {
+        self.0.last_reset()
     }
 
     /// See [`Watchdog::save`].
@@ -135,7 +157,16 @@ impl AnyWatchdog {
     /// [`StateError`] names the first field that holds what no watchdog can be in, or `model` if the state is of
     /// another model. Then nothing has changed.
     pub fn restore(&self, state: &AnyWatchdogState) -> Result<(), StateError> {
-        self.0.restore(state)
+        self.0.restore(state, false)
+    }
+
+    /// See [`Watchdog::restore_with_policy`].
+    ///
+    /// # Errors
+    ///
+    /// As [`restore`](Self::restore).
+    pub fn restore_with_policy(&self, state: &AnyWatchdogState) -> Result<(), StateError> {
+        self.0.restore(state, true)
     }
 
     /// The typed handle, None if the watchdog is of another model.
@@ -159,14 +190,14 @@ impl<M: Model + Send + 'static> From<Watchdog<M>> for AnyWatchdog {
     }
 }
 
-/// The timer's descriptor, as of [`Watchdog`].
+/// The descriptor to poll, as of [`Watchdog`].
 impl AsFd for AnyWatchdog {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.timer()
     }
 }
 
-/// The timer's descriptor, as of [`Watchdog`].
+/// The descriptor to poll, as of [`Watchdog`].
 impl AsRawFd for AnyWatchdog {
     fn as_raw_fd(&self) -> RawFd {
         self.as_fd().as_raw_fd()
@@ -195,8 +226,10 @@ trait Erased: Served {
     fn acknowledge(&self);
     fn resample_interrupt(&self);
     fn save(&self) -> AnyWatchdogState;
-    fn restore(&self, state: &AnyWatchdogState) -> Result<(), StateError>;
-    fn spawn(self: Arc<Self>) -> Result<WatchdogThread, Error>;
+    fn restore(&self, state: &AnyWatchdogState, with_policy: bool) -> Result<(), StateError>;
+    fn last_reset(&self) -> LastReset;
+    fn keep_fds(&self) -> Vec<BorrowedFd<'_>>;
+    fn into_served(self: Arc<Self>) -> Arc<dyn Served>;
     fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
 }
 
@@ -241,20 +274,28 @@ impl<M: Model + Send + 'static> Erased for Runtime<M> {
         }
     }
 
-    fn restore(&self, state: &AnyWatchdogState) -> Result<(), StateError> {
+    fn restore(&self, state: &AnyWatchdogState, with_policy: bool) -> Result<(), StateError> {
         let state: &dyn Any = match state {
             AnyWatchdogState::I6300esb(state) => &**state,
             AnyWatchdogState::Diag288(state) => &**state,
             AnyWatchdogState::Other(OtherState(state)) => &**state,
         };
-        let Some(WatchdogState::V1(state)) = state.downcast_ref::<WatchdogState<M::State>>() else {
+        let Some(state) = state.downcast_ref::<WatchdogState<M::State>>() else {
             return Err(StateError::new("model", 0, "the model that the state is restored into"));
         };
-        self.with_core(|core, now| core.restore(state, now))
+        if with_policy { self.restore_with_policy(state) } else { self.restore(state) }
     }
 
-    fn spawn(self: Arc<Self>) -> Result<WatchdogThread, Error> {
-        thread::spawn(self)
+    fn last_reset(&self) -> LastReset {
+        self.inspect(|core, _| core.model().last_reset())
+    }
+
+    fn keep_fds(&self) -> Vec<BorrowedFd<'_>> {
+        self.timer.descriptors().to_vec()
+    }
+
+    fn into_served(self: Arc<Self>) -> Arc<dyn Served> {
+        self
     }
 
     fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {

@@ -92,6 +92,26 @@ impl VmClock {
         Self::new(Source::Monotonic(Timer::now()), start)
     }
 
+    /// A clock that is paused at `start`: that of a VM that was saved, or that has not started. [`resume`](Self::resume)
+    /// starts it.
+    ///
+    /// ```
+    /// use vm_watchdog::{VmClock, VmInstant};
+    ///
+    /// let clock = VmClock::monotonic_paused_at(VmInstant::ZERO);
+    /// assert!(clock.is_paused());
+    /// assert_eq!(clock.now(), VmInstant::ZERO);
+    /// clock.resume();
+    /// ```
+    pub fn monotonic_paused_at(start: VmInstant) -> Self {
+        let clock = Self::monotonic_from(start);
+        let mut state = clock.state();
+        state.paused_at = Some(start);
+        clock.inner.pauses.store(1, Ordering::SeqCst);
+        drop(state);
+        clock
+    }
+
     /// A clock that stands at zero until it is advanced by hand, for tests and simulations.
     pub fn manual() -> (Self, ManualClock) {
         let nanos = Arc::new(AtomicU64::new(0));

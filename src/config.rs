@@ -20,7 +20,7 @@ use crate::policy::{Escalation, Policy};
 /// | `pretimeout` | [`Action`] on pretimeout | `none` |
 /// | `before` | time from the pretimeout to the timeout; the pretimeout never precedes the end of the first stage | a quarter of the period |
 /// | `grace`, `then` | escalation: time to wait for the guest to recover, and the [`Action`] that follows | no escalation |
-/// | `patience` | largest multiple of the timeout that steal time may add up to | 1: steal time counts |
+/// | `steal-limit` | how many times the timeout a period may last in all when [steal time](crate::WatchdogBuilder::compensate_steal_time) extends it | 1: no compensation |
 /// | `id` | the watchdog's name in events and logs | the VMM chooses it |
 /// | `interrupt` | interrupt pin of the device: `none` or `intx` | `none` |
 /// | `zvm` | z/VM flavour: `refuse` or `accept` commands that [have no meaning for a VMM](UnknownCommands) | off |
@@ -28,11 +28,18 @@ use crate::policy::{Escalation, Policy};
 /// `diag288` has one stage and no interrupt, and refuses `pretimeout`, `before` and `interrupt`. Only `diag288` accepts
 /// `zvm`: the guest's command then selects the action, and `action` applies to commands without a meaning for a VMM.
 ///
-/// ```
-/// use vm_watchdog::{Action, WatchdogConfig};
+/// Only parsing makes one, so each holds options that its model has, and prints as text that parses back to it.
 ///
-/// let config: WatchdogConfig = "i6300esb,action=poweroff,pretimeout=inject-nmi".parse()?;
-/// assert_eq!(config.policy.timeout, Action::Poweroff);
+/// ```
+/// use vm_watchdog::i6300esb::{I6300esb, InterruptPin};
+/// use vm_watchdog::{Action, DeviceConfig, WatchdogConfig};
+///
+/// let config: WatchdogConfig = "i6300esb,action=poweroff,pretimeout=inject-nmi,interrupt=intx".parse()?;
+/// assert_eq!(config.policy().timeout, Action::Poweroff);
+/// let DeviceConfig::I6300esb(device) = config.device() else { panic!("not an i6300esb") };
+/// assert_eq!(device.interrupt_pin, InterruptPin::IntA);
+/// let device = I6300esb::new(device);
+/// # drop(device);
 ///
 /// let error = "i6300esb,action=explode".parse::<WatchdogConfig>().unwrap_err();
 /// assert!(error.to_string().starts_with("action: unknown watchdog action \"explode\""));
@@ -46,50 +53,59 @@ use crate::policy::{Escalation, Policy};
     derive(serde::Serialize, serde::Deserialize),
     serde(try_from = "String", into = "String")
 )]
-#[non_exhaustive]
 pub struct WatchdogConfig {
-    /// The device model that the guest sees.
-    pub model: DeviceModel,
-    /// The watchdog's name in events and logs, if the text gives one.
-    pub id: Option<String>,
-    /// The action for each expiry.
-    pub policy: Policy,
-    /// The largest multiple of the timeout that steal time may add up to, for
-    /// [`WatchdogBuilder::starvation`](crate::WatchdogBuilder::starvation); `None`: steal time counts.
-    pub patience: Option<u32>,
-    /// Whether the device has an interrupt pin.
-    pub interrupt: bool,
-    /// Set if the device has the [z/VM flavour](crate::diag288::Diag288::zvm): how it treats unknown commands.
-    pub zvm: Option<UnknownCommands>,
+    device: DeviceConfig,
+    id: Option<String>,
+    policy: Policy,
+    steal_limit: Option<u32>,
 }
 
 impl WatchdogConfig {
-    /// The default configuration of a model.
-    ///
-    /// ```
-    /// use vm_watchdog::{DeviceModel, WatchdogConfig};
-    ///
-    /// assert_eq!("i6300esb".parse(), Ok(WatchdogConfig::new(DeviceModel::I6300esb)));
-    /// ```
-    pub fn new(model: DeviceModel) -> Self {
-        Self { model, id: None, policy: Policy::default(), patience: None, interrupt: false, zvm: None }
+    /// The device to build: its model, and what only that model has.
+    pub fn device(&self) -> DeviceConfig {
+        self.device
     }
 
-    /// The configuration of the device if its model is [`I6300esb`](DeviceModel::I6300esb): with an interrupt pin or without.
-    ///
-    /// ```
-    /// use vm_watchdog::WatchdogConfig;
-    /// use vm_watchdog::i6300esb::{I6300esb, InterruptPin};
-    ///
-    /// let config: WatchdogConfig = "i6300esb,interrupt=intx".parse()?;
-    /// assert_eq!(config.i6300esb().interrupt_pin, InterruptPin::IntA);
-    /// let device = I6300esb::new(config.i6300esb());
-    /// # drop(device);
-    /// # Ok::<(), vm_watchdog::ConfigError>(())
-    /// ```
-    pub fn i6300esb(&self) -> I6300esbConfig {
-        let pin = if self.interrupt { InterruptPin::IntA } else { InterruptPin::None };
-        I6300esbConfig::default().with_interrupt_pin(pin)
+    /// The device model that the guest sees.
+    pub fn model(&self) -> DeviceModel {
+        self.device.model()
+    }
+
+    /// The watchdog's name in events and logs, if the text gives one.
+    pub fn id(&self) -> Option<&str> {
+        self.id.as_deref()
+    }
+
+    /// The action for each expiry.
+    pub fn policy(&self) -> Policy {
+        self.policy
+    }
+
+    /// How many times the timeout a period may last in all when steal time extends it, for
+    /// [`WatchdogBuilder::compensate_steal_time`](crate::WatchdogBuilder::compensate_steal_time); `None`: no compensation.
+    pub fn steal_limit(&self) -> Option<u32> {
+        self.steal_limit
+    }
+}
+
+/// The device of a [`WatchdogConfig`]: its model, and the configuration that only this model has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DeviceConfig {
+    /// Intel 6300ESB, for [`I6300esb::new`](crate::i6300esb::I6300esb::new).
+    I6300esb(I6300esbConfig),
+    /// DIAGNOSE X'288', for [`Diag288::new`](crate::diag288::Diag288::new); with `Some`, for
+    /// [`Diag288::zvm`](crate::diag288::Diag288::zvm): how it treats unknown commands.
+    Diag288(Option<UnknownCommands>),
+}
+
+impl DeviceConfig {
+    /// The model.
+    pub const fn model(self) -> DeviceModel {
+        match self {
+            Self::I6300esb(_) => DeviceModel::I6300esb,
+            Self::Diag288(_) => DeviceModel::Diag288,
+        }
     }
 }
 
@@ -119,8 +135,8 @@ impl DeviceModel {
     /// The option keys that the model accepts.
     const fn keys(self) -> &'static [&'static str] {
         match self {
-            Self::I6300esb => &["action", "pretimeout", "before", "grace", "then", "patience", "id", "interrupt"],
-            Self::Diag288 => &["action", "grace", "then", "patience", "id", "zvm"],
+            Self::I6300esb => &["action", "pretimeout", "before", "grace", "then", "steal-limit", "id", "interrupt"],
+            Self::Diag288 => &["action", "grace", "then", "steal-limit", "id", "zvm"],
         }
     }
 }
@@ -180,35 +196,35 @@ pub enum ConfigError {
     },
 }
 
-const KEYS: [&str; 9] = ["action", "pretimeout", "before", "grace", "then", "patience", "id", "interrupt", "zvm"];
+const KEYS: [&str; 9] = ["action", "pretimeout", "before", "grace", "then", "steal-limit", "id", "interrupt", "zvm"];
 
 /// Writes text that parses back to this configuration: the model, the action, and every option that is not the default.
 impl fmt::Display for WatchdogConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { model, id, policy, patience, interrupt, zvm } = self;
-        write!(f, "{model},action={}", policy.timeout)?;
+        let Self { device, id, policy, steal_limit } = self;
+        write!(f, "{},action={}", device.model(), policy.timeout)?;
         if policy.pretimeout != Action::None {
             write!(f, ",pretimeout={}", policy.pretimeout)?;
-            if let Some(before) = policy.pretimeout_before {
-                write!(f, ",before={}ms", before.as_millis())?;
-            }
+        }
+        if let Some(before) = policy.pretimeout_before {
+            write!(f, ",before={}ms", before.as_millis())?;
         }
         if let Some(Escalation { grace, action }) = policy.escalation {
             write!(f, ",grace={}ms,then={action}", grace.as_millis())?;
         }
-        if let Some(patience) = patience {
-            write!(f, ",patience={patience}")?;
+        if let Some(limit) = steal_limit {
+            write!(f, ",steal-limit={limit}")?;
         }
         if let Some(id) = id {
             write!(f, ",id={id}")?;
         }
-        if *interrupt {
-            f.write_str(",interrupt=intx")?;
-        }
-        match zvm {
-            None => Ok(()),
-            Some(UnknownCommands::Refused) => f.write_str(",zvm=refuse"),
-            Some(UnknownCommands::Accepted) => f.write_str(",zvm=accept"),
+        match device {
+            DeviceConfig::I6300esb(config) if config.interrupt_pin == InterruptPin::IntA => {
+                f.write_str(",interrupt=intx")
+            }
+            DeviceConfig::Diag288(Some(UnknownCommands::Refused)) => f.write_str(",zvm=refuse"),
+            DeviceConfig::Diag288(Some(UnknownCommands::Accepted)) => f.write_str(",zvm=accept"),
+            DeviceConfig::I6300esb(_) | DeviceConfig::Diag288(None) => Ok(()),
         }
     }
 }
@@ -239,29 +255,22 @@ impl FromStr for WatchdogConfig {
             (Some(_), None) => return Err(ConfigError::Incomplete { given: "grace", missing: "then" }),
             (None, Some(_)) => return Err(ConfigError::Incomplete { given: "then", missing: "grace" }),
         };
-        let interrupt = match options.value("interrupt") {
-            None | Some("none") => false,
-            Some("intx") => true,
-            Some(value) => return Err(value_error("interrupt", value, "none, intx")),
-        };
         let id = match options.value("id") {
             Some("") => return Err(value_error("id", "", "a non-empty name")),
             id => id.map(str::to_owned),
         };
-        let patience = match options.value("patience") {
+        let steal_limit = match options.value("steal-limit") {
             None | Some("1") => None,
             Some(value) => {
                 let times = value.parse().ok().filter(|times| (1..=1000).contains(times));
-                Some(times.ok_or_else(|| value_error("patience", value, "1 to 1000"))?)
+                Some(times.ok_or_else(|| value_error("steal-limit", value, "1 to 1000"))?)
             }
         };
-        let zvm = match options.value("zvm") {
-            None => None,
-            Some("refuse") => Some(UnknownCommands::Refused),
-            Some("accept") => Some(UnknownCommands::Accepted),
-            Some(value) => return Err(value_error("zvm", value, "refuse, accept")),
+        let device = match model {
+            DeviceModel::I6300esb => DeviceConfig::I6300esb(options.i6300esb()?),
+            DeviceModel::Diag288 => DeviceConfig::Diag288(options.zvm()?),
         };
-        Ok(Self { model, id, policy, patience, interrupt, zvm })
+        Ok(Self { device, id, policy, steal_limit })
     }
 }
 
@@ -313,6 +322,24 @@ impl<'a> Options<'a> {
             |value| parse_duration(value).ok_or_else(|| value_error(key, value, "a time like 500ms, 30s or 5m"));
         self.value(key).map(parse).transpose()
     }
+
+    fn i6300esb(&self) -> Result<I6300esbConfig, ConfigError> {
+        let pin = match self.value("interrupt") {
+            None | Some("none") => InterruptPin::None,
+            Some("intx") => InterruptPin::IntA,
+            Some(value) => return Err(value_error("interrupt", value, "none, intx")),
+        };
+        Ok(I6300esbConfig::default().with_interrupt_pin(pin))
+    }
+
+    fn zvm(&self) -> Result<Option<UnknownCommands>, ConfigError> {
+        match self.value("zvm") {
+            None => Ok(None),
+            Some("refuse") => Ok(Some(UnknownCommands::Refused)),
+            Some("accept") => Ok(Some(UnknownCommands::Accepted)),
+            Some(value) => Err(value_error("zvm", value, "refuse, accept")),
+        }
+    }
 }
 
 fn position(key: &str) -> Option<usize> {
@@ -350,39 +377,40 @@ mod tests {
     #[test]
     fn the_model_alone_selects_the_defaults_of_libvirt() {
         let config = parse("i6300esb").unwrap();
-        assert_eq!(config.policy, Policy::new(Action::Reset));
-        assert_eq!((config.id, config.interrupt), (None, false));
+        assert_eq!(config.policy(), Policy::new(Action::Reset));
+        assert_eq!((config.id(), config.device()), (None, DeviceConfig::I6300esb(I6300esbConfig::default())));
     }
 
     #[test]
     fn options_parse_in_any_order() {
         let config = parse(
-            "i6300esb,then=poweroff,grace=1500ms,before=2s,id=wd,interrupt=intx,patience=4,action=shutdown,pretimeout=dump",
+            "i6300esb,then=poweroff,grace=1500ms,before=2s,id=wd,interrupt=intx,steal-limit=4,action=shutdown,pretimeout=dump",
         );
         let config = config.unwrap();
         let policy = Policy::new(Action::Shutdown)
             .with_pretimeout(Action::Dump)
             .with_pretimeout_before(Duration::from_secs(2))
             .with_escalation(Duration::from_millis(1500), Action::Poweroff);
-        assert_eq!(config.policy, policy);
-        assert_eq!((config.id.as_deref(), config.interrupt, config.patience), (Some("wd"), true, Some(4)));
+        let device = DeviceConfig::I6300esb(I6300esbConfig::default().with_interrupt_pin(InterruptPin::IntA));
+        assert_eq!((config.device(), config.policy()), (device, policy));
+        assert_eq!((config.id(), config.steal_limit()), (Some("wd"), Some(4)));
     }
 
     #[test]
     fn diag288_accepts_the_options_that_apply_to_it() {
         let config = parse("diag288,action=shutdown,grace=5m,then=poweroff,id=wd").unwrap();
         let policy = Policy::new(Action::Shutdown).with_escalation(Duration::from_secs(300), Action::Poweroff);
-        assert_eq!((config.model, config.policy, config.interrupt), (DeviceModel::Diag288, policy, false));
-        assert_eq!(config.zvm, None);
-        assert_eq!(parse("diag288,zvm=refuse").unwrap().zvm, Some(UnknownCommands::Refused));
-        assert_eq!(parse("diag288,zvm=accept").unwrap().zvm, Some(UnknownCommands::Accepted));
+        assert_eq!((config.device(), config.policy()), (DeviceConfig::Diag288(None), policy));
+        let device = |text| parse(text).unwrap().device();
+        assert_eq!(device("diag288,zvm=refuse"), DeviceConfig::Diag288(Some(UnknownCommands::Refused)));
+        assert_eq!(device("diag288,zvm=accept"), DeviceConfig::Diag288(Some(UnknownCommands::Accepted)));
     }
 
     #[test]
     fn a_configuration_prints_as_the_text_it_parses_from() {
         for text in [
             "i6300esb,action=reset",
-            "i6300esb,action=shutdown,pretimeout=dump,before=2000ms,grace=1500ms,then=poweroff,patience=4,id=wd,interrupt=intx",
+            "i6300esb,action=shutdown,pretimeout=dump,before=2000ms,grace=1500ms,then=poweroff,steal-limit=4,id=wd,interrupt=intx",
             "diag288,action=none",
             "diag288,action=reset,zvm=refuse",
             "diag288,action=reset,zvm=accept",
@@ -398,11 +426,11 @@ mod tests {
             ("ib700", r#"unknown watchdog model "ib700": accepted are i6300esb, diag288"#),
             (
                 "i6300esb,colour=red",
-                r#"unknown watchdog option "colour=red": accepted are action=..., pretimeout=..., before=..., grace=..., then=..., patience=..., id=..., interrupt=..., zvm=..."#,
+                r#"unknown watchdog option "colour=red": accepted are action=..., pretimeout=..., before=..., grace=..., then=..., steal-limit=..., id=..., interrupt=..., zvm=..."#,
             ),
             (
                 "i6300esb,action",
-                r#"unknown watchdog option "action": accepted are action=..., pretimeout=..., before=..., grace=..., then=..., patience=..., id=..., interrupt=..., zvm=..."#,
+                r#"unknown watchdog option "action": accepted are action=..., pretimeout=..., before=..., grace=..., then=..., steal-limit=..., id=..., interrupt=..., zvm=..."#,
             ),
             (
                 "i6300esb,pretimeout=nmi",
@@ -417,7 +445,7 @@ mod tests {
             ),
             (
                 "diag288,before=1s",
-                "before=... does not apply to diag288: accepted are action=..., grace=..., then=..., patience=..., id=..., zvm=...",
+                "before=... does not apply to diag288: accepted are action=..., grace=..., then=..., steal-limit=..., id=..., zvm=...",
             ),
             ("i6300esb,then=reset", "then=... requires grace=..., which is missing"),
             ("i6300esb,grace=30,then=reset", r#"grace: unknown value "30": accepted are a time like 500ms, 30s or 5m"#),
@@ -427,18 +455,18 @@ mod tests {
             ),
             (
                 "i6300esb,zvm=refuse",
-                "zvm=... does not apply to i6300esb: accepted are action=..., pretimeout=..., before=..., grace=..., then=..., patience=..., id=..., interrupt=...",
+                "zvm=... does not apply to i6300esb: accepted are action=..., pretimeout=..., before=..., grace=..., then=..., steal-limit=..., id=..., interrupt=...",
             ),
             ("diag288,zvm=yes", r#"zvm: unknown value "yes": accepted are refuse, accept"#),
             ("i6300esb,interrupt=msi", r#"interrupt: unknown value "msi": accepted are none, intx"#),
-            ("i6300esb,patience=0", r#"patience: unknown value "0": accepted are 1 to 1000"#),
+            ("i6300esb,steal-limit=0", r#"steal-limit: unknown value "0": accepted are 1 to 1000"#),
             (
                 "diag288,pretimeout=none",
-                "pretimeout=... does not apply to diag288: accepted are action=..., grace=..., then=..., patience=..., id=..., zvm=...",
+                "pretimeout=... does not apply to diag288: accepted are action=..., grace=..., then=..., steal-limit=..., id=..., zvm=...",
             ),
             (
                 "diag288,interrupt=none",
-                "interrupt=... does not apply to diag288: accepted are action=..., grace=..., then=..., patience=..., id=..., zvm=...",
+                "interrupt=... does not apply to diag288: accepted are action=..., grace=..., then=..., steal-limit=..., id=..., zvm=...",
             ),
             ("i6300esb,id=", r#"id: unknown value "": accepted are a non-empty name"#),
         ] {

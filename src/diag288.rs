@@ -7,7 +7,11 @@ pub use vm_watchdog_devices::diag288::*;
 
 use vm_watchdog_devices::Access;
 
+use crate::state::WatchdogState;
 use crate::watchdog::Watchdog;
+
+/// The saved state of a [`Watchdog<Diag288>`].
+pub type Diag288State = WatchdogState<Diag288StateV1>;
 
 /// Guest calls.
 impl Watchdog<Diag288> {

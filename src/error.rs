@@ -12,12 +12,12 @@ pub enum Error {
         /// The host's error.
         source: std::io::Error,
     },
-    /// the host gives no thread for watchdog {id:?}
-    #[error("the host gives no thread for watchdog {id:?}")]
+    /// the thread of watchdog {id:?} did not start
+    #[error("the thread of watchdog {id:?} did not start")]
     Thread {
         /// The id of the watchdog.
         id: String,
-        /// The host's error.
+        /// The host's error, or that of the function given to [`spawn_with`](crate::Watchdog::spawn_with).
         source: std::io::Error,
     },
 }

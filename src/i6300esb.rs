@@ -2,7 +2,11 @@
 
 pub use vm_watchdog_devices::i6300esb::*;
 
+use crate::state::WatchdogState;
 use crate::watchdog::Watchdog;
+
+/// The saved state of a [`Watchdog<I6300esb>`].
+pub type I6300esbState = WatchdogState<I6300esbStateV1>;
 
 /// Guest accesses. Every length and offset is valid; data is in guest byte order (little-endian).
 impl Watchdog<I6300esb> {

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How many times the timeout steal time may make a period last, unless the VMM says otherwise.
-pub const DEFAULT_PATIENCE: u32 = 4;
+pub const DEFAULT_STEAL_LIMIT: u32 = 4;
 
 /// Tells how long each vCPU of a VM was kept from running.
 ///
@@ -65,11 +65,11 @@ impl VcpuDelay {
 /// that has ended is not taken for it.
 ///
 /// ```
-/// use vm_watchdog::{DEFAULT_PATIENCE, Event, RunDelay, ThreadRunDelay, Watchdog, i6300esb::I6300esb};
+/// use vm_watchdog::{DEFAULT_STEAL_LIMIT, Event, RunDelay, ThreadRunDelay, Watchdog, i6300esb::I6300esb};
 ///
 /// let run_delay = ThreadRunDelay::new();
 /// let watchdog = Watchdog::builder("wd", I6300esb::new(Default::default()))
-///     .starvation(run_delay.clone(), DEFAULT_PATIENCE)
+///     .compensate_steal_time(run_delay.clone(), DEFAULT_STEAL_LIMIT)
 ///     .build(|_: &Event| Ok(()))?;
 /// let vcpu = std::thread::spawn(move || {
 ///     run_delay.register_current_thread()?;

@@ -6,7 +6,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, PoisonError};
 
-use vm_watchdog_devices::{Access, Model, VmInstant};
+use vm_watchdog_devices::{Access, Model, StateError, VmInstant};
 
 use crate::action::Action;
 use crate::clock::{ClockListener, VmClock};
@@ -16,6 +16,7 @@ use crate::foreign;
 use crate::interrupt::InterruptLine;
 use crate::log_limit::{LogLimit, Record};
 use crate::run_delay::{RunDelay, VcpuDelay};
+use crate::state::WatchdogState;
 use crate::sync::{Mutex, MutexGuard, Timer};
 use crate::thread::Served;
 
@@ -38,13 +39,22 @@ pub(crate) struct Runtime<M> {
 /// What the lock guards.
 pub(crate) struct Guarded<M> {
     core: Core<M>,
-    /// When the timer goes off; never later than there is something to do.
-    armed_at: Option<VmInstant>,
+    armed: Armed,
+}
+
+/// When the descriptor becomes readable; never later than there is something to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Armed {
+    No,
+    /// The timer goes off at this instant, or before.
+    At(VmInstant),
+    /// It is readable, because a thread has changed what there is to do. The thread that serves it sets the timer.
+    Now,
 }
 
 impl<M> Guarded<M> {
     pub fn new(core: Core<M>) -> Self {
-        Self { core, armed_at: None }
+        Self { core, armed: Armed::No }
     }
 }
 
@@ -60,8 +70,10 @@ impl<M: Model + Send + 'static> Runtime<M> {
         }
         let outcome = guarded.core.access(now, access);
         // Before a call that may take long.
-        self.arm_if_sooner(&mut guarded);
-        drop(self.make_all(guarded, &mut log, |core| core.reading(now).or_else(|| core.line_change())));
+        self.wake_if_sooner(&mut guarded);
+        guarded = self.make_all(guarded, &mut log, |core| core.reading(now).or_else(|| core.line_change()));
+        self.wake_if_sooner(&mut guarded);
+        drop(guarded);
         self.log.write(&self.id, &log);
         outcome
     }
@@ -70,15 +82,15 @@ impl<M: Model + Send + 'static> Runtime<M> {
     pub fn on_readable(&self) {
         let mut log = Vec::new();
         let mut guarded = self.lock();
-        self.disarm(&mut guarded);
-        // Resuming a paused clock arms the timer.
         if self.clock.is_paused() {
+            // Resuming the clock makes the descriptor readable.
+            self.disarm(&mut guarded);
             return;
         }
         let now = self.clock.now();
         guarded.core.wake(now);
         guarded = self.make_all(guarded, &mut log, |core| core.next_call(now));
-        self.arm_if_sooner(&mut guarded);
+        self.arm(&mut guarded);
         drop(guarded);
         self.log.write(&self.id, &log);
     }
@@ -97,17 +109,35 @@ impl<M: Model + Send + 'static> Runtime<M> {
         let mut log = Vec::new();
         let mut guarded = self.lock();
         change(&mut guarded.core);
-        drop(self.make_all(guarded, &mut log, Core::line_change));
+        guarded = self.make_all(guarded, &mut log, Core::line_change);
+        self.wake_if_sooner(&mut guarded);
+        drop(guarded);
         self.log.write(&self.id, &log);
     }
 
-    /// Looks at, saves or replaces the core, and arms the timer for what it has then.
+    /// Changes, saves or replaces the core.
     pub fn with_core<R>(&self, work: impl FnOnce(&mut Core<M>, VmInstant) -> R) -> R {
         let mut guarded = self.lock();
         let result = work(&mut guarded.core, self.clock.now());
-        self.disarm(&mut guarded);
-        self.arm_if_sooner(&mut guarded);
+        self.wake_if_sooner(&mut guarded);
         result
+    }
+
+    /// Takes over a saved state under the policy that is in force, or changes nothing.
+    pub fn restore(&self, state: &WatchdogState<M::State>) -> Result<(), StateError> {
+        let WatchdogState::V1(state) = state;
+        self.with_core(|core, now| {
+            let policy = core.policy();
+            core.restore(state, now)?;
+            core.set_policy(policy, now);
+            Ok(())
+        })
+    }
+
+    /// Takes over a saved state and its policy, or changes nothing.
+    pub fn restore_with_policy(&self, state: &WatchdogState<M::State>) -> Result<(), StateError> {
+        let WatchdogState::V1(state) = state;
+        self.with_core(|core, now| core.restore(state, now))
     }
 
     /// Looks at the core.
@@ -116,27 +146,22 @@ impl<M: Model + Send + 'static> Runtime<M> {
         question(&guarded.core, self.clock.now())
     }
 
-    /// Makes the calls that `next` names, and then arms the timer for what they have changed or left.
+    /// Makes the calls that `next` names. What they have changed or left is for the caller to arm the timer for.
     fn make_all<'a>(
         &'a self,
         mut guarded: MutexGuard<'a, Guarded<M>>,
         log: &mut Vec<Record>,
         mut next: impl FnMut(&mut Core<M>) -> Option<Call>,
     ) -> MutexGuard<'a, Guarded<M>> {
-        let mut made_any = false;
         for _ in 0..MOST_CALLS {
             let Some(call) = next(&mut guarded.core) else {
                 break;
             };
-            made_any = true;
             let is_made;
             (guarded, is_made) = self.make(call, guarded, log);
             if !is_made {
                 break;
             }
-        }
-        if made_any {
-            self.arm_if_sooner(&mut guarded);
         }
         guarded
     }
@@ -211,20 +236,48 @@ impl<M: Model + Send + 'static> Runtime<M> {
         outcome.map_err(|error| log.push(Record::ActionFailed(event, error))).is_ok()
     }
 
-    /// Arms the timer for the next thing to do, if it is not armed for that or earlier.
-    fn arm_if_sooner(&self, guarded: &mut Guarded<M>) {
+    /// Has the serving thread set the timer, if there is something to do before it goes off.
+    fn wake_if_sooner(&self, guarded: &mut Guarded<M>) {
         let Some(wanted) = guarded.core.next_wake() else {
             return;
         };
-        if guarded.armed_at.is_none_or(|armed_at| wanted < armed_at) {
-            self.timer.arm(self.clock.host_time_of(wanted));
-            guarded.armed_at = Some(wanted);
+        let is_sooner = match guarded.armed {
+            Armed::No => true,
+            Armed::At(armed_at) => wanted < armed_at,
+            Armed::Now => false,
+        };
+        if is_sooner {
+            self.wake(guarded);
         }
     }
 
+    fn wake(&self, guarded: &mut Guarded<M>) {
+        // If the system call is refused, the next access of the guest tries again.
+        if guarded.armed != Armed::Now && self.timer.wake() {
+            guarded.armed = Armed::Now;
+        }
+    }
+
+    /// Sets the timer for the next thing to do. Only the serving thread sets it.
+    fn arm(&self, guarded: &mut Guarded<M>) {
+        let Some(wanted) = guarded.core.next_wake() else {
+            return self.disarm(guarded);
+        };
+        self.end_wake(guarded);
+        self.timer.arm(self.clock.host_time_of(wanted));
+        guarded.armed = Armed::At(wanted);
+    }
+
     fn disarm(&self, guarded: &mut Guarded<M>) {
+        self.end_wake(guarded);
         self.timer.disarm();
-        guarded.armed_at = None;
+        guarded.armed = Armed::No;
+    }
+
+    fn end_wake(&self, guarded: &Guarded<M>) {
+        if guarded.armed == Armed::Now {
+            self.timer.end_wake();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Guarded<M>> {
@@ -248,7 +301,11 @@ impl<M: Model + Send + 'static> Drop for Outcome<'_, M> {
 
 impl<M: Model + Send + 'static> ClockListener for Runtime<M> {
     fn clock_changed(&self) {
-        self.with_core(|_, _| ());
+        let mut guarded = self.lock();
+        // What the timer was set to was an instant of the host, which is another instant of the VM now.
+        if guarded.core.next_wake().is_some() {
+            self.wake(&mut guarded);
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! off. The threads of a schedule all run on one thread of the host, so state that is local to that thread is theirs.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
@@ -14,6 +14,8 @@ thread_local! {
     static NOW: Cell<Duration> = const { Cell::new(Duration::ZERO) };
     /// When the timers that are armed go off, by descriptor.
     static ARMED: RefCell<BTreeMap<RawFd, Duration>> = const { RefCell::new(BTreeMap::new()) };
+    /// The descriptors that were woken.
+    static WOKEN: RefCell<BTreeSet<RawFd>> = const { RefCell::new(BTreeSet::new()) };
 }
 
 /// Lets time pass for all clocks and timers.
@@ -21,10 +23,11 @@ pub fn advance(duration: Duration) {
     NOW.set(NOW.get() + duration);
 }
 
-/// Whether the timer behind a watchdog's descriptor has gone off: what `poll` says of a real one.
+/// Whether the timer behind a watchdog's descriptor has gone off, or was woken: what `poll` says of a real one.
 pub fn is_readable(timer: impl AsFd) -> bool {
     let fd = timer.as_fd().as_raw_fd();
-    ARMED.with_borrow(|armed| armed.get(&fd).is_some_and(|due| *due <= NOW.get()))
+    let is_woken = WOKEN.with_borrow(|woken| woken.contains(&fd));
+    is_woken || ARMED.with_borrow(|armed| armed.get(&fd).is_some_and(|due| *due <= NOW.get()))
 }
 
 /// In place of a timerfd. The descriptor is only its name.
@@ -42,6 +45,15 @@ impl Timer {
         NOW.get()
     }
 
+    pub fn wake(&self) -> bool {
+        WOKEN.with_borrow_mut(|woken| woken.insert(self.fd.as_raw_fd()));
+        true
+    }
+
+    pub fn end_wake(&self) {
+        WOKEN.with_borrow_mut(|woken| woken.remove(&self.fd.as_raw_fd()));
+    }
+
     pub fn arm(&self, at: Duration) {
         ARMED.with_borrow_mut(|armed| armed.insert(self.fd.as_raw_fd(), at));
     }
@@ -49,11 +61,16 @@ impl Timer {
     pub fn disarm(&self) {
         ARMED.with_borrow_mut(|armed| armed.remove(&self.fd.as_raw_fd()));
     }
+
+    pub fn descriptors(&self) -> [BorrowedFd<'_>; 1] {
+        [self.fd.as_fd()]
+    }
 }
 
 impl Drop for Timer {
     fn drop(&mut self) {
         self.disarm();
+        self.end_wake();
     }
 }
 

@@ -1,8 +1,8 @@
 //! A thread that runs one watchdog, for VMMs without an event loop.
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 
 use rustix::buffer::spare_capacity;
@@ -11,12 +11,16 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
 use crate::error::Error;
+use crate::foreign;
 
 const TIMER: u64 = 0;
 const STOP: u64 = 1;
 
 /// The thread that [`Watchdog::spawn`](crate::Watchdog::spawn) starts. Dropping this value waits for a handler call in
 /// progress and ends the thread.
+///
+/// The thread keeps the watchdog alive. It makes no difference which of this value and the last
+/// [`Watchdog`](crate::Watchdog) is dropped first.
 ///
 /// ```
 /// # use vm_watchdog::{Event, Watchdog, i6300esb::I6300esb};
@@ -29,8 +33,15 @@ const STOP: u64 = 1;
 #[derive(Debug)]
 #[must_use = "dropping this value ends the watchdog's thread"]
 pub struct WatchdogThread {
-    stop: Arc<OwnedFd>,
+    descriptors: Arc<Descriptors>,
     handle: Option<JoinHandle<()>>,
+}
+
+/// What the thread waits on. It shares their ownership, because a handler may drop the `WatchdogThread`.
+#[derive(Debug)]
+struct Descriptors {
+    epoll: OwnedFd,
+    stop: OwnedFd,
 }
 
 /// What a thread serves: a watchdog of any model.
@@ -42,23 +53,49 @@ pub(crate) trait Served: Send + Sync {
     fn on_readable(&self);
 }
 
-/// Runs `watchdog` on a new thread.
-pub(crate) fn spawn(watchdog: Arc<impl Served + 'static>) -> Result<WatchdogThread, Error> {
+impl WatchdogThread {
+    /// The descriptors that the thread needs beside those of the watchdog, for a VMM that closes all others when it enters
+    /// a jail.
+    pub fn keep_fds(&self) -> Vec<BorrowedFd<'_>> {
+        vec![self.descriptors.epoll.as_fd(), self.descriptors.stop.as_fd()]
+    }
+}
+
+/// Runs `watchdog` on a new thread, after `init`.
+pub(crate) fn spawn(
+    watchdog: Arc<dyn Served>,
+    init: impl FnOnce() -> io::Result<()> + Send + 'static,
+) -> Result<WatchdogThread, Error> {
     let id = watchdog.id().to_owned();
-    let start = || {
-        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        // Not poll(2), which fails once a sandbox has lowered the limit of descriptors below two.
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        epoll::add(&epoll, watchdog.timer(), EventData::new_u64(TIMER), epoll::EventFlags::IN)?;
-        epoll::add(&epoll, &*stop, EventData::new_u64(STOP), epoll::EventFlags::IN)?;
-        // The thread shares ownership of the eventfd, because a handler may drop the `WatchdogThread`: an epoll forgets a
-        // descriptor that is closed.
-        let kept_open = stop.clone();
-        let name = thread_name(format!("watchdog {}", watchdog.id()));
-        let handle = thread::Builder::new().name(name).spawn(move || serve(&*watchdog, &epoll, &kept_open))?;
-        Ok(WatchdogThread { stop, handle: Some(handle) })
-    };
-    start().map_err(|source: io::Error| Error::Thread { id, source })
+    start(watchdog, init).map_err(|source| Error::Thread { id, source })
+}
+
+fn start(
+    watchdog: Arc<dyn Served>,
+    init: impl FnOnce() -> io::Result<()> + Send + 'static,
+) -> io::Result<WatchdogThread> {
+    // Not poll(2), which fails once a sandbox has lowered the limit of descriptors below two.
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+    epoll::add(&epoll, watchdog.timer(), EventData::new_u64(TIMER), epoll::EventFlags::IN)?;
+    epoll::add(&epoll, &stop, EventData::new_u64(STOP), epoll::EventFlags::IN)?;
+    let descriptors = Arc::new(Descriptors { epoll, stop });
+
+    let name = thread_name(format!("watchdog {}", watchdog.id()));
+    let (sender, outcome_of_init) = mpsc::sync_channel(1);
+    let of_thread = descriptors.clone();
+    let handle = thread::Builder::new().name(name).spawn(move || {
+        let outcome = foreign::contain(init).unwrap_or_else(|panic| Err(io::Error::other(panic)));
+        let is_ready = outcome.is_ok();
+        // The other end waits for it.
+        let _ = sender.send(outcome);
+        if is_ready {
+            serve(&*watchdog, &of_thread);
+        }
+    })?;
+    let thread = WatchdogThread { descriptors, handle: Some(handle) };
+    // The thread sends before it ends, which is waited for after an error.
+    outcome_of_init.recv().unwrap_or_else(|closed| Err(io::Error::other(closed))).map(|()| thread)
 }
 
 /// Replaces NUL bytes: a watchdog's id may contain them, and a thread's name must not.
@@ -66,12 +103,11 @@ fn thread_name(name: String) -> String {
     name.replace('\0', "?")
 }
 
-/// `epoll` has the watchdog's timer and `_stop`, which stays open as long as this runs.
-fn serve(watchdog: &impl Served, epoll: &OwnedFd, _stop: &OwnedFd) {
+fn serve(watchdog: &dyn Served, descriptors: &Descriptors) {
     let mut ready = Vec::with_capacity(2);
     loop {
         ready.clear();
-        match epoll::wait(epoll, spare_capacity(&mut ready), None) {
+        match epoll::wait(&descriptors.epoll, spare_capacity(&mut ready), None) {
             Ok(_) => {}
             Err(Errno::INTR) => continue,
             Err(error) => {
@@ -92,7 +128,7 @@ fn serve(watchdog: &impl Served, epoll: &OwnedFd, _stop: &OwnedFd) {
 
 impl Drop for WatchdogThread {
     fn drop(&mut self) {
-        if let Err(error) = rustix::io::write(&*self.stop, &1_u64.to_ne_bytes()) {
+        if let Err(error) = rustix::io::write(&self.descriptors.stop, &1_u64.to_ne_bytes()) {
             log::error!("cannot stop a watchdog's thread: {error}");
             return;
         }

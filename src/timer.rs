@@ -1,24 +1,37 @@
-//! A timerfd that is armed and never read.
+//! The descriptor that a VMM's event loop polls for a watchdog.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use rustix::time::{ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
-/// A one-shot timer on CLOCK_MONOTONIC whose descriptor is readable once it has gone off.
+/// A descriptor that is readable at an instant of CLOCK_MONOTONIC, or at once when another thread wakes it.
 ///
-/// Setting a timerfd clears its readiness, so the thread that wakes up re-arms or disarms it and need not read it. A
-/// read would block in a thread that was woken just before another thread re-armed the timer.
+/// It is an epoll of a timerfd and an eventfd. The thread that serves the watchdog sets the timerfd; other threads, such
+/// as that of a vCPU, only write to the eventfd, because the seccomp filters of VMMs let a vCPU thread write to an
+/// eventfd and not set a timer.
+///
+/// Setting a timerfd clears its readiness, so it is never read.
 #[derive(Debug)]
 pub(crate) struct Timer {
-    fd: OwnedFd,
+    epoll: OwnedFd,
+    timer: OwnedFd,
+    wake: OwnedFd,
 }
 
 impl Timer {
     pub fn new() -> std::io::Result<Self> {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
-        Ok(Self { fd: rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags)? })
+        let timer = rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags)?;
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        for source in [&timer, &wake] {
+            epoll::add(&epoll, source, EventData::new_u64(0), EventFlags::IN)?;
+        }
+        Ok(Self { epoll, timer, wake })
     }
 
     /// What CLOCK_MONOTONIC shows.
@@ -28,7 +41,20 @@ impl Timer {
         Duration::new(tv_sec.unsigned_abs(), tv_nsec as u32)
     }
 
-    /// Makes the descriptor readable when CLOCK_MONOTONIC shows `at`, and not before.
+    /// Makes the descriptor readable now, for any thread: its one system call is `write`. False if that is refused.
+    pub fn wake(&self) -> bool {
+        // The eventfd counts to 2^64 - 2, and is not woken again before the first wake is over.
+        rustix::io::write(&self.wake, &1_u64.to_ne_bytes()).is_ok()
+    }
+
+    /// Ends a wake, for the thread that serves the watchdog.
+    pub fn end_wake(&self) {
+        // Nothing to read means that there was no wake to end.
+        let _ = rustix::io::read(&self.wake, &mut [0_u8; 8]);
+    }
+
+    /// Makes the descriptor readable when CLOCK_MONOTONIC shows `at`, and not before. For the thread that serves the
+    /// watchdog.
     ///
     /// An instant, not a delay: a thread that is preempted between the reading of a clock and this call would arm the
     /// timer late by as much.
@@ -38,15 +64,20 @@ impl Timer {
         self.set(at.clamp(Duration::from_nanos(1), latest));
     }
 
-    /// Makes the descriptor unreadable until it is armed again.
+    /// Makes the descriptor unreadable until it is armed again, or woken. For the thread that serves the watchdog.
     pub fn disarm(&self) {
         self.set(Duration::ZERO);
+    }
+
+    /// Every descriptor behind [`as_fd`](AsFd::as_fd), itself included.
+    pub fn descriptors(&self) -> [BorrowedFd<'_>; 3] {
+        [&self.epoll, &self.timer, &self.wake].map(AsFd::as_fd)
     }
 
     fn set(&self, at: Duration) {
         let at = Timespec { tv_sec: at.as_secs() as i64, tv_nsec: at.subsec_nanos().into() };
         let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: at };
-        let set = rustix::time::timerfd_settime(&self.fd, TimerfdTimerFlags::ABSTIME, &once);
+        let set = rustix::time::timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &once);
         // It fails for a bad descriptor or bad numbers only, and this type gives it neither.
         debug_assert_eq!(set.map(drop), Ok::<(), Errno>(()));
     }
@@ -54,6 +85,6 @@ impl Timer {
 
 impl AsFd for Timer {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        self.epoll.as_fd()
     }
 }

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::{Arc, Weak};
 
-use vm_watchdog_devices::{Access, Model, StateError, VmInstant};
+use vm_watchdog_devices::{Access, LastReset, Model, StateError, VmInstant};
 
 use crate::clock::{ClockListener, VmClock};
 use crate::core::{Connections, Core};
@@ -22,14 +22,15 @@ use crate::thread::{self, WatchdogThread};
 /// A watchdog of a VM: a shared handle, cheap to clone, to be called from any thread.
 ///
 /// A heartbeat makes no system call and allocates nothing: it moves the deadline in memory, and the timer that was armed
-/// for the old one is armed anew when it goes off. A deadline that comes nearer re-arms the timer at once.
+/// for the old one is armed anew when it goes off. A deadline that comes nearer wakes the thread that serves the watchdog,
+/// by a `write` to an eventfd, and that thread arms the timer.
 ///
 /// Something has to run the timer. Choose one:
 ///
 /// - [`spawn`](Self::spawn) gives the watchdog a thread of its own;
 /// - `WatchdogSubscriber` puts it into an `event-manager` loop (feature `event-manager`);
 /// - any other loop polls the [descriptor](AsFd) and calls [`on_readable`](Self::on_readable). The descriptor is never
-///   read. An edge-triggered loop (`EPOLLET`, tokio's `AsyncFd`) sees an edge each time the timer goes off, and one if
+///   read. An edge-triggered loop (`EPOLLET`, tokio's `AsyncFd`) sees an edge each time it becomes readable, and one if
 ///   the descriptor is readable when it is added. It makes one call for each edge, and clears a readiness that it
 ///   keeps itself before the call (`examples/tokio.rs`).
 ///
@@ -105,7 +106,8 @@ pub struct WatchdogBuilder<M> {
     policy: Policy,
     line: Option<Box<dyn InterruptLine>>,
     run_delay: Option<Box<dyn RunDelay>>,
-    patience: Option<u32>,
+    steal_limit: Option<u32>,
+    last_reset: LastReset,
 }
 
 impl<M: Model + Send + 'static> WatchdogBuilder<M> {
@@ -127,14 +129,31 @@ impl<M: Model + Send + 'static> WatchdogBuilder<M> {
     /// Steal-time compensation: time in which a vCPU was runnable and did not run does not count towards the timeout.
     /// Default: it counts.
     ///
-    /// `patience` is how many times the timeout a period may last in all,
-    /// [`DEFAULT_PATIENCE`](crate::DEFAULT_PATIENCE) if you have no opinion. The price: on a busy host the failure of a
+    /// `limit` is how many times the timeout a period may last in all,
+    /// [`DEFAULT_STEAL_LIMIT`](crate::DEFAULT_STEAL_LIMIT) if you have no opinion. The price: on a busy host the failure of a
     /// guest may be detected that much later, for as long as its vCPUs wait for a processor. Of several vCPUs the most
     /// delayed one counts, since the process that feeds the watchdog may have been on it. The delay is [read](RunDelay)
     /// seldom: a deadline may be acted on up to 100 ms late, or when a wait is over that goes on at the deadline, and
     /// steal time before the last heartbeat may count after it.
-    pub fn starvation(self, run_delay: impl RunDelay + 'static, patience: u32) -> Self {
-        Self { run_delay: Some(Box::new(run_delay)), patience: Some(patience), ..self }
+    pub fn compensate_steal_time(self, run_delay: impl RunDelay + 'static, limit: u32) -> Self {
+        Self { run_delay: Some(Box::new(run_delay)), steal_limit: Some(limit), ..self }
+    }
+
+    /// What the device before this one knew of the last reset, for a VMM that makes its devices anew when the platform
+    /// resets. Default: a platform that has not been reset. A VMM that keeps its devices calls [`Watchdog::reset`] instead.
+    ///
+    /// ```
+    /// # use vm_watchdog::{Event, Watchdog, i6300esb::I6300esb};
+    /// # let old = Watchdog::builder("wd", I6300esb::new(Default::default())).build(|_: &Event| Ok(()))?;
+    /// let last = old.last_reset();
+    /// drop(old);
+    /// let device = I6300esb::new(Default::default());
+    /// let new = Watchdog::builder("wd", device).last_reset(last).build(|_: &Event| Ok(()))?;
+    /// assert_eq!(new.last_reset(), last);
+    /// # Ok::<(), vm_watchdog::Error>(())
+    /// ```
+    pub fn last_reset(self, last: LastReset) -> Self {
+        Self { last_reset: last, ..self }
     }
 
     /// The watchdog, with `handler` to perform its actions.
@@ -155,9 +174,12 @@ impl<M: Model + Send + 'static> WatchdogBuilder<M> {
         self,
         handler: impl FnOnce(&WeakWatchdog<M>) -> H,
     ) -> Result<Watchdog<M>, Error> {
-        let Self { id, model, clock, policy, line, run_delay, patience } = self;
+        let Self { id, mut model, clock, policy, line, run_delay, steal_limit, last_reset } = self;
+        if last_reset != LastReset::default() {
+            model.set_last_reset(last_reset);
+        }
         let timer = Timer::new().map_err(|source| Error::Timer { id: id.to_string(), source })?;
-        let connections = Connections { has_line: line.is_some(), patience };
+        let connections = Connections { has_line: line.is_some(), steal_limit };
         let core = Core::new(model, policy, connections);
         let runtime = Arc::new_cyclic(|itself| Runtime {
             id,
@@ -186,7 +208,8 @@ impl<M: Model + Send + 'static> Watchdog<M> {
             policy: Policy::default(),
             line: None,
             run_delay: None,
-            patience: None,
+            steal_limit: None,
+            last_reset: LastReset::default(),
         }
     }
 
@@ -225,6 +248,12 @@ impl<M: Model + Send + 'static> Watchdog<M> {
         self.runtime.reset();
     }
 
+    /// What a new device in the place of this one has to know, for [`WatchdogBuilder::last_reset`]. To be asked when the
+    /// platform resets, before this device goes.
+    pub fn last_reset(&self) -> LastReset {
+        self.inspect(M::last_reset)
+    }
+
     /// The VMM has dealt with the last timeout in its own way: no retry and no escalation will follow.
     pub fn acknowledge(&self) {
         self.runtime.with_core(|core, _| core.acknowledge());
@@ -250,7 +279,8 @@ impl<M: Model + Send + 'static> Watchdog<M> {
         WatchdogState::V1(self.runtime.with_core(|core, now| core.save(now)))
     }
 
-    /// Puts the watchdog into a saved state; its id, clock, handler and line stay.
+    /// Puts the watchdog into a saved state; its id, clock, handler and line stay, and so does its policy, which is the
+    /// operator's. What is pending in the state follows that policy, as after [`set_policy`](Self::set_policy).
     ///
     /// The interrupt line is not called: the VM's interrupt controller has the level in its own saved state. If the VM
     /// was saved before the line could be set, it is set once the VM runs.
@@ -259,8 +289,16 @@ impl<M: Model + Send + 'static> Watchdog<M> {
     ///
     /// [`StateError`] names the first field that holds what no watchdog can be in. Then nothing has changed.
     pub fn restore(&self, state: &WatchdogState<M::State>) -> Result<(), StateError> {
-        let WatchdogState::V1(state) = state;
-        self.runtime.with_core(|core, now| core.restore(state, now))
+        self.runtime.restore(state)
+    }
+
+    /// As [`restore`](Self::restore), with the policy of the saved watchdog, for a VM that is to go on as it was.
+    ///
+    /// # Errors
+    ///
+    /// As [`restore`](Self::restore).
+    pub fn restore_with_policy(&self, state: &WatchdogState<M::State>) -> Result<(), StateError> {
+        self.runtime.restore_with_policy(state)
     }
 
     /// Serves the watchdog from a thread of its own, so that no other watchdog's handler delays it.
@@ -269,7 +307,36 @@ impl<M: Model + Send + 'static> Watchdog<M> {
     ///
     /// [`Error::Thread`] if the host gives no thread or descriptor.
     pub fn spawn(&self) -> Result<WatchdogThread, Error> {
-        thread::spawn(self.runtime.clone())
+        self.spawn_with(|| Ok(()))
+    }
+
+    /// As [`spawn`](Self::spawn), and `init` runs first in the new thread: for its seccomp filter, its name or its
+    /// processors.
+    ///
+    /// ```
+    /// # use vm_watchdog::{Event, Watchdog, i6300esb::I6300esb};
+    /// # fn apply_seccomp_filter() -> std::io::Result<()> { Ok(()) }
+    /// let watchdog = Watchdog::builder("wd", I6300esb::new(Default::default())).build(|_: &Event| Ok(()))?;
+    /// let thread = watchdog.spawn_with(apply_seccomp_filter)?;
+    /// # drop(thread);
+    /// # Ok::<(), vm_watchdog::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Thread`] if the host gives no thread or descriptor, if `init` fails, or if it panics. Then there is no
+    /// thread.
+    pub fn spawn_with(
+        &self,
+        init: impl FnOnce() -> std::io::Result<()> + Send + 'static,
+    ) -> Result<WatchdogThread, Error> {
+        thread::spawn(self.runtime.clone(), init)
+    }
+
+    /// The descriptors that the watchdog needs, for a VMM that closes all others when it enters a jail. Those of a
+    /// [`WatchdogThread`] and of a [`ThreadRunDelay`](crate::ThreadRunDelay) are theirs to tell.
+    pub fn keep_fds(&self) -> Vec<BorrowedFd<'_>> {
+        self.runtime.timer.descriptors().to_vec()
     }
 
     /// A handle that does not keep the watchdog alive.
@@ -332,14 +399,15 @@ impl<M> Clone for WeakWatchdog<M> {
     }
 }
 
-/// The timer's descriptor, readable when [`Watchdog::on_readable`] has something to do. Poll it, do not read it.
+/// The descriptor to poll, readable when [`Watchdog::on_readable`] has something to do: at a deadline, or because a guest's
+/// access or the VMM has changed the next deadline. An epoll descriptor; do not wait on it by `epoll_wait`.
 impl<M> AsFd for Watchdog<M> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.runtime.timer.as_fd()
     }
 }
 
-/// The timer's descriptor, as of [`AsFd`].
+/// The descriptor to poll, as of [`AsFd`].
 impl<M> AsRawFd for Watchdog<M> {
     fn as_raw_fd(&self) -> RawFd {
         self.as_fd().as_raw_fd()

@@ -126,7 +126,7 @@ fn failing(place: Place, failure: Failure, times: u32) -> (Watchdog<I6300esb>, M
     let watchdog = Watchdog::builder("wd", device(InterruptPin::IntA))
         .clock(clock)
         .interrupt_line(move |_: bool| line())
-        .starvation(Reader(reader), 2)
+        .compensate_steal_time(Reader(reader), 2)
         .build(move |_: &Event| -> Result<(), HandlerError> { Ok(handler()?) })
         .unwrap();
     assert!(itself.set(watchdog.downgrade()).is_ok());

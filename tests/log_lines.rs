@@ -70,7 +70,7 @@ fn a_guest_that_causes_thousands_of_failures_causes_one_line_a_second_of_each_ki
     let watchdog = Watchdog::builder("wd", device(InterruptPin::IntA))
         .clock(clock)
         .interrupt_line(|_: bool| Err(io::Error::other(LINE_ERROR)))
-        .starvation(Unreadable, 3)
+        .compensate_steal_time(Unreadable, 3)
         .build(|_: &Event| -> Result<(), HandlerError> { Err(HANDLER_ERROR.into()) })
         .unwrap();
     // Free running at a microsecond.

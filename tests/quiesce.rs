@@ -60,7 +60,7 @@ fn counted(clock: &VmClock) -> (Watchdog<I6300esb>, Arc<Calls>) {
             of_line.call(&of_line.line);
             Ok(())
         })
-        .starvation(Reader(calls.clone()), 4)
+        .compensate_steal_time(Reader(calls.clone()), 4)
         .build(move |_: &Event| -> Result<(), HandlerError> {
             of_handler.call(&of_handler.handler);
             Ok(())
@@ -249,7 +249,7 @@ fn paused_at_its_deadline(levels: Arc<Mutex<Vec<bool>>>) -> (Watchdog<I6300esb>,
             levels.lock().unwrap().push(high);
             Ok(())
         })
-        .starvation(Pauses(clock, AtomicU64::new(0)), 4)
+        .compensate_steal_time(Pauses(clock, AtomicU64::new(0)), 4)
         .build(|_: &Event| Ok(()))
         .unwrap();
     watchdog.start(512);

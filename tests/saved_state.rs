@@ -137,7 +137,7 @@ proptest! {
         let state: State = serde_json::from_str(&state).unwrap();
         let moved = Vm::new(start + Duration::from_secs(123_456), Policy::default());
         moved.time.advance(stays.watchdog.clock().now().saturating_duration_since(VmInstant::ZERO));
-        moved.watchdog.restore(&state).unwrap();
+        moved.watchdog.restore_with_policy(&state).unwrap();
         for step in after {
             stays.step(step);
             moved.step(step);
@@ -167,9 +167,9 @@ fn a_state_of_version_1_is_read_for_ever() {
         let (clock, time) = VmClock::manual();
         time.advance(state.vm_time().saturating_duration_since(VmInstant::ZERO));
         let watchdog = Watchdog::builder("wd", device(InterruptPin::IntA)).clock(clock).build(handler).unwrap();
-        watchdog.restore(&state).unwrap();
+        watchdog.restore_with_policy(&state).unwrap();
         let saved = serde_json::to_string(&watchdog.save()).unwrap();
-        watchdog.restore(&serde_json::from_str(&saved).unwrap()).unwrap();
+        watchdog.restore_with_policy(&serde_json::from_str(&saved).unwrap()).unwrap();
         assert_eq!(serde_json::to_string(&watchdog.save()).unwrap(), saved);
         time.advance(Duration::from_nanos(1_696_000));
         watchdog.on_readable();
@@ -196,16 +196,42 @@ fn a_guest_restored_in_another_process_learns_the_cause_of_the_last_reset() {
 }
 
 #[test]
-fn the_action_moves_with_the_vm() {
-    let (handler, events) = recorder();
-    let (clock, time) = VmClock::manual();
-    let new = Watchdog::builder("wd", device(InterruptPin::None)).clock(clock).build(handler).unwrap();
-    let vm = Vm::new(Duration::ZERO, Policy::new(Action::Poweroff));
-    vm.watchdog.start(512);
-    new.restore(&vm.watchdog.save()).unwrap();
-    time.advance(UNIT * 1024);
-    new.on_readable();
-    assert_eq!(arrived(&events), [(Stage::Timeout, Action::Poweroff)]);
+fn the_policy_is_the_operators_unless_that_of_the_saved_vm_is_asked_for() {
+    let saved = Vm::new(Duration::ZERO, Policy::new(Action::Poweroff));
+    saved.watchdog.start(512);
+    let state = saved.watchdog.save();
+    for (with_policy, action) in [(false, Action::Pause), (true, Action::Poweroff)] {
+        let vm = Vm::new(Duration::ZERO, Policy::new(Action::Pause));
+        let restored = if with_policy { vm.watchdog.restore_with_policy(&state) } else { vm.watchdog.restore(&state) };
+        restored.unwrap();
+        assert_eq!(vm.watchdog.policy(), Policy::new(action));
+        vm.time.advance(UNIT * 1024);
+        vm.watchdog.on_readable();
+        assert_eq!(arrived(&vm.events), [(Stage::Timeout, action)]);
+    }
+}
+
+#[test]
+fn what_was_pending_follows_the_operators_policy() {
+    // A timeout that the saved VM's handler could not perform, and an escalation that the operator no longer wants.
+    let escalating = Policy::new(Action::Pause).with_escalation(UNIT * 100, Action::Poweroff);
+    let saved = Vm::new(Duration::ZERO, escalating);
+    saved.watchdog.start(512);
+    saved.time.advance(UNIT * 1024);
+    saved.watchdog.on_readable();
+    let state = saved.watchdog.save();
+    assert!(state.is_pending(), "the escalation");
+
+    for (with_policy, is_escalated) in [(false, false), (true, true)] {
+        let vm = Vm::new(Duration::ZERO, Policy::new(Action::Pause));
+        let restored = if with_policy { vm.watchdog.restore_with_policy(&state) } else { vm.watchdog.restore(&state) };
+        restored.unwrap();
+        for _ in 0..100 {
+            vm.time.advance(UNIT * 100);
+            vm.watchdog.on_readable();
+        }
+        assert_eq!(arrived(&vm.events).contains(&(Stage::Escalation, Action::Poweroff)), is_escalated);
+    }
 }
 
 #[test]

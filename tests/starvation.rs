@@ -10,7 +10,7 @@ use std::time::Duration;
 use common::{Driver, UNIT, arrived, device, recorder};
 use vm_watchdog::diag288::{Diag288, Intercept};
 use vm_watchdog::i6300esb::{I6300esb, InterruptPin};
-use vm_watchdog::{Action, DEFAULT_PATIENCE, Event, ManualClock, Policy, Stage, VcpuDelay, VmClock, Watchdog};
+use vm_watchdog::{Action, DEFAULT_STEAL_LIMIT, Event, ManualClock, Policy, Stage, VcpuDelay, VmClock, Watchdog};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -49,7 +49,7 @@ impl Host {
         let watchdog = Watchdog::builder("wd", device(InterruptPin::None))
             .clock(clock)
             .policy(policy)
-            .starvation(run_delay, DEFAULT_PATIENCE)
+            .compensate_steal_time(run_delay, DEFAULT_STEAL_LIMIT)
             .build(handler)
             .unwrap();
         Self { watchdog, time, delays, readings, meanwhile, events }
@@ -133,19 +133,19 @@ fn the_most_delayed_vcpu_counts() {
 }
 
 #[test]
-fn patience_ends_at_four_times_the_timeout() {
+fn steal_time_extends_a_period_to_four_times_the_timeout_at_most() {
     let host = Host::new(1);
-    assert_about(host.run_until_timeout(&[0], TIMEOUT * 10), TIMEOUT * DEFAULT_PATIENCE);
+    assert_about(host.run_until_timeout(&[0], TIMEOUT * 10), TIMEOUT * DEFAULT_STEAL_LIMIT);
 }
 
 #[test]
-fn patience_ends_in_a_restored_vm_however_old_it_is() {
+fn the_limit_holds_in_a_restored_vm_however_old_it_is() {
     let saved = Host::new(1);
     assert_eq!(saved.run_until_timeout(&[], SECOND), None);
     let restored = Host::idle(1, Policy::default());
     restored.time.advance(SECOND * 3600);
     restored.watchdog.restore(&saved.watchdog.save()).unwrap();
-    assert_about(restored.run_until_timeout(&[0], SECOND * 3600), TIMEOUT * DEFAULT_PATIENCE - SECOND);
+    assert_about(restored.run_until_timeout(&[0], SECOND * 3600), TIMEOUT * DEFAULT_STEAL_LIMIT - SECOND);
 }
 
 #[test]
@@ -197,7 +197,7 @@ fn a_device_with_one_stage_needs_no_luck() {
     let delays = Arc::new(Mutex::new(vec![Duration::ZERO]));
     let run_delay = Reader { delays: delays.clone(), ..Reader::default() };
     let builder = Watchdog::builder("wd", Diag288::new()).clock(clock);
-    let watchdog = builder.starvation(run_delay, DEFAULT_PATIENCE).build(handler).unwrap();
+    let watchdog = builder.compensate_steal_time(run_delay, DEFAULT_STEAL_LIMIT).build(handler).unwrap();
     // DIAGNOSE X'288' with the function INIT in register 2 and 15 s in register 3; then it is starved at once.
     let mut gprs = [0; 16];
     gprs[3] = 15;
@@ -277,7 +277,7 @@ fn saving_a_starved_guest_does_not_time_it_out() {
 }
 
 #[test]
-fn a_timer_without_heartbeats_does_not_save_up_patience() {
+fn a_timer_without_heartbeats_does_not_accumulate_compensation() {
     let host = Host::idle(1, Policy::new(Action::None));
     host.watchdog.set_preloads(512);
     // Free running: it starts anew after each timeout.
@@ -292,7 +292,7 @@ fn a_timer_without_heartbeats_does_not_save_up_patience() {
         host.starve(MILLISECOND * 100);
         starved += MILLISECOND * 100;
         host.watchdog.on_readable();
-        assert!(starved < UNIT * 1024 * (DEFAULT_PATIENCE + 1));
+        assert!(starved < UNIT * 1024 * (DEFAULT_STEAL_LIMIT + 1));
     }
 }
 
@@ -348,7 +348,7 @@ fn a_host_that_cannot_say_gives_no_allowance() {
             Err(io::Error::other("no schedstat"))
         }
     }
-    let builder = Watchdog::builder("wd", device(InterruptPin::None)).clock(clock).starvation(Broken, 4);
+    let builder = Watchdog::builder("wd", device(InterruptPin::None)).clock(clock).compensate_steal_time(Broken, 4);
     let watchdog = builder.build(handler).unwrap();
     watchdog.start(512);
     time.advance(UNIT * 1024);

@@ -232,7 +232,7 @@ fn a_restored_watchdog_has_what_was_left() {
     let (new, time, events) = watchdog(Policy::default());
     // Its clock goes on where the old one stopped.
     time.advance(state.vm_time().saturating_duration_since(VmInstant::ZERO));
-    new.restore(&state).unwrap();
+    new.restore_with_policy(&state).unwrap();
     assert_eq!(new.save(), state);
     time.advance(SECOND * 6 - Duration::from_nanos(1));
     new.on_readable();

@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::mpsc::RecvTimeoutError;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -42,34 +42,41 @@ fn the_timer_is_armed_for_the_deadline_itself() {
     let armed_after = |what: &str, delay: Duration, call: &dyn Fn()| {
         let called = clock.now();
         call();
+        // The call has made the descriptor readable, and the loop serves it.
+        watchdog.on_readable();
         let returned = clock.now();
-        let left = time_left_on(watchdog.as_raw_fd());
+        let left = watchdog.keep_fds().into_iter().find_map(time_left_on).expect("a timerfd");
         let (at_least, at_most) = (returned + left, clock.now() + left);
         assert!(at_most >= called + delay, "{what}: armed for {at_most} or before, called at {called}");
         assert!(at_least <= returned + delay, "{what}: armed for {at_least} or later, returned at {returned}");
     };
 
     watchdog.set_preloads(0xF_FFFF);
+    // A guest that moves its deadline twice in this time is looked at again before the deadline.
+    let between = || thread::sleep(MIN_WAKE_INTERVAL);
     armed_after("the start", UNIT * 0xF_FFFF, &|| watchdog.enable());
     watchdog.set_preloads(60_000);
+    between();
     armed_after("a shorter deadline", UNIT * 60_000, &|| watchdog.ping());
+    between();
     clock.pause();
     let left = watchdog.stats().time_left.expect("the watchdog runs") - UNIT * 60_000;
     thread::sleep(Duration::from_millis(5));
     armed_after("the end of a pause", left, &|| clock.resume());
 
+    between();
     watchdog.disable();
     watchdog.start(1);
     thread::sleep(UNIT * 2);
-    armed_after("the first retry", Duration::from_millis(100), &|| watchdog.on_readable());
+    armed_after("the first retry", Duration::from_millis(100), &|| ());
 }
 
-/// How long until this timerfd goes off.
-fn time_left_on(timer: RawFd) -> Duration {
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{timer}")).unwrap();
-    let value = info.lines().find_map(|line| line.strip_prefix("it_value: (")).unwrap_or_else(|| panic!("{info}"));
+/// How long until this descriptor goes off, if it is a timerfd.
+fn time_left_on(descriptor: BorrowedFd<'_>) -> Option<Duration> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", descriptor.as_raw_fd())).unwrap();
+    let value = info.lines().find_map(|line| line.strip_prefix("it_value: ("))?;
     let (seconds, nanos) = value.trim_end_matches(')').split_once(", ").unwrap_or_else(|| panic!("{info}"));
-    Duration::new(seconds.parse().unwrap(), nanos.parse().unwrap())
+    Some(Duration::new(seconds.parse().unwrap(), nanos.parse().unwrap()))
 }
 
 #[test]

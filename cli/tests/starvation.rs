@@ -14,9 +14,9 @@ use support::{Run, Running, has_kvm, number};
 
 /// Two stages of 1024 << 15 ticks of 30 ns.
 const PERIOD_NS: u64 = 2_013_265_920;
-const PATIENCE: u64 = 3;
+const LIMIT: u64 = 3;
 const POWEROFF: &str = "--watchdog=i6300esb,action=poweroff";
-const PATIENT: &str = "--watchdog=i6300esb,action=poweroff,patience=3";
+const COMPENSATED: &str = "--watchdog=i6300esb,action=poweroff,steal-limit=3";
 /// How seldom Linux is asked, and so how much later than due a deadline may be seen to.
 const READING_NS: u64 = 100_000_000;
 /// The most that a busy host adds to that.
@@ -24,7 +24,7 @@ const LATE_NS: u64 = READING_NS + 400_000_000;
 /// The most for a guest that has halted: on a busy host it waits for the processor when it has to leave KVM for a moment.
 const HALTED_NS: u64 = PERIOD_NS * 3 / 2;
 const END: Duration = Duration::from_secs(60);
-/// Longer than the timeout, shorter than the patience.
+/// Longer than the timeout, shorter than the limit allows.
 const STARVED: Duration = Duration::from_millis(3500);
 /// A thread of SCHED_IDLE weighs 3 and each of these 1024, so that it runs for a ten-thousandth of the time. It runs for
 /// about half a millisecond at once, and then not for five seconds: more than the timeout. (With eight loops it was one
@@ -144,7 +144,7 @@ fn assert_not_extended(timeout: &Timeout) {
 #[test]
 fn a_starved_guest_does_not_time_out_with_compensation() {
     if let Some(_host) = quiet_host() {
-        let running = armed("--built-in=feeding", PATIENT);
+        let running = armed("--built-in=feeding", COMPENSATED);
         let (process, vcpu) = (running.id(), running.vcpu());
         let started = Instant::now();
         let busy = BusyLoops::beside(vcpu);
@@ -167,7 +167,7 @@ fn a_starved_guest_times_out_without_compensation() {
     if let Some(_host) = quiet_host() {
         // Now and then it runs for a moment, and feeds: so it is starved until such a moment comes too late.
         let timeout = timeout(&starved("--built-in=feeding", POWEROFF));
-        eprintln!("starved, without patience: timeout after {} ns", timeout.after);
+        eprintln!("starved, without compensation: timeout after {} ns", timeout.after);
         assert_not_extended(&timeout);
     }
 }
@@ -175,9 +175,9 @@ fn a_starved_guest_times_out_without_compensation() {
 #[test]
 fn compensation_for_a_starved_guest_is_limited() {
     if let Some(_host) = quiet_host() {
-        let timeout = timeout(&starved("--built-in=spinning", PATIENT));
-        eprintln!("starved for ever, patience {PATIENCE}: timeout after {} ns", timeout.after);
-        let most = PERIOD_NS * PATIENCE;
+        let timeout = timeout(&starved("--built-in=spinning", COMPENSATED));
+        eprintln!("starved for ever, limit {LIMIT}: timeout after {} ns", timeout.after);
+        let most = PERIOD_NS * LIMIT;
         assert!(timeout.due_after.1 >= most, "starved all the time, but due after {} ns", timeout.due_after.1);
         assert!(timeout.due_after.0 <= most + READING_NS, "due after {} ns", timeout.due_after.0);
         assert!(timeout.after < most + LATE_NS, "{}", timeout.after);
@@ -187,12 +187,12 @@ fn compensation_for_a_starved_guest_is_limited() {
 #[test]
 fn a_halted_guest_is_not_starved_even_beside_busy_loops() {
     if let Some(_host) = quiet_host() {
-        let running = armed("--built-in=halting", PATIENT);
+        let running = armed("--built-in=halting", COMPENSATED);
         // Starved before it can halt, it would be a guest that wants to run.
         std::thread::sleep(Duration::from_millis(300));
         let _busy = BusyLoops::beside(running.vcpu());
         let timeout = timeout(&running.finish(END));
-        eprintln!("halted beside busy loops, patience {PATIENCE}: timeout after {} ns", timeout.after);
+        eprintln!("halted beside busy loops, limit {LIMIT}: timeout after {} ns", timeout.after);
         assert!(timeout.after < HALTED_NS, "{}", timeout.after);
     }
 }
@@ -201,16 +201,16 @@ fn a_halted_guest_is_not_starved_even_beside_busy_loops() {
 fn a_guest_that_spins_or_halts_times_out_with_compensation_and_without() {
     if let Some(_host) = quiet_host() {
         for guest in ["--built-in=spinning", "--built-in=halting"] {
-            for watchdog in [POWEROFF, PATIENT] {
+            for watchdog in [POWEROFF, COMPENSATED] {
                 let (run, ran) = finish_and_account(armed(guest, watchdog));
                 let timeout = timeout(&run);
                 eprintln!("{guest} {watchdog}: timeout after {} ns, of which it ran for {ran:?}", timeout.after);
                 match (guest, watchdog) {
                     // Whatever else the host does meanwhile, it has had its time once it has run for that long.
-                    ("--built-in=spinning", PATIENT) => {
+                    ("--built-in=spinning", COMPENSATED) => {
                         assert!(ran < Duration::from_nanos(PERIOD_NS + LATE_NS), "it ran for {ran:?}");
                     }
-                    (_, PATIENT) => assert!(timeout.after < HALTED_NS, "{}", timeout.after),
+                    (_, COMPENSATED) => assert!(timeout.after < HALTED_NS, "{}", timeout.after),
                     _ => assert_not_extended(&timeout),
                 }
             }

@@ -27,6 +27,6 @@ mod model;
 mod state;
 mod time;
 
-pub use model::{Access, AfterTimeout, Expired, Model, Request};
+pub use model::{Access, AfterTimeout, Expired, LastReset, Model, Request};
 pub use state::StateError;
 pub use time::VmInstant;

@@ -45,6 +45,15 @@ pub trait Model: Sized {
     /// change of its policy. Models with only one behaviour ignore it.
     fn set_after_timeout(&mut self, _after: AfterTimeout) {}
 
+    /// What a reset keeps: whether the watchdog has timed out since the guest last cleared that, or armed it anew.
+    fn last_reset(&self) -> LastReset {
+        LastReset::default()
+    }
+
+    /// Takes over what the device before this one kept, for a platform whose devices are made anew at a reset. Models
+    /// without anything to keep ignore it.
+    fn set_last_reset(&mut self, _last: LastReset) {}
+
     /// Resets the device: volatile registers and pending expiries are cleared.
     fn reset(&mut self);
 
@@ -72,6 +81,33 @@ pub enum AfterTimeout {
     Armed,
     /// Disarmed: a guest that survives the timeout notices it, and must arm the watchdog again.
     Disarmed,
+}
+
+/// What a watchdog knows of the last reset of its platform, and what outlives the device.
+///
+/// ```
+/// use vm_watchdog_devices::i6300esb::I6300esb;
+/// use vm_watchdog_devices::{LastReset, Model};
+///
+/// // A platform that makes its devices anew at a reset passes the cause from the old device to the new one.
+/// let mut new = I6300esb::new(Default::default());
+/// new.set_last_reset(LastReset::new(true));
+/// assert!(new.timed_out());
+/// assert!(new.last_reset().by_watchdog);
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
+#[non_exhaustive]
+pub struct LastReset {
+    /// The watchdog timed out before it. With an i6300esb the guest reads this as WDT_TIMEOUT (Linux: `bootstatus` 32).
+    pub by_watchdog: bool,
+}
+
+impl LastReset {
+    /// With a watchdog that timed out before the reset, or one that did not.
+    pub const fn new(by_watchdog: bool) -> Self {
+        Self { by_watchdog }
+    }
 }
 
 /// A guest's request for the action at the timeout, with devices that support requests.

@@ -38,8 +38,14 @@ fn call_with_action(function: u64, timeout: u64, action: u64) -> Diagnose {
 }
 
 /// State of a watchdog that is not yet armed.
-const STOPPED: Diag288StateV1 =
-    Diag288StateV1 { remaining_ns: None, timed_out: false, timeout_age_ns: None, command: None, timeout_command: None };
+const STOPPED: Diag288StateV1 = Diag288StateV1 {
+    remaining_ns: None,
+    timed_out: false,
+    timeout_age_ns: None,
+    command: None,
+    timeout_command: None,
+    has_timed_out: false,
+};
 
 fn armed() -> Diag288 {
     let mut watchdog = Diag288::new();

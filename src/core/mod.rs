@@ -59,6 +59,9 @@ pub(crate) struct Core<M> {
     line: Option<Line>,
     /// The timer does not wake the host before this.
     not_before: VmInstant,
+    /// The serving thread was woken before that, by a guest that moved its deadline. It looks again at `not_before`, so
+    /// that the guest wakes nothing until then.
+    was_woken_early: bool,
     last_heartbeat: Option<VmInstant>,
     stats: Stats,
 }
@@ -68,7 +71,7 @@ pub(crate) struct Core<M> {
 pub(crate) struct Connections {
     pub has_line: bool,
     /// How many times the timeout steal time may make a period last.
-    pub patience: Option<u32>,
+    pub steal_limit: Option<u32>,
 }
 
 impl<M: Model> Core<M> {
@@ -78,11 +81,12 @@ impl<M: Model> Core<M> {
             deliveries: Deliveries::new(policy),
             pretimeout_at: None,
             period_began: VmInstant::ZERO,
-            steal_time: connections.patience.map(StealTime::new),
+            steal_time: connections.steal_limit.map(StealTime::new),
             has_started: false,
             was_woken: false,
             line: connections.has_line.then(|| Line::at(model.interrupt_level())),
             not_before: VmInstant::ZERO,
+            was_woken_early: false,
             last_heartbeat: None,
             stats: Stats::default(),
             model,
@@ -140,9 +144,11 @@ impl<M: Model> Core<M> {
         self.deliveries.heartbeat();
     }
 
-    /// The timer went off.
+    /// The serving thread was woken, by the timer or by another thread.
     pub fn wake(&mut self, vm_now: VmInstant) {
         count(&mut self.stats.wakes);
+        // Not twice in succession: time may stand still.
+        self.was_woken_early = vm_now < self.not_before && !self.was_woken_early;
         self.not_before = vm_now + MIN_WAKE_INTERVAL;
         self.was_woken = true;
     }
@@ -222,6 +228,9 @@ impl<M: Model> Core<M> {
 
     /// When there is something to do, on the VM's time. What another thread is about does not count.
     pub fn next_wake(&self) -> Option<VmInstant> {
+        if self.was_woken_early {
+            return Some(self.not_before);
+        }
         let deadline = self.deadline().map(|deadline| match &self.steal_time {
             None => deadline,
             Some(steal_time) => steal_time.wake_for(deadline, self.model.timeout_at()),

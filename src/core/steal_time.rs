@@ -1,7 +1,7 @@
 //! Steal-time compensation: the watchdog's time, which lies behind the VM's by the time that was stolen from the guest.
 //!
 //! The delay given never exceeds what was [measured](crate::run_delay::RunDelay), and a period never lasts longer than
-//! `patience` times the timeout. Measuring is slow, so a deadline that comes is not acted on before a reading has looked
+//! `limit` times the timeout. Measuring is slow, so a deadline that comes is not acted on before a reading has looked
 //! at it; between two readings lie 100 ms.
 
 use std::time::Duration;
@@ -17,7 +17,7 @@ pub(crate) const READING_INTERVAL: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug)]
 pub(crate) struct StealTime {
     /// How many times the timeout a period may last.
-    patience: u32,
+    limit: u32,
     /// By how much the watchdog's time lies behind the VM's.
     offset: Duration,
     /// How much of that was measured.
@@ -38,9 +38,9 @@ pub(crate) struct StealTime {
 }
 
 impl StealTime {
-    pub fn new(patience: u32) -> Self {
+    pub fn new(limit: u32) -> Self {
         Self {
-            patience,
+            limit,
             offset: Duration::ZERO,
             compensated: Duration::ZERO,
             compensated_in_period: Duration::ZERO,
@@ -73,7 +73,7 @@ impl StealTime {
     ) -> VmInstant {
         let now = self.time(vm_now);
         match self.first_unread(deadline, timeout_at) {
-            Some(unread) if now < self.patience_ends(timeout_at) => now.min(unread - Duration::from_nanos(1)),
+            Some(unread) if now < self.limit_ends(timeout_at) => now.min(unread - Duration::from_nanos(1)),
             _ => now,
         }
     }
@@ -82,7 +82,7 @@ impl StealTime {
     pub fn wake_for(&self, deadline: VmInstant, timeout_at: Option<VmInstant>) -> VmInstant {
         let comes = self.vm_time(deadline);
         match self.first_unread(Some(deadline), timeout_at) {
-            Some(_) => comes.max(self.next_reading.min(self.vm_time(self.patience_ends(timeout_at)))),
+            Some(_) => comes.max(self.next_reading.min(self.vm_time(self.limit_ends(timeout_at)))),
             None => comes,
         }
     }
@@ -100,8 +100,8 @@ impl StealTime {
     }
 
     /// When the period has lasted as long as it may, on the watchdog's time.
-    fn patience_ends(&self, timeout_at: Option<VmInstant>) -> VmInstant {
-        let longest = self.timeout(timeout_at).saturating_mul(self.patience);
+    fn limit_ends(&self, timeout_at: Option<VmInstant>) -> VmInstant {
+        let longest = self.timeout(timeout_at).saturating_mul(self.limit);
         self.period_began + longest.saturating_sub(self.compensated_in_period)
     }
 
@@ -159,7 +159,7 @@ impl StealTime {
     ///
     /// The most delayed vCPU counts: the process that feeds the watchdog may have been on any of them, and the guest
     /// cannot move it off a vCPU that does not run. The compensation is no more than the time since the model was last
-    /// told the time, and the whole period no more than `patience` times the timeout.
+    /// told the time, and the whole period no more than `limit` times the timeout.
     ///
     /// While a vCPU waits since an unknown moment the reading does not count as one that has looked at a deadline:
     /// when the wait is over, its length is known.
@@ -172,7 +172,7 @@ impl StealTime {
         let stolen = self.greatest_growth(delays);
 
         let unseen = self.time(begun).saturating_duration_since(self.seen);
-        let longest = self.timeout(timeout_at).saturating_mul(self.patience.saturating_sub(1));
+        let longest = self.timeout(timeout_at).saturating_mul(self.limit.saturating_sub(1));
         let most = longest.saturating_sub(self.compensated_in_period);
         let granted = stolen.min(unseen).min(most);
         self.offset += granted;
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_period_lasts_no_longer_than_patience_times_the_timeout() {
+    fn a_period_lasts_no_longer_than_the_limit() {
         let mut steal_time = fed_at_ten(&[0]);
         for second in 14..200 {
             steal_time.grant(seconds(&[second]), at(second), TIMEOUT);
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_of_unknown_length_holds_the_deadline_back_as_long_as_patience_lasts() {
+    fn a_wait_of_unknown_length_holds_the_deadline_back_up_to_the_limit() {
         let mut steal_time = fed_at_ten(&[0]);
         let waiting = || vec![VcpuDelay::new(0, Duration::ZERO).waiting()];
         for second in 14..50 {

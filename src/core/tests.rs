@@ -37,12 +37,12 @@ struct Bench<M> {
 
 impl Bench<I6300esb> {
     fn new(policy: Policy) -> Self {
-        Self::with_patience(policy, None)
+        Self::with_steal_limit(policy, None)
     }
 
-    fn with_patience(policy: Policy, patience: Option<u32>) -> Self {
+    fn with_steal_limit(policy: Policy, steal_limit: Option<u32>) -> Self {
         let device = I6300esb::new(I6300esbConfig::default().with_interrupt_pin(InterruptPin::IntA));
-        Self::of(device, policy, Connections { has_line: true, patience })
+        Self::of(device, policy, Connections { has_line: true, steal_limit })
     }
 
     fn bar(&mut self, offset: u64, value: u32) {
@@ -426,7 +426,7 @@ fn a_reset_lowers_a_line_that_could_not_be_set_before() {
 
 #[test]
 fn a_guest_that_only_looks_at_its_watchdog_gains_no_time() {
-    let mut bench = Bench::with_patience(Policy::new(Action::Reset), Some(4));
+    let mut bench = Bench::with_steal_limit(Policy::new(Action::Reset), Some(4));
     bench.delays = vec![VcpuDelay::new(0, Duration::ZERO)];
     bench.start(512);
     let step = Duration::from_micros(10);
@@ -448,7 +448,7 @@ fn a_guest_that_only_looks_at_its_watchdog_gains_no_time() {
 
 #[test]
 fn a_halted_vcpu_does_not_speak_for_one_that_is_starved() {
-    let mut bench = Bench::with_patience(Policy::new(Action::Reset), Some(4));
+    let mut bench = Bench::with_steal_limit(Policy::new(Action::Reset), Some(4));
     bench.delays = vec![VcpuDelay::new(0, Duration::ZERO), VcpuDelay::new(1, Duration::ZERO)];
     bench.start(512);
     bench.run(MILLISECOND * 10);

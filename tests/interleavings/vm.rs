@@ -128,7 +128,7 @@ impl Setup {
             .policy(policy)
             .interrupt_line(line);
         if has_run_delay {
-            builder = builder.starvation(NoDelay(seen.clone()), 4);
+            builder = builder.compensate_steal_time(NoDelay(seen.clone()), 4);
         }
         let watchdog = {
             let (seen, clock, itself) = (seen.clone(), clock.clone(), itself.clone());

@@ -161,7 +161,7 @@ fn run_machine(parts: Parts, timeline: &Arc<Timeline>) -> Result<ExitStatus, Boo
         timeline.record(Entry::Restored { path: snapshot.name() });
     }
     let vcpu = VcpuThread::spawn(Vcpu { processor, devices, running: false, paused: false }, senders.vcpu)?;
-    if options.watchdogs.iter().any(|watchdog| watchdog.patience.is_some()) {
+    if options.watchdogs.iter().any(|watchdog| watchdog.steal_limit().is_some()) {
         let registered = vcpu.call(move |_| run_delay.register_current_thread())?;
         registered.map_err(BootError::host("read the run delay of the vCPU"))?;
     }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Deserializer, Serialize};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vm_watchdog::i6300esb::{I6300esb, I6300esbStateV1};
-use vm_watchdog::{DeviceModel, Event, StateError, VmClock, VmInstant, Watchdog, WatchdogConfig, WatchdogState};
+use vm_watchdog::{Event, StateError, VmClock, VmInstant, Watchdog, WatchdogConfig, WatchdogState};
 
 use crate::builtin::table::BuiltInGuest;
 use crate::error::BootError;
@@ -50,10 +50,7 @@ struct Page {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct SavedWatchdog {
-    id: String,
-    model: DeviceModel,
-    interrupt: bool,
-    patience: Option<u32>,
+    config: WatchdogConfig,
     state: WatchdogState<I6300esbStateV1>,
 }
 
@@ -79,10 +76,7 @@ impl SnapshotWriter {
         watchdogs: &[Watchdog<I6300esb>],
     ) -> io::Result<()> {
         let saved = |(config, watchdog): (&WatchdogConfig, &Watchdog<I6300esb>)| SavedWatchdog {
-            id: watchdog.id().to_owned(),
-            model: config.model,
-            interrupt: config.interrupt,
-            patience: config.patience,
+            config: config.clone(),
             state: watchdog.save(),
         };
         let snapshot = SnapshotV1 {
@@ -138,7 +132,8 @@ impl Snapshot {
         }
         watchdog_options::check(&snapshot.configs()).map_err(|error| snapshot.invalid("watchdogs", &error))?;
         for (index, config) in snapshot.configs().iter().enumerate() {
-            let trial = Watchdog::builder("", I6300esb::new(config.i6300esb())).clock(VmClock::manual().0);
+            let trial =
+                Watchdog::builder("", I6300esb::new(watchdog_options::i6300esb(config)?)).clock(VmClock::manual().0);
             let trial = trial.build(|_: &Event| Ok(()))?;
             snapshot.restore_watchdog(index, |state| trial.restore(state))?;
         }
@@ -203,15 +198,7 @@ impl Snapshot {
     }
 
     fn configs(&self) -> Vec<WatchdogConfig> {
-        let config = |saved: &SavedWatchdog| {
-            let mut config = WatchdogConfig::new(saved.model);
-            config.id = Some(saved.id.clone());
-            config.policy = saved.state.policy();
-            config.patience = saved.patience;
-            config.interrupt = saved.interrupt;
-            config
-        };
-        self.content.watchdogs.iter().map(config).collect()
+        self.content.watchdogs.iter().map(|saved| saved.config.clone()).collect()
     }
 }
 

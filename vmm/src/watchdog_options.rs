@@ -1,6 +1,7 @@
 //! The `--watchdog` options: checks, names and summaries.
 
-use vm_watchdog::{DeviceModel, WatchdogConfig};
+use vm_watchdog::i6300esb::I6300esbConfig;
+use vm_watchdog::{DeviceConfig, WatchdogConfig};
 
 use crate::error::BootError;
 
@@ -18,26 +19,34 @@ pub fn check(configs: &[WatchdogConfig]) -> Result<(), BootError> {
         if ids[..index].contains(id) {
             return usage(format!("--watchdog: two watchdogs are called {id:?}"));
         }
-        if config.model != DeviceModel::I6300esb {
-            return usage(format!("--watchdog: this VMM has no {}", config.model));
-        }
+        i6300esb(config)?;
     }
     Ok(())
+}
+
+/// The device of a watchdog, which this VMM has on its PCI bus only.
+pub fn i6300esb(config: &WatchdogConfig) -> Result<I6300esbConfig, BootError> {
+    match config.device() {
+        DeviceConfig::I6300esb(device) => Ok(device),
+        _ => Err(BootError::Usage(format!("--watchdog: this VMM has no {}", config.model()))),
+    }
 }
 
 /// Each watchdog in words.
 pub fn summaries(configs: &[WatchdogConfig]) -> Vec<String> {
     let summary = |(config, id): (&WatchdogConfig, String)| {
-        let policy = &config.policy;
+        let policy = config.policy();
         let escalation = policy.escalation.map_or(String::new(), |next| format!(", then {}", next.action));
-        format!("{id}: {}, pretimeout {}, timeout {}{escalation}", config.model, policy.pretimeout, policy.timeout)
+        format!("{id}: {}, pretimeout {}, timeout {}{escalation}", config.model(), policy.pretimeout, policy.timeout)
     };
     configs.iter().zip(ids(configs)).map(summary).collect()
 }
 
 /// The name of each watchdog.
 pub fn ids(configs: &[WatchdogConfig]) -> Vec<String> {
-    let id = |(index, config): (usize, &WatchdogConfig)| config.id.clone().unwrap_or(format!("watchdog{index}"));
+    let id = |(index, config): (usize, &WatchdogConfig)| {
+        config.id().map_or_else(|| format!("watchdog{index}"), str::to_owned)
+    };
     configs.iter().enumerate().map(id).collect()
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use vm_watchdog::i6300esb::I6300esb;
+use vm_watchdog::i6300esb::{I6300esb, I6300esbConfig, InterruptPin};
 use vm_watchdog::{ThreadRunDelay, VmClock, Watchdog, WatchdogConfig};
 
 use crate::devices::pci::PciBus;
@@ -12,7 +12,7 @@ use crate::inbox::WatchdogSender;
 use crate::kvm::KvmMachine;
 use crate::snapshot::Snapshot;
 use crate::timeline::Timeline;
-use crate::watchdog_options::{MOST_WATCHDOGS, ids};
+use crate::watchdog_options::{MOST_WATCHDOGS, i6300esb, ids};
 
 /// The PCI slot of the first watchdog.
 const FIRST_SLOT: u8 = 3;
@@ -47,8 +47,9 @@ impl Watchdogs<'_> {
     pub fn build(&self, configs: &[WatchdogConfig], bus: &mut PciBus) -> Result<Vec<Watchdog<I6300esb>>, BootError> {
         let mut watchdogs = Vec::new();
         for (index, (config, id)) in (0_u8..).zip(configs.iter().zip(ids(configs))) {
-            let interrupt = config.interrupt.then_some(INTERRUPTS[usize::from(index)]);
-            let watchdog = self.build_one(config, id, interrupt)?;
+            let device = i6300esb(config)?;
+            let interrupt = (device.interrupt_pin != InterruptPin::None).then_some(INTERRUPTS[usize::from(index)]);
+            let watchdog = self.build_one(config, device, id, interrupt)?;
             let resources = Resources { base: base_address(index), interrupt };
             let mut function = WatchdogFunction::new(watchdog.clone(), resources, self.timeline.clone());
             if let Some(snapshot) = self.snapshot {
@@ -63,11 +64,11 @@ impl Watchdogs<'_> {
     fn build_one(
         &self,
         config: &WatchdogConfig,
+        device: I6300esbConfig,
         id: String,
         interrupt: Option<u8>,
     ) -> Result<Watchdog<I6300esb>, BootError> {
-        let builder =
-            Watchdog::builder(id, I6300esb::new(config.i6300esb())).clock(self.clock.clone()).policy(config.policy);
+        let builder = Watchdog::builder(id, I6300esb::new(device)).clock(self.clock.clone()).policy(config.policy());
         let builder = match (self.kvm, interrupt) {
             (Some(kvm), Some(gsi)) => {
                 kvm.set_level_triggered(gsi)?;
@@ -75,8 +76,8 @@ impl Watchdogs<'_> {
             }
             _ => builder,
         };
-        let builder = match config.patience {
-            Some(patience) => builder.starvation(self.run_delay.clone(), patience),
+        let builder = match config.steal_limit() {
+            Some(limit) => builder.compensate_steal_time(self.run_delay.clone(), limit),
             None => builder,
         };
         Ok(builder.build(self.actions.clone())?)

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
-use vm_watchdog::i6300esb::I6300esb;
+use vm_watchdog::i6300esb::{I6300esb, InterruptPin};
 use vm_watchdog::{Action, ActionHandler, Event, HandlerError, Watchdog};
 use vm_watchdog_timeline::Fire;
 use vm_watchdog_vfio_user::{CloseReason, Intx};
@@ -53,10 +53,10 @@ impl Endpoint {
         timeline: Timeline,
         state: Option<StateWriter>,
     ) -> Result<Arc<Self>, vm_watchdog::Error> {
-        let config = &options.watchdog;
-        let intx = config.interrupt.then(Arc::<Intx>::default);
-        let device = I6300esb::new(config.i6300esb());
-        let builder = Watchdog::builder(&*options.id, device).clock(vm.clock.clone()).policy(config.policy);
+        let has_pin = options.device.interrupt_pin != InterruptPin::None;
+        let intx = has_pin.then(Arc::<Intx>::default);
+        let device = I6300esb::new(options.device);
+        let builder = Watchdog::builder(&*options.id, device).clock(vm.clock.clone()).policy(options.policy);
         let builder = match intx.clone() {
             Some(intx) => builder.interrupt_line(move |high| Ok(intx.set_level(high)?)),
             None => builder,

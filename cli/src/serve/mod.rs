@@ -167,7 +167,7 @@ impl Output {
         let state = options.state.clone().map(StateWriter::new);
         let endpoint = Endpoint::build(options, vm, control, timeline, state.clone())?;
         if let Some(state) = state {
-            let (found, set_aside) = state.start(&endpoint.watchdog, options.watchdog.policy)?;
+            let (found, set_aside) = state.start(&endpoint.watchdog, options.policy)?;
             record_state(&endpoint, found, set_aside);
         }
         Ok(endpoint)

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, Command, FromArgMatches};
 use rustix::fs::Mode;
-use vm_watchdog::{Action, DeviceModel, WatchdogConfig};
+use vm_watchdog::i6300esb::I6300esbConfig;
+use vm_watchdog::{Action, DeviceConfig, Policy, WatchdogConfig};
 use vm_watchdog_timeline::Format;
 
 use crate::format::parser;
@@ -105,7 +106,8 @@ pub struct EndpointOptions {
     pub socket: PathBuf,
     /// The name of the watchdog.
     pub id: String,
-    pub watchdog: WatchdogConfig,
+    pub device: I6300esbConfig,
+    pub policy: Policy,
     pub control: ControlOptions,
     pub state: Option<PathBuf>,
 }
@@ -160,6 +162,7 @@ fn pair(flags: Flags, matches: &ArgMatches) -> Result<ServeOptions, String> {
     let mut endpoints = Vec::new();
     for (index, socket) in flags.sockets.into_iter().enumerate() {
         let watchdog = watchdogs[index].clone().unwrap_or_else(default_watchdog);
+        let device = pci_device(&watchdog).map_err(|message| of_socket(&socket, &message))?;
         let control = ControlFlags {
             qmp: qmp[index].clone(),
             cloud_hypervisor: cloud_hypervisor[index].clone(),
@@ -170,8 +173,9 @@ fn pair(flags: Flags, matches: &ArgMatches) -> Result<ServeOptions, String> {
         let control = control.parse().map_err(|message| of_socket(&socket, &message))?;
         endpoints.push(EndpointOptions {
             socket,
-            id: watchdog.id.clone().unwrap_or_else(|| format!("watchdog{index}")),
-            watchdog,
+            id: watchdog.id().map_or_else(|| format!("watchdog{index}"), str::to_owned),
+            device,
+            policy: watchdog.policy(),
             control,
             state: state[index].clone(),
         });
@@ -207,7 +211,7 @@ impl Positions<'_> {
 /// Refuses watchdogs that cannot work together, before any socket is created.
 fn check(endpoints: &[EndpointOptions]) -> Result<(), String> {
     for (index, endpoint) in endpoints.iter().enumerate() {
-        let EndpointOptions { socket, id, watchdog, control, state } = endpoint;
+        let EndpointOptions { socket, id, device: _, policy, control, state } = endpoint;
         let others = &endpoints[..index];
         let of_socket = |message: &str| Err(of_socket(socket, message));
         if others.iter().any(|other| other.socket == *socket) {
@@ -219,19 +223,22 @@ fn check(endpoints: &[EndpointOptions]) -> Result<(), String> {
         if state.is_some() && others.iter().any(|other| other.state == *state) {
             return of_socket("another watchdog has the same --state file");
         }
-        if watchdog.model != DeviceModel::I6300esb {
-            return of_socket(&format!("{} is no PCI device", watchdog.model));
-        }
-        if watchdog.patience.is_some() {
-            return of_socket("patience= needs the run delay of the guest, which is in another process");
-        }
-        let policy = &watchdog.policy;
-        let actions = [Some(policy.pretimeout), Some(policy.timeout), policy.escalation.map(|next| next.action)];
-        for action in actions.into_iter().flatten() {
+        for action in policy.actions() {
             control.check(action).or_else(|message| of_socket(&message))?;
         }
     }
     Ok(())
+}
+
+/// The device of a watchdog, if vfio-user can have it and another process than the VMM can run it.
+fn pci_device(watchdog: &WatchdogConfig) -> Result<I6300esbConfig, String> {
+    if watchdog.steal_limit().is_some() {
+        return Err("steal-limit= needs the run delay of the guest, which is in another process".into());
+    }
+    match watchdog.device() {
+        DeviceConfig::I6300esb(device) => Ok(device),
+        _ => Err(format!("{} is no PCI device", watchdog.model())),
+    }
 }
 
 fn of_socket(socket: &Path, message: &str) -> String {
@@ -341,8 +348,8 @@ mod tests {
         .unwrap();
         let [a, b, c] = &options.endpoints[..] else { panic!() };
         let qmp = |path: &str| ControlOptions::Qmp { path: path.into(), dump_folder: None };
-        assert_eq!((a.watchdog.policy.timeout, &a.control), (Action::Poweroff, &qmp("qa")));
-        assert_eq!((b.watchdog.policy.timeout, &b.control), (Action::Reset, &qmp("qb")));
+        assert_eq!((a.policy.timeout, &a.control), (Action::Poweroff, &qmp("qa")));
+        assert_eq!((b.policy.timeout, &b.control), (Action::Reset, &qmp("qb")));
         assert_eq!((&b.state, &a.state), (&Some("sb".into()), &None));
         assert_eq!(c.control, ControlOptions::Exec { command: "x".into(), qmp: None });
         assert_eq!((a.id.as_str(), c.id.as_str()), ("watchdog0", "watchdog2"));
@@ -353,7 +360,7 @@ mod tests {
         let options = parse("--qmp q --watchdog i6300esb,action=pause --socket a --socket b --qmp qb").unwrap();
         let qmp: Vec<_> = options.endpoints.iter().map(|endpoint| endpoint.control.qmp().unwrap()).collect();
         assert_eq!(qmp, [Path::new("q"), Path::new("qb")]);
-        assert!(options.endpoints.iter().all(|endpoint| endpoint.watchdog.policy.timeout == Action::Pause));
+        assert!(options.endpoints.iter().all(|endpoint| endpoint.policy.timeout == Action::Pause));
     }
 
     #[test]
@@ -371,7 +378,7 @@ mod tests {
             ("--socket a --cloud-hypervisor c --watchdog i6300esb,action=dump", "--exec"),
             ("--socket a --qmp q --watchdog i6300esb,pretimeout=dump", "--dump-folder"),
             ("--socket a --qmp q --watchdog diag288", "diag288"),
-            ("--socket a --qmp q --watchdog i6300esb,patience=2", "patience"),
+            ("--socket a --qmp q --watchdog i6300esb,steal-limit=2", "steal-limit"),
             ("--socket a --qmp q --socket-mode 999", "octal"),
             ("--socket a --qmp q --metrics nowhere", "a port"),
         ] {

@@ -128,7 +128,7 @@ fn an_invalid_snapshot_is_refused_by_its_field_and_starts_nothing() {
     drop(running);
     let good = std::fs::read_to_string(&file.0).unwrap();
 
-    let cases: [(&str, &str, &str); 10] = [
+    let cases: [(&str, &str, &str); 11] = [
         ("\"version\":1,\"guest\"", "\"version\":2,\"guest\"", "version: 2, accepted is 1"),
         ("\"guest\":\"expiring\"", "\"guest\":\"linux\"", "guest: unknown variant `linux`"),
         ("\"vm_time_ns\":", "\"vm_time_ns\":-", "vm_time_ns: invalid value"),
@@ -137,6 +137,11 @@ fn an_invalid_snapshot_is_refused_by_its_field_and_starts_nothing() {
         ("\"preload1\":512", "\"preload1\":2000000", "watchdogs[0].state: preload1 is 0x1e8480"),
         ("\"stage\":1", "\"stage\":9", "watchdogs[0].state: counter.stage"),
         ("\"wdt_timeout\":false", "\"wdt_timeout\":7", "watchdogs[0].state.device.wdt_timeout: invalid type"),
+        (
+            "\"i6300esb,action",
+            "\"i6300esb,zvm=refuse,action",
+            "watchdogs[0].config: zvm=... does not apply to i6300esb",
+        ),
         ("\"watchdogs\":[", "\"watchdogs\":[7,", "watchdogs[0]: invalid type"),
         ("\"played\":{", "\"played\":{\"colour\":1,", "processor.played.colour: unknown field"),
     ];

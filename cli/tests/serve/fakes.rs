@@ -47,8 +47,8 @@ impl FakeQmp {
 
     /// Accepts and sends nothing, as while another client is connected.
     pub fn accept_silently(&self) -> UnixStream {
-        let patience = Timespec { tv_sec: TIMEOUT.as_secs() as i64, tv_nsec: 0 };
-        let ready = rustix::event::poll(&mut [PollFd::new(&self.listener, PollFlags::IN)], Some(&patience));
+        let timeout = Timespec { tv_sec: TIMEOUT.as_secs() as i64, tv_nsec: 0 };
+        let ready = rustix::event::poll(&mut [PollFd::new(&self.listener, PollFlags::IN)], Some(&timeout));
         assert_eq!(ready, Ok(1), "no connection");
         self.listener.accept().unwrap().0
     }

@@ -53,7 +53,7 @@ pub use instruction::{CommandOperand, Diagnose};
 pub use spec::{DIAGNOSE_CODE, MIN_TIMEOUT_SECONDS};
 pub use state::Diag288StateV1;
 
-use crate::{Access, AfterTimeout, Expired, Model, Request, StateError, VmInstant};
+use crate::{Access, AfterTimeout, Expired, LastReset, Model, Request, StateError, VmInstant};
 use spec::function;
 
 /// Program interruption that a refused call ends in.
@@ -134,6 +134,8 @@ pub struct Diag288 {
     expired: Option<VmInstant>,
     /// The guest's command for the last timeout.
     expired_command: Option<CpCommand>,
+    /// It has timed out since the guest last armed it with the function "init". A reset does not clear it.
+    has_timed_out: bool,
     /// The latest instant passed in. The device uses it in place of an earlier one.
     latest: VmInstant,
 }
@@ -187,6 +189,7 @@ impl Diag288 {
             command: None,
             expired: None,
             expired_command: None,
+            has_timed_out: false,
             latest: VmInstant::ZERO,
         }
     }
@@ -239,7 +242,7 @@ impl Diag288 {
             return Err(refused);
         }
         match function {
-            function::INIT => Ok(self.restart(timeout)),
+            function::INIT => Ok(self.init(timeout)),
             function::CHANGE if self.is_armed() => Ok(self.restart(timeout)),
             function::CANCEL if self.is_armed() => Ok(self.cancel()),
             _ => Err(refused),
@@ -267,7 +270,12 @@ impl Diag288 {
             return Err(refused);
         }
         self.command = Some(command);
-        Ok(self.restart(timeout))
+        if function & !function::CONCEAL == function::INIT { Ok(self.init(timeout)) } else { Ok(self.restart(timeout)) }
+    }
+
+    fn init(&mut self, timeout: u64) -> Access {
+        self.has_timed_out = false;
+        self.restart(timeout)
     }
 
     fn cancel(&mut self) -> Access {
@@ -289,6 +297,7 @@ impl Diag288 {
             // `MAX` is the result of saturation: such a deadline is never reached.
             if deadline <= self.latest && deadline < VmInstant::MAX {
                 self.timer = Timer::Expired;
+                self.has_timed_out = true;
                 let command = self.command.take();
                 // Of several timeouts between polls, report the first.
                 if self.expired.is_none() {
@@ -335,8 +344,17 @@ impl Model for Diag288 {
         self.after_timeout = after;
     }
 
+    fn last_reset(&self) -> LastReset {
+        LastReset::new(self.has_timed_out)
+    }
+
+    fn set_last_reset(&mut self, last: LastReset) {
+        self.has_timed_out = last.by_watchdog;
+    }
+
     fn reset(&mut self) {
-        *self = Self { after_timeout: self.after_timeout, latest: self.latest, ..Self::of(self.flavour) };
+        let Self { flavour, after_timeout, has_timed_out, latest, .. } = *self;
+        *self = Self { after_timeout, has_timed_out, latest, ..Self::of(flavour) };
     }
 
     fn save(&mut self, now: VmInstant) -> Diag288StateV1 {

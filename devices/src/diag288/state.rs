@@ -22,12 +22,16 @@ pub struct Diag288StateV1 {
     pub command: Option<CpCommand>,
     /// The guest's command for the last timeout.
     pub timeout_command: Option<CpCommand>,
+    /// Whether it has timed out since the guest last armed it, in this boot or the one before. Not known in older files.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub has_timed_out: bool,
 }
 
 impl Diag288 {
     pub(super) fn to_state(&self) -> Diag288StateV1 {
         // Exhaustive: a new field does not compile until it is handled here.
-        let Self { flavour: _, after_timeout: _, timer, command, expired, expired_command, latest } = *self;
+        let Self { flavour: _, after_timeout: _, timer, command, expired, expired_command, has_timed_out, latest } =
+            *self;
         let nanos = |from: VmInstant, to: VmInstant| to.as_nanos().saturating_sub(from.as_nanos());
         let (remaining_ns, timed_out) = match timer {
             Timer::Stopped => (None, false),
@@ -40,11 +44,13 @@ impl Diag288 {
             timeout_age_ns: expired.map(|instant| nanos(instant, latest)),
             command,
             timeout_command: expired_command,
+            has_timed_out,
         }
     }
 
     pub(super) fn with_state(&self, state: &Diag288StateV1, now: VmInstant) -> Result<Self, StateError> {
-        let Diag288StateV1 { remaining_ns, timed_out, timeout_age_ns, command, timeout_command } = *state;
+        let Diag288StateV1 { remaining_ns, timed_out, timeout_age_ns, command, timeout_command, has_timed_out } =
+            *state;
         let timer = match (remaining_ns, timed_out) {
             (None, false) => Timer::Stopped,
             (None, true) => Timer::Expired,
@@ -76,6 +82,6 @@ impl Diag288 {
             if self.takes_commands() { "a command after a timeout" } else { "none here" },
         )?;
         let expired_command = timeout_command;
-        Ok(Self { timer, command, expired, expired_command, latest: now, ..self.clone() })
+        Ok(Self { timer, command, expired, expired_command, has_timed_out, latest: now, ..self.clone() })
     }
 }

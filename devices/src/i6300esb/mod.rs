@@ -24,7 +24,7 @@ use counter::{Counter, Prescaler, Stage};
 pub use spec::{BAR0_SIZE, CLASS_CODE, CONFIG_SPACE_SIZE, DEVICE_ID, VENDOR_ID};
 pub use state::{CounterStateV1, I6300esbStateV1};
 
-use crate::{Access, Expired, Model, StateError, VmInstant};
+use crate::{Access, Expired, LastReset, Model, StateError, VmInstant};
 use config_space::PciHeader;
 use registers::Unlock;
 
@@ -293,6 +293,14 @@ impl Model for I6300esb {
 
     fn is_armed(&self) -> bool {
         self.is_enabled()
+    }
+
+    fn last_reset(&self) -> LastReset {
+        LastReset::new(self.timed_out)
+    }
+
+    fn set_last_reset(&mut self, last: LastReset) {
+        self.timed_out = last.by_watchdog;
     }
 
     fn reset(&mut self) {

@@ -106,7 +106,7 @@ fn config() -> ProptestConfig {
 struct World {
     bench: Bench<I6300esb>,
     policy: Policy,
-    patience: Option<u32>,
+    steal_limit: Option<u32>,
     reference: Reference,
     /// The deadlines of first attempts, which never come twice.
     last_timeout: Option<VmInstant>,
@@ -123,13 +123,13 @@ struct World {
 }
 
 impl World {
-    fn new(policy: Policy, patience: Option<u32>) -> Self {
-        let mut bench = Bench::with_patience(policy, patience);
+    fn new(policy: Policy, steal_limit: Option<u32>) -> Self {
+        let mut bench = Bench::with_steal_limit(policy, steal_limit);
         bench.delays = vec![VcpuDelay::new(0, Duration::ZERO), VcpuDelay::new(1, Duration::ZERO)];
         Self {
             bench,
             policy,
-            patience,
+            steal_limit,
             reference: Reference::default(),
             last_timeout: None,
             performed: None,
@@ -202,13 +202,13 @@ impl World {
 
     /// Saves the VM and goes on with what was saved: the invariants do not notice.
     fn move_vm(&mut self) -> Result<(), TestCaseError> {
-        if self.patience.is_some() {
+        if self.steal_limit.is_some() {
             // A deadline that waits for a reading is saved as one that is about to come.
             self.run(Duration::ZERO)?;
             self.postponed += READING_INTERVAL;
         }
         let state = self.bench.core.save(self.bench.now);
-        let mut moved = Bench::with_patience(Policy::default(), self.patience);
+        let mut moved = Bench::with_steal_limit(Policy::default(), self.steal_limit);
         moved.now = self.bench.now;
         moved.delays = self.bench.delays.clone();
         moved.performs = self.bench.performs;
@@ -250,18 +250,18 @@ impl World {
         if delivery.attempt == 1 {
             prop_assert!(self.last_timeout.is_none_or(|last| delivery.deadline > last), "told twice: {:?}", delivery);
             self.last_timeout = Some(delivery.deadline);
-            if self.patience.is_none() {
+            if self.steal_limit.is_none() {
                 prop_assert_eq!(Some(delivery.deadline), self.reference.take_timeout(at));
             }
             // A timeout of an earlier period, which the host was too late to deliver, stands for both.
             let fed = self.reference.fed.filter(|fed| *fed < delivery.deadline);
-            if let (Some(patience), Some(fed)) = (self.patience, fed) {
+            if let (Some(steal_limit), Some(fed)) = (self.steal_limit, fed) {
                 let waited = delivery.deadline.saturating_duration_since(fed);
                 prop_assert!(waited >= TIMEOUT, "early: {:?}", waited);
-                let most = (TIMEOUT + self.stolen).min(TIMEOUT * patience) + self.postponed;
-                prop_assert!(waited <= most, "{:?} is more than was measured, or than patience allows", waited);
+                let most = (TIMEOUT + self.stolen).min(TIMEOUT * steal_limit) + self.postponed;
+                prop_assert!(waited <= most, "{:?} is more than was measured, or than the limit allows", waited);
             }
-            if self.patience.is_some() && !delivery.has_recovered {
+            if self.steal_limit.is_some() && !delivery.has_recovered {
                 self.reference.fed = None;
             }
         } else {
@@ -285,7 +285,7 @@ impl World {
         prop_assert!(delivery.deadline > fed, "a pretimeout of an episode that is over: {:?}", delivery);
         prop_assert_ne!(delivery.action, Action::None);
         prop_assert!(delivery.deadline >= fed + TIMEOUT / 2, "before the end of stage 1");
-        if self.patience.is_none() && delivery.attempt == 1 {
+        if self.steal_limit.is_none() && delivery.attempt == 1 {
             let before = self.policy.pretimeout_before.unwrap_or(TIMEOUT / 4).min(TIMEOUT / 2);
             prop_assert_eq!(delivery.deadline, fed + TIMEOUT - before);
             prop_assert!(at >= delivery.deadline);
@@ -313,7 +313,7 @@ impl World {
         self.bench.performs = true;
         let is_watched = self.bench.core.model().timeout_at().is_some();
         let expiries = self.bench.core.stats(self.bench.now).expiries;
-        self.run(TIMEOUT * self.patience.unwrap_or(1) + SECOND)?;
+        self.run(TIMEOUT * self.steal_limit.unwrap_or(1) + SECOND)?;
         let has_timed_out = self.bench.core.stats(self.bench.now).expiries > expiries;
         prop_assert_eq!(has_timed_out, is_watched, "no timeout is lost, and none invented");
         prop_assert_eq!(self.bench.core.is_line_stale(), false);
@@ -329,10 +329,10 @@ proptest! {
     #[test]
     fn the_rules_hold_in_random_sequences(
         policy in policies(),
-        patience in prop_oneof![2 => Just(None), 1 => (2..5_u32).prop_map(Some)],
+        steal_limit in prop_oneof![2 => Just(None), 1 => (2..5_u32).prop_map(Some)],
         steps in steps(),
     ) {
-        let mut world = World::new(policy, patience);
+        let mut world = World::new(policy, steal_limit);
         for step in &steps {
             world.step(step)?;
         }
