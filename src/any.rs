@@ -136,7 +136,7 @@ impl AnyWatchdog {
     }
 
     /// See [`Watchdog::keep_fds`].
-    pub fn keep_fds(&self) -> Vec<BorrowedFd<'_>> {
+    pub fn keep_fds(&self) -> Vec<RawFd> {
         self.0.keep_fds()
     }
 
@@ -228,7 +228,7 @@ trait Erased: Served {
     fn save(&self) -> AnyWatchdogState;
     fn restore(&self, state: &AnyWatchdogState, with_policy: bool) -> Result<(), StateError>;
     fn last_reset(&self) -> LastReset;
-    fn keep_fds(&self) -> Vec<BorrowedFd<'_>>;
+    fn keep_fds(&self) -> Vec<RawFd>;
     fn into_served(self: Arc<Self>) -> Arc<dyn Served>;
     fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
 }
@@ -290,7 +290,7 @@ impl<M: Model + Send + 'static> Erased for Runtime<M> {
         self.inspect(|core, _| core.model().last_reset())
     }
 
-    fn keep_fds(&self) -> Vec<BorrowedFd<'_>> {
+    fn keep_fds(&self) -> Vec<RawFd> {
         self.timer.descriptors().to_vec()
     }
 

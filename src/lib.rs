@@ -30,6 +30,9 @@
 //! # Ok::<(), vm_watchdog::Error>(())
 //! ```
 //!
+//! The pages of `embedding` in the documentation say how a VMM links it: bus, threads and seccomp, pause and snapshot,
+//! reboot, interrupts, steal time, and a checklist.
+//!
 //! # Layers
 //!
 //! What the guest sees is a pure state machine that knows no clock (`vm-watchdog-devices`). This crate is the host's side
@@ -48,6 +51,8 @@ mod clock;
 mod config;
 mod core;
 pub mod diag288;
+#[cfg(any(doc, doctest))]
+pub mod embedding;
 mod error;
 mod event;
 #[cfg(feature = "event-manager")]

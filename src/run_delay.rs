@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -117,6 +118,12 @@ impl ThreadRunDelay {
         threads.running.push(Thread { vcpu, files, wait });
         Ok(())
     }
+
+    /// The descriptors of the threads that are registered, for a VMM that closes all others when it enters a jail.
+    pub fn keep_fds(&self) -> Vec<RawFd> {
+        let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        threads.running.iter().flat_map(|thread| thread.files.descriptors()).collect()
+    }
 }
 
 impl RunDelay for ThreadRunDelay {
@@ -210,6 +217,10 @@ impl Files {
             status: ThreadFile::open(folder.join("status"))?,
             schedstat: ThreadFile::open(folder.join("schedstat"))?,
         })
+    }
+
+    fn descriptors(&self) -> [RawFd; 2] {
+        [&self.status, &self.schedstat].map(|file| file.file.as_raw_fd())
     }
 
     fn read(&self) -> io::Result<Reading> {

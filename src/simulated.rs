@@ -62,8 +62,8 @@ impl Timer {
         ARMED.with_borrow_mut(|armed| armed.remove(&self.fd.as_raw_fd()));
     }
 
-    pub fn descriptors(&self) -> [BorrowedFd<'_>; 1] {
-        [self.fd.as_fd()]
+    pub fn descriptors(&self) -> [RawFd; 1] {
+        [self.fd.as_raw_fd()]
     }
 }
 

@@ -46,7 +46,8 @@ pub struct Stats {
     pub starved: Duration,
     /// Readings of the run delay that failed.
     pub run_delay_failures: u64,
-    /// How often the timer woke the host.
+    /// How often the serving thread was woken: by the timer, and by a guest that armed the watchdog or moved its deadline
+    /// nearer.
     pub wakes: u64,
 }
 

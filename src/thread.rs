@@ -1,7 +1,7 @@
 //! A thread that runs one watchdog, for VMMs without an event loop.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 
@@ -56,8 +56,8 @@ pub(crate) trait Served: Send + Sync {
 impl WatchdogThread {
     /// The descriptors that the thread needs beside those of the watchdog, for a VMM that closes all others when it enters
     /// a jail.
-    pub fn keep_fds(&self) -> Vec<BorrowedFd<'_>> {
-        vec![self.descriptors.epoll.as_fd(), self.descriptors.stop.as_fd()]
+    pub fn keep_fds(&self) -> Vec<RawFd> {
+        vec![self.descriptors.epoll.as_raw_fd(), self.descriptors.stop.as_raw_fd()]
     }
 }
 

@@ -1,6 +1,6 @@
 //! The descriptor that a VMM's event loop polls for a watchdog.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
@@ -70,8 +70,8 @@ impl Timer {
     }
 
     /// Every descriptor behind [`as_fd`](AsFd::as_fd), itself included.
-    pub fn descriptors(&self) -> [BorrowedFd<'_>; 3] {
-        [&self.epoll, &self.timer, &self.wake].map(AsFd::as_fd)
+    pub fn descriptors(&self) -> [RawFd; 3] {
+        [&self.epoll, &self.timer, &self.wake].map(AsRawFd::as_raw_fd)
     }
 
     fn set(&self, at: Duration) {

@@ -335,7 +335,7 @@ impl<M: Model + Send + 'static> Watchdog<M> {
 
     /// The descriptors that the watchdog needs, for a VMM that closes all others when it enters a jail. Those of a
     /// [`WatchdogThread`] and of a [`ThreadRunDelay`](crate::ThreadRunDelay) are theirs to tell.
-    pub fn keep_fds(&self) -> Vec<BorrowedFd<'_>> {
+    pub fn keep_fds(&self) -> Vec<RawFd> {
         self.runtime.timer.descriptors().to_vec()
     }
 

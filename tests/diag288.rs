@@ -132,7 +132,7 @@ fn a_vm_that_moves_keeps_its_deadline_and_what_follows_from_its_policy() {
     let (handler, events) = recorder();
     let policy = Policy::new(Action::None);
     let new = Watchdog::builder("wd", Diag288::new()).clock(clock).policy(policy).build(handler).unwrap();
-    new.restore(&state).unwrap();
+    new.restore_with_policy(&state).unwrap();
     time.advance(SECOND * 10 - Duration::from_nanos(1));
     new.on_readable();
     assert_eq!(arrived(&events), []);

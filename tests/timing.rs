@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::mpsc::RecvTimeoutError;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -72,8 +72,8 @@ fn the_timer_is_armed_for_the_deadline_itself() {
 }
 
 /// How long until this descriptor goes off, if it is a timerfd.
-fn time_left_on(descriptor: BorrowedFd<'_>) -> Option<Duration> {
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", descriptor.as_raw_fd())).unwrap();
+fn time_left_on(descriptor: RawFd) -> Option<Duration> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{descriptor}")).unwrap();
     let value = info.lines().find_map(|line| line.strip_prefix("it_value: ("))?;
     let (seconds, nanos) = value.trim_end_matches(')').split_once(", ").unwrap_or_else(|| panic!("{info}"));
     Some(Duration::new(seconds.parse().unwrap(), nanos.parse().unwrap()))

@@ -22,8 +22,8 @@ pub struct Diag288StateV1 {
     pub command: Option<CpCommand>,
     /// The guest's command for the last timeout.
     pub timeout_command: Option<CpCommand>,
-    /// Whether it has timed out since the guest last armed it, in this boot or the one before. Not known in older files.
-    #[cfg_attr(feature = "serde", serde(default))]
+    /// Whether it has timed out since the guest last armed it, in this boot or the one before. Older files lack it.
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "core::ops::Not::not"))]
     pub has_timed_out: bool,
 }
 

@@ -1,0 +1,13 @@
+//! How a VMM embeds a watchdog, a page for each subject. These modules hold documentation only.
+
+#[doc = include_str!("../docs/embedding/threads.md")]
+pub mod threads {}
+
+#[doc = include_str!("../docs/embedding/pause.md")]
+pub mod pause {}
+
+#[doc = include_str!("../docs/embedding/reboot.md")]
+pub mod reboot {}
+
+#[doc = include_str!("../docs/embedding/steal_time.md")]
+pub mod steal_time {}
