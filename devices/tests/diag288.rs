@@ -340,12 +340,12 @@ fn a_restored_watchdog_behaves_as_the_saved_one() {
                 assert!(watchdog.diagnose(&call(INIT, 15), at(100)).is_ok());
                 assert!(!watchdog.poll(at(115)).is_empty());
             },
-            Diag288StateV1 { timed_out: true, ..STOPPED },
+            Diag288StateV1 { timed_out: true, has_timed_out: true, ..STOPPED },
         ),
         (
             "expired, not polled",
             |watchdog| assert!(watchdog.diagnose(&call(INIT, 15), at(100)).is_ok()),
-            Diag288StateV1 { timed_out: true, timeout_age_ns: Some(5_000_000_000), ..STOPPED },
+            Diag288StateV1 { timed_out: true, timeout_age_ns: Some(5_000_000_000), has_timed_out: true, ..STOPPED },
         ),
         (
             "expired, not polled, and running again",
@@ -354,7 +354,12 @@ fn a_restored_watchdog_behaves_as_the_saved_one() {
                 assert!(watchdog.diagnose(&call(INIT, 15), at(100)).is_ok());
                 assert!(watchdog.diagnose(&call(CHANGE, 20), at(117)).is_ok());
             },
-            Diag288StateV1 { remaining_ns: Some(17_000_000_000), timeout_age_ns: Some(5_000_000_000), ..STOPPED },
+            Diag288StateV1 {
+                remaining_ns: Some(17_000_000_000),
+                timeout_age_ns: Some(5_000_000_000),
+                has_timed_out: true,
+                ..STOPPED
+            },
         ),
     ];
     for (life, live, state) in lives {

@@ -96,7 +96,7 @@ fn render(endpoints: &[Arc<Endpoint>]) -> prometheus::Result<String> {
     metrics.count("interrupt_failures", "Interrupts that could not be signalled", |e| {
         e.watchdog.stats().interrupt_failures
     })?;
-    metrics.count("timer_wakes", "Wakes of the host", |e| e.watchdog.stats().wakes)?;
+    metrics.count("timer_wakes", "Wakes of the thread that serves the timer", |e| e.watchdog.stats().wakes)?;
     metrics.count("connections", "VMMs that have connected", |e| load(&e.clients.connections))?;
     metrics.count("refused_clients", "VMMs refused because another one was connected", |e| load(&e.clients.refused))?;
     metrics.count("protocol_errors", "Connections that ended in an error", |e| load(&e.clients.protocol_errors))?;
