@@ -2,7 +2,33 @@
 
 use std::time::Duration;
 
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
+
+/// What arming costs the thread of a vCPU: a `write` to an eventfd, which wakes the thread that sets the timer.
+#[derive(Debug)]
+pub struct Wake(rustix::fd::OwnedFd);
+
+impl Wake {
+    /// An eventfd.
+    ///
+    /// # Errors
+    ///
+    /// The host gives no eventfd.
+    pub fn new() -> std::io::Result<Self> {
+        Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
+    }
+
+    /// Wakes it.
+    ///
+    /// # Errors
+    ///
+    /// The host refuses the write.
+    pub fn wake(&self) -> std::io::Result<()> {
+        rustix::io::write(&self.0, &1_u64.to_ne_bytes())?;
+        Ok(())
+    }
+}
 
 /// A timer that is armed anew with each heartbeat, by a system call.
 #[derive(Debug)]

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use criterion::{Criterion, criterion_group, criterion_main};
 use vm_watchdog::i6300esb::{I6300esb, I6300esbConfig};
 use vm_watchdog::{Event, Watchdog};
-use vm_watchdog_benches::ArmedTimer;
+use vm_watchdog_benches::{ArmedTimer, Wake};
 
 fn heartbeat(criterion: &mut Criterion) {
     let device = I6300esb::new(I6300esbConfig::default());
@@ -33,6 +33,8 @@ fn heartbeat(criterion: &mut Criterion) {
     group.bench_function("clock read", |bencher| bencher.iter(Instant::now));
     let mutex = Mutex::new(0_u64);
     group.bench_function("mutex", |bencher| bencher.iter(|| *black_box(&mutex).lock().unwrap() += 1));
+    let wake = Wake::new().expect("an eventfd");
+    group.bench_function("write to an eventfd, which arming does", |bencher| bencher.iter(|| wake.wake()));
     let timer = ArmedTimer::new().expect("a timer");
     group.bench_function("timerfd_settime, which a heartbeat does not do", |bencher| {
         bencher.iter(|| timer.arm(Duration::from_secs(1000)));
