@@ -9,7 +9,7 @@ use vm_watchdog::{Action, AnyWatchdog, Event, Policy, Watchdog};
 
 /// The task of one watchdog, which ends when it is aborted.
 async fn serve(watchdog: AnyWatchdog) -> std::io::Result<()> {
-    // SAFETY: a watchdog has one descriptor, which is open as long as there is a handle, and `timer` owns one.
+    // SAFETY: the descriptor of a watchdog stays the same and open as long as there is a handle, and `timer` owns one.
     let timer = unsafe { AsyncFd::register_with_interest(watchdog, Interest::READABLE)? };
     loop {
         let mut readiness = timer.readable().await?;

@@ -1,6 +1,9 @@
 //! Event loops: level-triggered and edge-triggered ones get every expiry, though the descriptor is never read.
 
 mod common;
+/// It checks what its guest sees itself.
+#[path = "../examples/minimal_vmm.rs"]
+mod minimal_vmm;
 /// It waits for a hundred timeouts itself.
 #[path = "../examples/tokio.rs"]
 mod tokio;
@@ -169,6 +172,11 @@ fn a_thread_of_its_own_gets_each_timeout() {
 #[test]
 fn an_async_fd_of_tokio_gets_each_timeout() {
     tokio::main().unwrap();
+}
+
+#[test]
+fn the_loop_of_the_smallest_vmm_gets_its_timeout() {
+    minimal_vmm::main().unwrap();
 }
 
 #[cfg(feature = "event-manager")]
