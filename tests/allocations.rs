@@ -1,6 +1,6 @@
-//! What a heartbeat allocates: nothing.
+//! A heartbeat allocates no memory.
 //!
-//! One test alone, since a process has one allocator.
+//! A file with one test, because a process has one allocator.
 
 mod common;
 
@@ -11,7 +11,7 @@ use common::{Driver, device};
 use vm_watchdog::i6300esb::InterruptPin;
 use vm_watchdog::{Event, Watchdog};
 
-/// Counts what the thread under test allocates.
+/// Counts the allocations of the thread under test.
 struct Counting;
 
 thread_local! {
@@ -21,16 +21,16 @@ thread_local! {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-// SAFETY: every call goes to the system's allocator as it came; counting allocates nothing.
+// SAFETY: passes each call unchanged to the system's allocator; counting allocates nothing.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: the caller's promises are passed on.
+        // SAFETY: the contract of the caller is that of the system's allocator.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promises are passed on.
+        // SAFETY: the contract of the caller is that of the system's allocator.
         unsafe { System.dealloc(pointer, layout) }
     }
 }

@@ -16,12 +16,12 @@ use vm_watchdog::{
 
 const RESET: (Stage, Action) = (Stage::Timeout, Action::Reset);
 const DUMP: (Stage, Action) = (Stage::Pretimeout, Action::Dump);
-/// Long enough for any thread to run, on any machine.
+/// The limit of a wait for another thread or process, also on a busy machine.
 const LIMIT: Duration = Duration::from_secs(30);
 const SECOND: Duration = Duration::from_secs(1);
 
 #[test]
-fn the_handler_learns_of_both_stages_with_their_exact_deadlines() {
+fn the_handler_receives_both_stages_with_their_exact_deadlines() {
     let (clock, time) = VmClock::manual();
     let (handler, events) = recorder();
     let policy = Policy::new(Action::Reset).with_pretimeout(Action::Dump);
@@ -59,7 +59,7 @@ fn one_expiry_fires_once_however_often_and_late_the_timer_is_served() {
 }
 
 #[test]
-fn a_ping_that_overtakes_a_late_timer_does_not_lose_the_timeout() {
+fn a_heartbeat_before_a_late_timer_does_not_lose_the_timeout() {
     let (clock, time) = VmClock::manual();
     let (handler, events) = recorder();
     let watchdog = Watchdog::builder("wd", device(InterruptPin::None)).clock(clock).build(handler).unwrap();
@@ -102,7 +102,7 @@ fn resetting_itself_at(stage: Stage, clock: VmClock) -> (Watchdog<I6300esb>, Rec
             let watchdog = itself.upgrade().ok_or("the watchdog is gone")?;
             if event.stage == stage {
                 watchdog.clock().pause();
-                assert!(watchdog.clock().quiesce(LIMIT), "a handler does not wait for itself");
+                assert!(watchdog.clock().quiesce(LIMIT), "quiesce does not wait for the handler that calls it");
                 watchdog.reset();
                 watchdog.on_readable();
                 watchdog.clock().resume();
@@ -126,7 +126,7 @@ fn the_handler_may_reset_the_device_from_inside_itself() {
         watchdog.on_readable();
         assert_eq!(arrived(&events), told, "a reset cancels what is pending, the escalation too");
         assert!(!watchdog.stats().armed);
-        assert!(watchdog.timed_out(), "the guest that boots next learns the cause");
+        assert!(watchdog.timed_out(), "the guest that boots next reads the cause");
 
         watchdog.start(512);
         time.advance(UNIT * 768);
@@ -201,12 +201,12 @@ fn a_handler_that_panics_has_failed() {
         time.advance(UNIT * step);
         watchdog.on_readable();
     }
-    // The pretimeout fails and is overtaken by the timeout, which succeeds at its second attempt.
+    // The pretimeout fails, and the timeout comes before its retry. The timeout succeeds at its second attempt.
     assert_eq!((watchdog.stats().action_failures, watchdog.stats().actions), (2, 1));
 }
 
 #[test]
-fn a_handler_that_blocks_holds_up_neither_vcpus_nor_the_watchdog_beside_it() {
+fn a_handler_that_blocks_delays_neither_vcpus_nor_another_watchdog() {
     let clock = VmClock::monotonic();
     let (entered, has_entered) = channel();
     let (release, released) = channel::<()>();
@@ -227,7 +227,7 @@ fn a_handler_that_blocks_holds_up_neither_vcpus_nor_the_watchdog_beside_it() {
     has_entered.recv_timeout(LIMIT).expect("the slow handler is called");
     slow.ping();
     slow.reset();
-    assert_eq!(slow.stats().heartbeats, 1, "a vCPU gets its answer while the handler blocks");
+    assert_eq!(slow.stats().heartbeats, 1, "an access returns while the handler blocks");
 
     quick.start(1);
     assert_eq!(events.recv_timeout(LIMIT).expect("an event").stage, Stage::Timeout);
@@ -312,7 +312,7 @@ fn a_heartbeat_while_the_action_is_performed_shows_recovery_too() {
     let handler = {
         let itself = itself.clone();
         move |event: &Event| -> Result<(), HandlerError> {
-            // The NMI is in, and a vCPU's thread feeds before this returns.
+            // The guest has the NMI, and a vCPU's thread feeds before the handler returns.
             if event.stage == Stage::Timeout {
                 itself.get().ok_or("not built yet")?.ping();
             }
@@ -390,7 +390,7 @@ fn a_handler_may_wait_for_the_thread_that_pauses_the_vm() {
     paused.send(()).expect("the handler still waits");
     assert!(clock.quiesce(LIMIT));
     clock.resume();
-    has_entered.recv_timeout(LIMIT).expect("the next event comes once the VM goes on");
+    has_entered.recv_timeout(LIMIT).expect("the next event comes after the resume");
     paused.send(()).unwrap();
     drop(thread);
     assert_eq!(watchdog.stats().action_failures, 0);

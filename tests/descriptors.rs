@@ -1,6 +1,6 @@
 //! A handler that calls back into its watchdog keeps no descriptor open, if it holds a weak handle.
 //!
-//! One test alone, since the descriptors are those of the process.
+//! A file with one test, because it counts the descriptors of its process.
 
 mod common;
 
@@ -30,7 +30,7 @@ fn with_weak_handle() -> Watchdog<I6300esb> {
     builder.build_cyclic(handler).unwrap()
 }
 
-/// The same with a strong handle, which keeps the watchdog for ever.
+/// The same with a strong handle, which keeps the watchdog alive for ever.
 fn with_strong_handle() -> (Watchdog<I6300esb>, StrongHandle) {
     let itself = StrongHandle::default();
     let handler = {
@@ -70,7 +70,7 @@ fn a_hundred_handlers_that_call_back_leave_no_descriptor_open() {
     let strong: Vec<_> = (0..WATCHDOGS).map(|_| with_strong_handle()).collect();
     strong.iter().for_each(|(watchdog, _)| expire(watchdog));
     let cells: Vec<StrongHandle> = strong.into_iter().map(|(_, cell)| cell).collect();
-    assert_eq!(open_descriptors(), before + of_watchdogs, "a cycle of strong handles is what the count shows");
+    assert_eq!(open_descriptors(), before + of_watchdogs, "the count shows the cycles of strong handles");
     // Each cell is shared with the handler that keeps it alive.
     assert!(cells.iter().all(|cell| Arc::strong_count(cell) == 2));
 }

@@ -1,4 +1,4 @@
-//! The s390x watchdog in the same runtime: what a VMM's vCPU thread, event loop and handler see of it.
+//! The s390x watchdog in the runtime, as a VMM's vCPU thread, event loop and handler use it.
 
 mod common;
 
@@ -15,7 +15,7 @@ const CANCEL: u64 = 2;
 const SECOND: Duration = Duration::from_secs(1);
 const REFUSED: Intercept = Intercept::Inject(ProgramInterruption::Specification);
 
-/// What Linux executes, as KVM hands it to a VMM.
+/// The instruction that Linux executes, as KVM reports it to a VMM.
 fn diag(watchdog: &Watchdog<Diag288>, function: u64, timeout: u64) -> Intercept {
     let mut gprs = [0; 16];
     (gprs[2], gprs[3]) = (function, timeout);
@@ -23,7 +23,7 @@ fn diag(watchdog: &Watchdog<Diag288>, function: u64, timeout: u64) -> Intercept 
 }
 
 #[test]
-fn a_guest_that_stops_pinging_times_out_and_the_handler_learns_when() {
+fn a_guest_that_stops_feeding_times_out_and_the_handler_receives_the_deadline() {
     let (clock, time) = VmClock::manual();
     let (handler, events) = recorder();
     let watchdog = Watchdog::builder("wd", Diag288::new()).clock(clock).build(handler).unwrap();
@@ -44,7 +44,7 @@ fn a_guest_that_stops_pinging_times_out_and_the_handler_learns_when() {
 }
 
 #[test]
-fn other_intercepts_are_left_to_the_vmm_and_not_even_counted() {
+fn other_intercepts_are_left_to_the_vmm_and_not_counted() {
     let (handler, _events) = recorder();
     let watchdog = Watchdog::builder("wd", Diag288::new()).build(handler).unwrap();
     assert_eq!(watchdog.intercept(4, 0x8324, 0x0500_0000, &[0; 16]), Intercept::NotOurs);
@@ -55,9 +55,9 @@ fn other_intercepts_are_left_to_the_vmm_and_not_even_counted() {
 }
 
 /// The contract: "disarms before the action for reset, shutdown, poweroff, inject-nmi; for none, pause and dump it stays
-/// armed-and-expired". The policy that the runtime has is the one that the model acts on.
+/// armed-and-expired". The model applies the policy of the runtime.
 #[test]
-fn what_a_guest_finds_after_the_timeout_follows_from_the_policy() {
+fn the_state_after_a_timeout_follows_from_the_policy() {
     for (action, still_armed) in [
         (Action::Reset, false),
         (Action::Shutdown, false),
@@ -93,7 +93,7 @@ fn what_a_guest_finds_after_the_timeout_follows_from_the_policy() {
 }
 
 #[test]
-fn cancel_reset_and_a_pause_hold_the_timeout_off() {
+fn cancel_reset_and_pause_prevent_the_timeout() {
     let (clock, time) = VmClock::manual();
     let (handler, events) = recorder();
     let watchdog = Watchdog::builder("wd", Diag288::new()).clock(clock.clone()).build(handler).unwrap();
@@ -119,7 +119,7 @@ fn cancel_reset_and_a_pause_hold_the_timeout_off() {
 }
 
 #[test]
-fn a_vm_that_moves_keeps_its_deadline_and_what_follows_from_its_policy() {
+fn a_restored_vm_keeps_its_deadline_and_its_policy() {
     let (clock, time) = VmClock::manual();
     let (handler, _events) = recorder();
     let old = Watchdog::builder("wd", Diag288::new()).clock(clock.clone()).build(handler).unwrap();
@@ -139,11 +139,11 @@ fn a_vm_that_moves_keeps_its_deadline_and_what_follows_from_its_policy() {
     time.advance(Duration::from_nanos(1));
     new.on_readable();
     assert_eq!(arrived(&events), [(Stage::Timeout, Action::Reset)]);
-    assert_eq!(diag(&new, CHANGE, 15), REFUSED, "disarmed, for the policy that came with it is to reset");
+    assert_eq!(diag(&new, CHANGE, 15), REFUSED, "disarmed, because the action of the restored policy is reset");
 }
 
 #[test]
-fn an_init_after_an_nmi_calls_the_escalation_off() {
+fn an_init_after_an_nmi_cancels_the_escalation() {
     for (recovers, heard) in [(true, &[] as &[_]), (false, &[(Stage::Escalation, Action::Reset)])] {
         let (clock, time) = VmClock::manual();
         let (handler, events) = recorder();

@@ -1,4 +1,4 @@
-//! An episode runs from one heartbeat to the next: what belongs to one does not reach into another.
+//! An episode runs from one heartbeat to the next: the deliveries of one have no effect in another.
 
 mod common;
 
@@ -15,7 +15,7 @@ const SECOND: Duration = Duration::from_secs(1);
 /// Two stages of 512 units each.
 const TIMEOUT: Duration = Duration::from_nanos(1024 * 983_040);
 
-/// A watchdog whose handler fails as long as it is told to.
+/// A watchdog whose handler fails while the test says so.
 struct Vm {
     watchdog: Watchdog<I6300esb>,
     time: ManualClock,
@@ -45,7 +45,7 @@ impl Vm {
         vm
     }
 
-    /// Time passes in steps of a millisecond, after each of which the timer is served.
+    /// Advances the time in steps of a millisecond, and serves the timer after each.
     fn run(&self, time: Duration) {
         let millisecond = Duration::from_millis(1);
         let mut left = time;
@@ -66,7 +66,7 @@ impl Vm {
         }
     }
 
-    /// What the handler was called with, except for actions that are `none`.
+    /// The events that the handler received, except for those whose action is `none`.
     fn told(&self) -> Vec<Event> {
         self.events.try_iter().filter(|event| event.action != Action::None).collect()
     }
@@ -132,7 +132,7 @@ fn starting_the_watchdog_anew_shows_recovery() {
     let vm = Vm::new(Policy::new(Action::InjectNmi).with_escalation(SECOND * 10, Action::Poweroff));
     vm.run(TIMEOUT);
     assert_eq!(vm.actions(), [(Stage::Timeout, Action::InjectNmi)]);
-    // A kdump kernel disables the device when it finds it, and enables it once its watchdog daemon runs.
+    // A kdump kernel disables the device when its driver starts, and enables it when its watchdog daemon starts.
     vm.watchdog.disable();
     vm.run(SECOND);
     vm.watchdog.set_preload(0x00, 0xF_FFFF);

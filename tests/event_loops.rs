@@ -1,10 +1,10 @@
 //! Event loops: level-triggered and edge-triggered ones get every expiry, though the descriptor is never read.
 
 mod common;
-/// It checks what its guest sees itself.
+/// The example itself checks what its guest sees.
 #[path = "../examples/minimal_vmm.rs"]
 mod minimal_vmm;
-/// It waits for a hundred timeouts itself.
+/// The example itself waits for a hundred timeouts.
 #[path = "../examples/tokio.rs"]
 mod tokio;
 
@@ -20,7 +20,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vm_watchdog::i6300esb::{I6300esb, InterruptPin};
 use vm_watchdog::{Action, Event, Policy, Stage, Watchdog};
 
-/// Long enough for any thread to run, on any machine.
+/// The limit of a wait for another thread or process, also on a busy machine.
 const LIMIT: Timespec = Timespec { tv_sec: 30, tv_nsec: 0 };
 const EXPIRIES: u64 = 200;
 
@@ -52,7 +52,7 @@ fn wait_until_readable(descriptor: impl AsFd) {
     assert_eq!(poll(&mut ready, Some(&LIMIT)), Ok(1));
 }
 
-/// Serves the watchdog until the handler was told of a timeout.
+/// Serves the watchdog until the handler has received a timeout.
 fn serve_until_timeout(watchdog: &Watchdog<I6300esb>, events: &Receiver<Event>, mut wait: impl FnMut()) {
     loop {
         wait();
@@ -98,7 +98,7 @@ fn an_edge_triggered_loop_gets_each_timeout_while_another_thread_feeds_and_rearm
             for () in is_told {
                 watchdog.ping();
                 watchdog.disable();
-                // Each of these sets the timer, which may have gone off meanwhile.
+                // Each of these sets the timer, which may have gone off before.
                 watchdog.start(1);
                 watchdog.set_policy(watchdog.policy());
             }
@@ -116,7 +116,7 @@ fn a_timer_that_another_thread_rearms_after_the_edge_gives_an_edge_again() {
     let (watchdog, events) = watchdog();
     let edges = Edges::of(&watchdog);
     watchdog.start(1);
-    // The loop has been woken, and has not looked yet.
+    // The loop has been woken, and has not served the watchdog yet.
     wait_until_readable(&edges.0);
     thread::scope(|scope| {
         scope.spawn(|| watchdog.set_policy(Policy::new(Action::Dump)));
@@ -125,7 +125,7 @@ fn a_timer_that_another_thread_rearms_after_the_edge_gives_an_edge_again() {
     watchdog.ping();
     wait_until_readable(&edges.0);
     edges.wait();
-    // It has taken the edge, and another thread sets the timer before the loop serves it.
+    // The loop has received the edge, and another thread sets the timer before the loop serves it.
     watchdog.disable();
     watchdog.start(1);
     watchdog.on_readable();
@@ -158,7 +158,7 @@ fn a_loop_that_polls_gets_each_timeout() {
 }
 
 #[test]
-fn a_thread_of_its_own_gets_each_timeout() {
+fn the_watchdogs_own_thread_gets_each_timeout() {
     let (watchdog, events) = watchdog();
     let _thread = watchdog.spawn().unwrap();
     watchdog.start(1);

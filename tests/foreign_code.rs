@@ -1,4 +1,4 @@
-//! The VMM's code may fail in any way: it may panic, in destructors and in messages too, and its errors may call back.
+//! Failures of the VMM's code: panics, also in destructors and messages, and errors that call back.
 
 mod common;
 
@@ -15,7 +15,7 @@ use common::{Driver, UNIT, device};
 use vm_watchdog::i6300esb::{I6300esb, InterruptPin};
 use vm_watchdog::{Event, HandlerError, ManualClock, RunDelay, Stats, VcpuDelay, VmClock, Watchdog, WeakWatchdog};
 
-/// Long enough for any thread to run, on any machine.
+/// The limit of a wait for another thread or process, also on a busy machine.
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// How one call of the VMM's code fails.
@@ -133,7 +133,7 @@ fn failing(place: Place, failure: Failure, times: u32) -> (Watchdog<I6300esb>, M
     (watchdog, time)
 }
 
-/// Runs `work` on a thread of its own, which is left behind if it hangs.
+/// Runs `work` on a thread of its own, which is abandoned if it hangs.
 fn ends(what: impl fmt::Debug, work: impl FnOnce() + Send + 'static) {
     let (done, is_done) = channel();
     thread::spawn(move || {
@@ -147,7 +147,7 @@ fn ends(what: impl fmt::Debug, work: impl FnOnce() + Send + 'static) {
 fn an_error_that_calls_back_when_it_is_dropped_hangs_no_thread() {
     for place in PLACES {
         let (watchdog, time) = failing(place, |itself| Err(io::Error::other(CallsBack(itself.clone()))), 1);
-        // A vCPU's thread, which also sets the line and has the run delay read.
+        // A vCPU's thread, which also sets the line and reads the run delay.
         ends(place, move || {
             watchdog.start(512);
             time.advance(UNIT * 1024);
@@ -159,7 +159,7 @@ fn an_error_that_calls_back_when_it_is_dropped_hangs_no_thread() {
     }
 }
 
-/// Fails the first call to `place`; afterwards everything is as with a call that has just failed.
+/// Fails the first call to `place`, and checks that the watchdog then does the same as after an ordinary error.
 fn recovers_from(failure: Failure) {
     for place in PLACES {
         let (watchdog, time) = failing(place, failure, 1);
@@ -174,7 +174,7 @@ fn recovers_from(failure: Failure) {
             time.advance(Duration::from_millis(100));
             watchdog.on_readable();
             watchdog.read_bar(0x08, &mut [0]);
-            assert_eq!(watchdog.stats().actions, 1, "{place:?}: the timeout is reported, if need be again");
+            assert_eq!(watchdog.stats().actions, 1, "{place:?}: the timeout is reported, at the latest by a retry");
 
             time.advance(UNIT * 1024);
             watchdog.on_readable();
@@ -189,8 +189,8 @@ fn recovers_from(failure: Failure) {
 }
 
 #[test]
-fn a_panic_is_a_failure_like_any_other() {
-    recovers_from(|_| panic!("out of order"));
+fn a_panic_counts_as_a_failure() {
+    recovers_from(|_| panic!("a failure of the VMM"));
     recovers_from(|_| panic_any(7));
 }
 

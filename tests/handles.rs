@@ -1,4 +1,4 @@
-//! Handles: weak ones, those that know no model, and what is changed through them while the VM runs.
+//! Handles: weak ones, type-erased ones, and a policy that changes while the VM runs.
 
 mod common;
 
@@ -14,7 +14,7 @@ use vm_watchdog::{
     Watchdog,
 };
 
-/// Long enough for any thread to run, on any machine.
+/// The limit of a wait for another thread or process, also on a busy machine.
 const LIMIT: Duration = Duration::from_secs(30);
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -64,7 +64,7 @@ fn start_diag288(watchdog: &Watchdog<Diag288>) {
     assert_eq!(watchdog.intercept(4, 0x8324, 0x0288_0000, &gprs), Intercept::Done);
 }
 
-/// Watchdogs of three models, all running, and what their handler is told.
+/// Running watchdogs of three models, and the events of their handler.
 struct Vm {
     watchdogs: Vec<AnyWatchdog>,
     time: ManualClock,
@@ -102,7 +102,7 @@ impl Vm {
 }
 
 #[test]
-fn a_weak_handle_has_nothing_once_the_last_handle_is_gone() {
+fn a_weak_handle_does_not_upgrade_after_the_last_handle_is_dropped() {
     let watchdog = Watchdog::builder("wd", device(InterruptPin::None)).build(recorder().0).unwrap();
     let weak = watchdog.downgrade();
     let another = weak.clone().upgrade().expect("a handle is left");
@@ -118,7 +118,7 @@ fn a_weak_handle_has_nothing_once_the_last_handle_is_gone() {
 }
 
 #[test]
-fn a_handle_that_is_made_in_build_cyclic_has_nothing_before_the_watchdog_is_built() {
+fn a_weak_handle_of_build_cyclic_does_not_upgrade_before_the_watchdog_is_built() {
     let builder = Watchdog::builder("wd", device(InterruptPin::None));
     let mut before = None;
     let watchdog = builder.build_cyclic(|itself| {
@@ -197,7 +197,7 @@ fn the_state_of_another_model_is_refused_and_changes_nothing() {
 }
 
 #[test]
-fn a_typed_handle_comes_back_from_the_list_for_its_own_model_only() {
+fn a_list_gives_a_typed_handle_for_its_own_model_only() {
     let vm = vm();
     let [pci, call, own] = &vm.watchdogs[..] else { panic!("three models") };
     pci.downcast::<I6300esb>().expect("its own model").disable();
@@ -231,7 +231,7 @@ fn a_watchdog_of_a_list_has_a_thread_of_its_own() {
 }
 
 #[test]
-fn a_policy_that_is_replaced_counts_for_the_next_expiry() {
+fn a_replaced_policy_applies_to_the_next_expiry() {
     let (clock, time) = VmClock::manual();
     let (handler, events) = recorder();
     let builder = Watchdog::builder("wd", device(InterruptPin::None)).clock(clock);
@@ -283,7 +283,7 @@ fn a_grace_period_that_is_shortened_in_real_time_ends_then() {
     let _thread = watchdog.spawn().unwrap();
     watchdog.start(0);
     assert_eq!(events.recv_timeout(LIMIT).expect("an event").stage, Stage::Timeout);
-    // Noted once the handler has returned, on the other thread.
+    // Counted on the other thread, after the handler has returned.
     while watchdog.stats().actions == 0 {
         std::thread::yield_now();
     }
@@ -316,9 +316,9 @@ mod serialized {
         }
     }
 
-    /// Files of the typed handles' tests, with the field that tells the model.
+    /// The golden files of typed watchdogs, with the field that names the model.
     #[test]
-    fn states_written_before_are_read() {
+    fn golden_states_are_read_with_the_name_of_their_model() {
         let call = Watchdog::builder("diag288", Diag288::zvm(UnknownCommands::Refused)).build(recorder().0).unwrap();
         let pci = Watchdog::builder("i6300esb", device(InterruptPin::None)).build(recorder().0).unwrap();
         let watchdogs = [AnyWatchdog::from(pci), call.into()];

@@ -45,7 +45,7 @@ fn the_line_rises_at_the_end_of_stage_one_and_falls_when_the_guest_clears_the_bi
 }
 
 #[test]
-fn a_guest_that_looks_before_the_timer_does_sees_bit_and_line_together() {
+fn a_guest_that_reads_before_the_timer_is_served_sees_bit_and_line_together() {
     let (line, levels) = wire();
     let (watchdog, time) = watchdog(InterruptPin::IntA, line);
     watchdog.start(512);
@@ -67,7 +67,7 @@ fn a_reset_lowers_the_line() {
 }
 
 #[test]
-fn a_function_without_a_pin_leaves_the_line_alone() {
+fn a_function_without_a_pin_never_sets_the_line() {
     let (line, levels) = wire();
     let (watchdog, time) = watchdog(InterruptPin::None, line);
     watchdog.start(512);
@@ -119,7 +119,7 @@ fn an_eventfd_is_signalled_by_the_rising_edge_and_again_on_resample() {
 }
 
 #[test]
-fn an_end_of_interrupt_that_overtakes_the_call_that_raised_the_line_raises_it_again() {
+fn an_end_of_interrupt_during_the_call_that_raises_the_line_raises_it_again() {
     let itself: Arc<OnceLock<Watchdog<I6300esb>>> = Arc::default();
     let (sender, levels) = channel();
     let line = {

@@ -1,6 +1,6 @@
-//! What the library writes to the log of its VMM: one line a second of each kind, and how many it held back.
+//! The log lines of the library: one a second of each kind, with the number of lines left out before it.
 //!
-//! One test alone, since a process has one logger.
+//! A file with one test, because a process has one logger.
 
 mod common;
 
@@ -84,7 +84,7 @@ fn a_guest_that_causes_thousands_of_failures_causes_one_line_a_second_of_each_ki
     };
     (0..SECONDS * 1000).for_each(|_| serve_after(1));
     let before = watchdog.stats();
-    // The last line of each kind brings the number that was held back until then.
+    // The next line of each kind has the number of lines left out until then.
     serve_after(1000);
     let after = watchdog.stats();
 
@@ -100,6 +100,6 @@ fn a_guest_that_causes_thousands_of_failures_causes_one_line_a_second_of_each_ki
         assert!((SECONDS..=SECONDS + 2).contains(&lines.len()), "{kind}: {lines:?}");
         let stands_for: u64 = lines.iter().map(|(_, stands_for)| stands_for).sum();
         assert!((before + 1..=after).contains(&stands_for), "{kind}: {stands_for} of {before} to {after}");
-        assert!(after >= 10 * SECONDS as u64, "{kind}: {after} are too few for a limit to show");
+        assert!(after >= 10 * SECONDS as u64, "{kind}: {after} are too few to show a limit");
     }
 }

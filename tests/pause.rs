@@ -1,4 +1,4 @@
-//! Pause and resume: time stands still, and nothing fires in between.
+//! Pause and resume: in between, the VM's time stops and nothing fires.
 
 mod common;
 
@@ -15,7 +15,7 @@ use vm_watchdog::{Action, Event, HandlerError, Policy, Stage, VmClock, VmInstant
 const LIMIT: Duration = Duration::from_secs(30);
 
 #[test]
-fn a_paused_guest_keeps_what_was_left_to_the_nanosecond() {
+fn a_paused_guest_keeps_its_remaining_time_to_the_nanosecond() {
     let (clock, time) = VmClock::manual();
     let (handler, events) = recorder();
     let watchdog = Watchdog::builder("wd", device(InterruptPin::None)).clock(clock.clone()).build(handler).unwrap();
@@ -76,7 +76,7 @@ fn the_grace_period_does_not_pass_while_the_vm_is_paused() {
 }
 
 #[test]
-fn in_real_time_a_guest_paused_longer_than_its_timeout_times_out_after_the_time_that_was_left() {
+fn in_real_time_a_guest_paused_longer_than_its_timeout_times_out_after_its_remaining_time() {
     let clock = VmClock::monotonic();
     let (handler, events) = recorder();
     let watchdog = Watchdog::builder("wd", device(InterruptPin::None)).clock(clock.clone()).build(handler).unwrap();
@@ -99,7 +99,7 @@ fn in_real_time_a_guest_paused_longer_than_its_timeout_times_out_after_the_time_
             break event;
         }
     };
-    assert!(resumed.elapsed() >= left, "the timeout may not come before the {left:?} that were left");
+    assert!(resumed.elapsed() >= left, "the timeout came before the remaining {left:?} had passed");
     let ran = expiry.deadline.saturating_duration_since(started);
     assert!(ran <= timeout && ran + Duration::from_millis(1) > timeout, "{ran:?} of {timeout:?}");
 }
@@ -123,7 +123,7 @@ fn no_handler_starts_or_runs_between_pause_and_resume() {
     };
     let watchdog = Watchdog::builder("wd", device(InterruptPin::None)).clock(clock.clone()).build(handler).unwrap();
     let _thread = watchdog.spawn().unwrap();
-    // Free running at one microsecond: there is always something to fire.
+    // Free running at one microsecond: an expiry is always due.
     watchdog.write_config(0x60, &[0x07, 0x00]);
     watchdog.set_preloads(1);
     watchdog.write_config(0x68, &[0x06]);
@@ -143,12 +143,12 @@ fn no_handler_starts_or_runs_between_pause_and_resume() {
     assert_eq!(wrong.load(Ordering::SeqCst), 0);
 }
 
-/// The timer is served without a rest, so that many of the pauses come between the look at the clock that finds it
-/// running and the call of the handler. What decides there is the permit.
+/// Serves the timer continuously, so that many pauses begin after the library has found the clock running and before
+/// it calls the handler. The library then has no permission to call.
 #[test]
-fn a_pause_that_overtakes_an_expiry_on_its_way_to_the_handler_holds_it_back() {
+fn a_pause_between_an_expiry_and_the_call_of_the_handler_delays_the_call() {
     const PAUSES: u32 = 20_000;
-    /// Not longer than this, for a busy machine.
+    /// Ends the test early on a busy machine.
     const LONGEST: Duration = Duration::from_secs(5);
     let clock = VmClock::monotonic();
     let calls = Arc::new(AtomicU64::new(0));
@@ -176,7 +176,7 @@ fn a_pause_that_overtakes_an_expiry_on_its_way_to_the_handler_holds_it_back() {
             clock.pause();
             assert!(clock.quiesce(LIMIT));
             let before = calls.load(Ordering::SeqCst);
-            // As long as a call that begins in spite of the pause needs to arrive.
+            // Time for a call to arrive that begins in spite of the pause.
             (0..50).for_each(|_| std::hint::spin_loop());
             thread::yield_now();
             let seen = calls.load(Ordering::SeqCst);

@@ -1,4 +1,4 @@
-//! A quiet pause: after `pause` and `quiesce` no code of the VMM is called until the VM goes on.
+//! A quiet pause: after `pause` and `quiesce` no code of the VMM is called until `resume`.
 
 mod common;
 
@@ -13,7 +13,7 @@ use common::{Driver, UNIT, device};
 use vm_watchdog::i6300esb::{I6300esb, InterruptPin};
 use vm_watchdog::{Event, HandlerError, ManualClock, RunDelay, VcpuDelay, VmClock, Watchdog};
 
-/// Long enough for any thread to run, on any machine.
+/// The limit of a wait for another thread or process, also on a busy machine.
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// Counts the calls to each place of the VMM, and those that overlap a quiet pause.
@@ -30,7 +30,7 @@ impl Calls {
     fn call(&self, counter: &AtomicU64) {
         counter.fetch_add(1, Ordering::SeqCst);
         let was_quiet = self.is_quiet.load(Ordering::SeqCst);
-        // For a pause to begin in the middle of the call.
+        // Time for a pause to begin during the call.
         thread::yield_now();
         if was_quiet || self.is_quiet.load(Ordering::SeqCst) {
             self.wrong.fetch_add(1, Ordering::SeqCst);
@@ -69,7 +69,7 @@ fn counted(clock: &VmClock) -> (Watchdog<I6300esb>, Arc<Calls>) {
     (watchdog, calls)
 }
 
-/// The guest masks its interrupt (bit 10 of COMMAND), or no longer.
+/// The guest masks or unmasks its interrupt (bit 10 of COMMAND).
 fn mask_interrupt(watchdog: &Watchdog<I6300esb>, masked: bool) {
     watchdog.write_config(0x04, &[0x02, if masked { 0x04 } else { 0x00 }]);
 }
@@ -126,7 +126,7 @@ fn nothing_is_called_in_a_quiet_pause_whatever_the_guest_does() {
 }
 
 #[test]
-fn what_is_due_in_a_pause_is_called_after_it() {
+fn calls_that_are_due_in_a_pause_come_after_it() {
     let (clock, time) = VmClock::manual();
     let (watchdog, calls) = counted(&clock);
     clock.pause();
@@ -230,7 +230,7 @@ fn a_handler_may_wait_for_the_thread_that_it_asks_to_pause_the_vm() {
     assert_eq!((watchdog.stats().actions, watchdog.stats().action_failures), (1, 0));
 }
 
-/// A watchdog whose reader pauses the VM: it is asked when a deadline has come, and before anything is noted.
+/// A watchdog whose run-delay reader pauses the VM. It is called at a deadline, before the expiry is recorded.
 fn paused_at_its_deadline(levels: Arc<Mutex<Vec<bool>>>) -> (Watchdog<I6300esb>, ManualClock) {
     struct Pauses(VmClock, AtomicU64);
     impl RunDelay for Pauses {
@@ -272,13 +272,17 @@ fn wire() -> (impl Fn(bool) -> io::Result<()> + Send + Sync, Arc<Mutex<Vec<bool>
 }
 
 #[test]
-fn a_snapshot_between_an_expiry_and_its_interrupt_raises_the_line_where_it_is_restored() {
+fn a_snapshot_between_an_expiry_and_its_interrupt_raises_the_line_after_the_restore() {
     let levels = Arc::<Mutex<Vec<bool>>>::default();
     let (old, _time) = paused_at_its_deadline(levels.clone());
     assert!(old.clock().is_paused() && old.clock().quiesce(LIMIT));
     let mut gintsr = [0];
     old.read_bar(0x08, &mut gintsr);
-    assert_eq!((gintsr, levels.lock().unwrap().as_slice()), ([0x01], [].as_slice()), "noted, and not signalled");
+    assert_eq!(
+        (gintsr, levels.lock().unwrap().as_slice()),
+        ([0x01], [].as_slice()),
+        "the bit is set, and the line is not"
+    );
     let state = old.save();
 
     let (line, raised) = wire();
@@ -294,12 +298,12 @@ fn a_snapshot_between_an_expiry_and_its_interrupt_raises_the_line_where_it_is_re
         (0..3).for_each(|_| vm.on_readable());
         vm.read_bar(0x08, &mut gintsr);
     }
-    assert_eq!(raised.lock().unwrap().as_slice(), [true], "one edge where it is restored");
-    assert_eq!(levels.lock().unwrap().as_slice(), [true], "one edge where it goes on");
+    assert_eq!(raised.lock().unwrap().as_slice(), [true], "one edge in the restored VM");
+    assert_eq!(levels.lock().unwrap().as_slice(), [true], "one edge in the VM that continues");
 }
 
 #[test]
-fn a_restore_beside_a_change_of_the_line_ends_with_the_level_of_the_device() {
+fn a_restore_during_a_change_of_the_line_ends_with_the_level_of_the_device() {
     let (noted, _time) = paused_at_its_deadline(Arc::default());
     let not_signalled = noted.save();
     for (saved, expected) in [(None, [true, false]), (Some(not_signalled), [true, true])] {
@@ -322,7 +326,7 @@ fn a_restore_beside_a_change_of_the_line_ends_with_the_level_of_the_device() {
         thread::scope(|scope| {
             let vcpu = scope.spawn(|| watchdog.read_bar(0x08, &mut [0]));
             has_entered.recv_timeout(LIMIT).expect("the line is being raised");
-            // With the state comes an interrupt controller whose line is low.
+            // The VMM also restores its interrupt controller, whose line is low.
             watchdog.restore(&state).unwrap();
             drop(release);
             vcpu.join().unwrap();

@@ -1,4 +1,4 @@
-//! Saving and restoring a watchdog: at any instant, in another process, and never a state that cannot be.
+//! A watchdog is saved at any instant and restored in another process, and an impossible state is refused.
 #![cfg(feature = "serde")]
 
 mod common;
@@ -17,7 +17,7 @@ use vm_watchdog::{
 
 type State = WatchdogState<I6300esbStateV1>;
 
-/// What version 1 wrote before it knew episodes, and what it writes now.
+/// Files of version 1: without the fields of episodes, and as it is written now.
 const FIRST_GOLDEN: &str = include_str!("golden/i6300esb-v1.json");
 const GOLDEN: &str = include_str!("golden/i6300esb-v1-episodes.json");
 
@@ -40,7 +40,7 @@ impl Vm {
         time.advance(start);
         let (sender, events) = channel();
         let record = Arc::new(sending(sender));
-        // Fails or not by what the event says, so that a restored handler does as the old one would have done.
+        // Depends on the event alone, so that the handler of a restored watchdog fails at the same events.
         let handler = move |event: &Event| -> Result<(), HandlerError> {
             record.perform(event)?;
             if (event.attempt + event.stage as u32) % 3 == 0 { Ok(()) } else { Err("not this time".into()) }
@@ -65,7 +65,7 @@ impl Vm {
         }
     }
 
-    /// All that a guest and a VMM can see: registers, and events with their distance from now.
+    /// Everything that a guest and a VMM can observe: registers, events with their age, and the time left.
     fn observe(&self) -> (Vec<u8>, Vec<Seen>, Option<Duration>) {
         let mut registers = vec![0; 0x6C + 16];
         self.watchdog.read_config(0, &mut registers[..0x6C]);
@@ -80,7 +80,7 @@ impl Vm {
     }
 }
 
-/// Stage, action, attempt; how long ago it was due, and reported.
+/// Stage, action, attempt, time since its deadline, and time since its report.
 type Seen = (Stage, Action, u32, Duration, Duration);
 
 #[derive(Clone, Debug)]
@@ -113,8 +113,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 4..20)
 }
 
-/// Counter-examples are kept beside this file and tried first. PROPTEST_CASES asks for fewer, as where a processor is
-/// emulated.
+/// Counterexamples are kept beside this file and tried first. `PROPTEST_CASES` sets fewer cases, as for an emulated
+/// processor.
 fn config() -> ProptestConfig {
     let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(100_000);
     let failure_persistence = Some(Box::new(FileFailurePersistence::WithSource("regressions")) as _);
@@ -124,9 +124,9 @@ fn config() -> ProptestConfig {
 proptest! {
     #![proptest_config(config())]
 
-    /// One VM runs on; the other is saved, written as JSON, and restored into another process at any step.
+    /// One VM continues. The other is saved at any step, written as JSON, and restored as in another process.
     #[test]
-    fn a_restored_watchdog_cannot_be_told_from_one_that_ran_on(steps in steps(), at in any::<prop::sample::Index>()) {
+    fn a_restored_watchdog_behaves_as_one_that_was_not_saved(steps in steps(), at in any::<prop::sample::Index>()) {
         let start = Duration::from_secs(1000);
         let stays = Vm::new(start, policy());
         let (before, after) = steps.split_at(at.index(steps.len()));
@@ -146,7 +146,7 @@ proptest! {
     }
 }
 
-/// A watchdog in the middle of everything.
+/// A watchdog with a running stage, a retry and a first unlock key.
 fn busy() -> Watchdog<I6300esb> {
     let vm = Vm::new(Duration::ZERO, policy());
     vm.watchdog.start(512);
@@ -160,7 +160,7 @@ fn busy() -> Watchdog<I6300esb> {
 }
 
 #[test]
-fn a_state_of_version_1_is_read_for_ever() {
+fn every_state_of_version_1_can_be_read() {
     for golden in [FIRST_GOLDEN, GOLDEN] {
         let state: State = serde_json::from_str(golden).expect("a golden file of version 1");
         let (handler, events) = recorder();
@@ -173,17 +173,17 @@ fn a_state_of_version_1_is_read_for_ever() {
         assert_eq!(serde_json::to_string(&watchdog.save()).unwrap(), saved);
         time.advance(Duration::from_nanos(1_696_000));
         watchdog.on_readable();
-        assert!(arrived(&events).contains(&(Stage::Timeout, Action::Shutdown)), "the retry comes when it was due");
+        assert!(arrived(&events).contains(&(Stage::Timeout, Action::Shutdown)), "the retry comes at its time");
     }
 }
 
 #[test]
-fn a_busy_watchdog_is_saved_as_the_golden_file_says() {
+fn a_busy_watchdog_is_saved_as_in_the_golden_file() {
     assert_eq!(serde_json::to_string_pretty(&busy().save()).unwrap() + "\n", GOLDEN);
 }
 
 #[test]
-fn a_guest_restored_in_another_process_learns_the_cause_of_the_last_reset() {
+fn a_guest_restored_in_another_process_reads_the_cause_of_the_last_reset() {
     let old = busy();
     old.reset();
     let state = old.save();
@@ -255,7 +255,7 @@ fn a_restored_line_level_makes_no_edge() {
 }
 
 #[test]
-fn what_no_watchdog_can_be_in_is_refused_by_name_and_changes_nothing() {
+fn an_impossible_state_is_refused_with_the_name_of_its_field_and_changes_nothing() {
     let watchdog = busy();
     let before = watchdog.save();
     let json = serde_json::to_value(before).unwrap();

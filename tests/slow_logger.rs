@@ -1,6 +1,6 @@
-//! A logger that does not return: the action has been performed by then, and nothing else waits for it.
+//! A logger that blocks: the action is performed before the call of the logger, and no other thread waits for it.
 //!
-//! One test alone, since a process has one logger.
+//! A file with one test, because a process has one logger.
 
 mod common;
 
@@ -15,10 +15,10 @@ use log::{Log, Metadata, Record};
 use vm_watchdog::i6300esb::InterruptPin;
 use vm_watchdog::{Action, Policy, Stage, VmClock, Watchdog};
 
-/// Long enough for any thread to run, on any machine.
+/// The limit of a wait for another thread or process, also on a busy machine.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// Lets no line through while it is shut, and counts the threads that wait.
+/// A logger that blocks while it is shut, and counts the threads that wait.
 struct Gate {
     state: Mutex<(bool, u32)>,
     changed: Condvar,
@@ -55,10 +55,10 @@ impl Log for Gate {
     fn flush(&self) {}
 }
 
-/// Opens the gate in the end, also that of a test that fails.
-struct OpensInTheEnd;
+/// Opens the gate when it is dropped, also in a test that fails.
+struct OpensOnDrop;
 
-impl Drop for OpensInTheEnd {
+impl Drop for OpensOnDrop {
     fn drop(&mut self) {
         LOG.open();
     }
@@ -67,7 +67,7 @@ impl Drop for OpensInTheEnd {
 #[test]
 fn a_logger_that_blocks_delays_no_action_no_other_thread_and_no_pause() {
     let (done, is_done) = channel();
-    // Left behind if it hangs.
+    // Abandoned if it hangs.
     thread::spawn(move || {
         a_logger_blocks();
         done.send(())
@@ -90,7 +90,7 @@ fn a_logger_blocks() {
     time.advance(UNIT * 512);
 
     thread::scope(|scope| {
-        let gate = OpensInTheEnd;
+        let gate = OpensOnDrop;
         let vcpu = scope.spawn(|| {
             watchdog.read_bar(0x08, &mut [0]);
         });
@@ -109,7 +109,7 @@ fn a_logger_blocks() {
         assert_eq!(watchdog.stats().heartbeats, 1);
         time.advance(UNIT * 1024);
         clock.pause();
-        assert!(clock.quiesce(LIMIT), "the logger is no part of the VM");
+        assert!(clock.quiesce(LIMIT), "quiesce does not wait for a logger");
         clock.resume();
         let another = scope.spawn(|| watchdog.on_readable());
         event(Stage::Pretimeout);

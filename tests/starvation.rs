@@ -1,4 +1,4 @@
-//! A guest that wanted to run and could not, on the manual clock with a host that says so.
+//! Steal-time compensation on the manual clock, with run delays that the test sets.
 
 mod common;
 
@@ -17,13 +17,13 @@ const MILLISECOND: Duration = Duration::from_millis(1);
 /// Two stages of 2048 units.
 const TIMEOUT: Duration = Duration::from_nanos(2 * 2048 * 983_040);
 
-/// A watchdog on a host where the vCPUs' run delays are what the test says.
+/// A watchdog on a host whose run delays the test sets.
 struct Host {
     watchdog: Watchdog<I6300esb>,
     time: ManualClock,
     delays: Arc<Mutex<Vec<Duration>>>,
     readings: Arc<Mutex<u32>>,
-    /// What happens between the next reading and its return.
+    /// Called at the end of the next reading, before it returns.
     meanwhile: Arc<Mutex<Option<Meanwhile>>>,
     events: Receiver<Event>,
 }
@@ -55,7 +55,7 @@ impl Host {
         Self { watchdog, time, delays, readings, meanwhile, events }
     }
 
-    /// Time passes all at once, and the first vCPU is kept from running.
+    /// Advances the time in one step, in which the first vCPU waits for a processor.
     fn starve(&self, time: Duration) {
         self.time.advance(time);
         self.delays.lock().unwrap()[0] += time;
@@ -67,7 +67,7 @@ impl Host {
         fired
     }
 
-    /// Time passes in steps, in which the given vCPUs are kept from running. Returns how long until the timeout.
+    /// Advances the time in steps, in which the given vCPUs wait for a processor. Returns the time until the timeout.
     fn run_until_timeout(&self, starved: &[usize], most: Duration) -> Option<Duration> {
         let step = MILLISECOND * 20;
         let mut passed = Duration::ZERO;
@@ -126,7 +126,7 @@ fn a_guest_that_runs_or_halts_without_heartbeats_times_out_on_time() {
 
 #[test]
 fn the_most_delayed_vcpu_counts() {
-    // The other one is halted: the guest cannot move its feeder off a vCPU that does not run.
+    // The first vCPU is halted: the guest cannot move the process that feeds off a vCPU that does not run.
     let host = Host::new(2);
     assert_eq!(host.run_until_timeout(&[1], TIMEOUT * 3), None);
     assert_about(host.run_until_timeout(&[], TIMEOUT * 2), TIMEOUT);
@@ -139,7 +139,7 @@ fn steal_time_extends_a_period_to_four_times_the_timeout_at_most() {
 }
 
 #[test]
-fn the_limit_holds_in_a_restored_vm_however_old_it_is() {
+fn the_limit_holds_in_a_restored_vm_of_any_age() {
     let saved = Host::new(1);
     assert_eq!(saved.run_until_timeout(&[], SECOND), None);
     let restored = Host::idle(1, Policy::default());
@@ -151,7 +151,7 @@ fn the_limit_holds_in_a_restored_vm_however_old_it_is() {
 #[test]
 fn a_heartbeat_that_comes_late_after_starvation_is_in_time() {
     let host = Host::new(1);
-    // Host and guest are held up together: the guest's heartbeat overtakes the timer.
+    // The host delays the guest and the timer alike, and the heartbeat is processed before the timer.
     host.time.advance(TIMEOUT * 3 / 2);
     host.delays.lock().unwrap()[0] += TIMEOUT * 3 / 2;
     host.watchdog.ping();
@@ -165,7 +165,7 @@ fn a_guest_starved_from_just_before_its_deadline_does_not_time_out() {
     for before in [10, 30, 50, 70, 90, 110, 130].map(Duration::from_millis) {
         let host = Host::new(1);
         assert_eq!(host.run_until_timeout(&[], TIMEOUT - before), None);
-        // The device looks at the time: it does not go back behind this.
+        // An access sets the time of the device, which never goes back.
         host.watchdog.unlock();
         assert_eq!(host.run_until_timeout(&[0], TIMEOUT * 2), None, "{before:?}");
         assert_about(host.run_until_timeout(&[], TIMEOUT), before);
@@ -178,12 +178,12 @@ fn a_heartbeat_while_a_deadline_waits_for_a_reading_starts_a_whole_period() {
     host.time.advance(TIMEOUT / 2);
     host.watchdog.on_readable();
     host.time.advance(TIMEOUT / 2 - MILLISECOND * 50);
-    // The device looks at the time: it does not go back behind this.
+    // An access sets the time of the device, which never goes back.
     host.watchdog.unlock();
     host.time.advance(MILLISECOND * 50);
     host.delays.lock().unwrap()[0] += SECOND;
     host.watchdog.on_readable();
-    // 50 ms were granted. They are over, and the next reading is not due.
+    // The deadline was moved by 50 ms. They have passed, and the next reading is not due yet.
     host.time.advance(MILLISECOND * 90);
     host.watchdog.on_readable();
     host.watchdog.ping();
@@ -191,14 +191,14 @@ fn a_heartbeat_while_a_deadline_waits_for_a_reading_starts_a_whole_period() {
 }
 
 #[test]
-fn a_device_with_one_stage_needs_no_luck() {
+fn a_device_with_one_stage_is_compensated_from_its_start() {
     let (clock, time) = VmClock::manual();
     let (handler, events) = recorder();
     let delays = Arc::new(Mutex::new(vec![Duration::ZERO]));
     let run_delay = Reader { delays: delays.clone(), ..Reader::default() };
     let builder = Watchdog::builder("wd", Diag288::new()).clock(clock);
     let watchdog = builder.compensate_steal_time(run_delay, DEFAULT_STEAL_LIMIT).build(handler).unwrap();
-    // DIAGNOSE X'288' with the function INIT in register 2 and 15 s in register 3; then it is starved at once.
+    // DIAGNOSE X'288' with the function INIT in register 2 and 15 s in register 3. The vCPU is starved from then on.
     let mut gprs = [0; 16];
     gprs[3] = 15;
     assert_eq!(watchdog.intercept(4, 0x8324, 0x0288_0000, &gprs), Intercept::Done);
@@ -210,7 +210,7 @@ fn a_device_with_one_stage_needs_no_luck() {
 }
 
 #[test]
-fn a_guest_that_looks_at_its_device_all_the_time_times_out() {
+fn a_guest_that_reads_its_device_continuously_times_out() {
     for units in [40, 2048] {
         let host = Host::idle(1, Policy::default());
         host.watchdog.start(units);
@@ -228,7 +228,7 @@ fn a_guest_that_looks_at_its_device_all_the_time_times_out() {
 }
 
 #[test]
-fn a_reader_that_is_starved_itself_does_not_vouch_for_what_it_has_not_seen() {
+fn a_slow_reading_covers_only_the_time_before_it() {
     let host = Host::new(1);
     host.time.advance(TIMEOUT / 2);
     let (time, delays) = (host.time.clone(), host.delays.clone());
@@ -241,7 +241,7 @@ fn a_reader_that_is_starved_itself_does_not_vouch_for_what_it_has_not_seen() {
 }
 
 #[test]
-fn one_thread_at_a_time_asks_the_host() {
+fn one_thread_at_a_time_reads_the_run_delay() {
     let host = Host::new(1);
     host.time.advance(TIMEOUT);
     let before = *host.readings.lock().unwrap();
@@ -265,7 +265,7 @@ fn a_first_stage_that_was_not_reported_does_not_hide_the_deadline() {
 }
 
 #[test]
-fn saving_a_starved_guest_does_not_time_it_out() {
+fn saving_a_starved_guest_causes_no_timeout() {
     let host = Host::new(1);
     host.starve(TIMEOUT * 3 / 2);
     host.watchdog.clock().pause();
@@ -280,7 +280,7 @@ fn saving_a_starved_guest_does_not_time_it_out() {
 fn a_timer_without_heartbeats_does_not_accumulate_compensation() {
     let host = Host::idle(1, Policy::new(Action::None));
     host.watchdog.set_preloads(512);
-    // Free running: it starts anew after each timeout.
+    // Free running: the counter restarts after each timeout.
     host.watchdog.write_config(0x68, &[0x06]);
     for _ in 0..1000 {
         host.time.advance(MILLISECOND * 200);
@@ -297,14 +297,14 @@ fn a_timer_without_heartbeats_does_not_accumulate_compensation() {
 }
 
 #[test]
-fn the_grace_period_is_the_vms_time_whatever_the_guest_does() {
+fn the_grace_period_is_not_extended_by_steal_time() {
     let host = Host::idle(1, Policy::new(Action::Shutdown).with_escalation(SECOND * 30, Action::Poweroff));
     host.watchdog.start(1);
     host.time.advance(SECOND);
     host.watchdog.on_readable();
     assert_eq!(host.fired(), [(Stage::Timeout, Action::Shutdown)]);
     for _ in 0..340 {
-        // In time for every reading, and for nothing else.
+        // One heartbeat before each reading.
         host.watchdog.ping();
         host.starve(MILLISECOND * 90);
         host.watchdog.on_readable();
@@ -315,7 +315,7 @@ fn the_grace_period_is_the_vms_time_whatever_the_guest_does() {
 }
 
 #[test]
-fn a_fast_timer_does_not_keep_the_host_reading() {
+fn a_fast_timer_causes_a_bounded_rate_of_readings() {
     let host = Host::new(1);
     host.watchdog.start(1);
     for _ in 0..1000 {
@@ -328,7 +328,7 @@ fn a_fast_timer_does_not_keep_the_host_reading() {
 }
 
 #[test]
-fn heartbeats_read_nothing() {
+fn heartbeats_cause_no_reading() {
     let host = Host::new(1);
     let before = *host.readings.lock().unwrap();
     for _ in 0..1000 {
@@ -339,7 +339,7 @@ fn heartbeats_read_nothing() {
 }
 
 #[test]
-fn a_host_that_cannot_say_gives_no_allowance() {
+fn a_host_without_run_delays_gives_no_compensation() {
     let (clock, time) = VmClock::manual();
     let (handler, events) = recorder();
     struct Broken;

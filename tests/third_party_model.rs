@@ -61,7 +61,7 @@ impl Ib700 {
         if port == START && is_heartbeat { Access::Heartbeat } else { Access::Accepted }
     }
 
-    /// A timeout that has come stays until it is polled, whatever the guest does then.
+    /// A timeout stays latched until it is polled, whatever the guest does in between.
     fn advance(&mut self, now: VmInstant) {
         if let Some(deadline) = self.deadline.take_if(|deadline| *deadline <= now) {
             self.expired.get_or_insert(deadline);
@@ -204,7 +204,7 @@ fn a_heartbeat_ends_the_grace_period() {
 }
 
 #[test]
-fn time_stands_still_in_a_pause_and_a_reset_stops_the_watchdog() {
+fn time_stops_in_a_pause_and_a_reset_stops_the_watchdog() {
     let (watchdog, time, events) = watchdog(Policy::default());
     watchdog.outb(START, 0x0A);
     time.advance(SECOND * 4);
@@ -221,7 +221,7 @@ fn time_stands_still_in_a_pause_and_a_reset_stops_the_watchdog() {
 }
 
 #[test]
-fn a_restored_watchdog_has_what_was_left() {
+fn a_restored_watchdog_keeps_its_remaining_time() {
     let (old, time, _) = watchdog(Policy::new(Action::Poweroff));
     old.outb(START, 0x0A);
     time.advance(SECOND * 4);
@@ -230,7 +230,7 @@ fn a_restored_watchdog_has_what_was_left() {
     let state: WatchdogState<Ib700State> = serde_json::from_str(&serde_json::to_string(&state).unwrap()).unwrap();
 
     let (new, time, events) = watchdog(Policy::default());
-    // Its clock goes on where the old one stopped.
+    // Its clock continues at the saved time.
     time.advance(state.vm_time().saturating_duration_since(VmInstant::ZERO));
     new.restore_with_policy(&state).unwrap();
     assert_eq!(new.save(), state);
@@ -258,7 +258,7 @@ fn a_state_that_no_device_can_be_in_is_refused_by_its_field() {
 }
 
 #[test]
-fn it_stands_in_a_list_of_watchdogs_and_is_found_again() {
+fn a_list_of_watchdogs_gives_its_typed_handle() {
     let (watchdog, time, events) = watchdog(Policy::default());
     let list = [AnyWatchdog::from(watchdog)];
     list[0].downcast::<Ib700>().expect("the same model").outb(START, 0x0A);

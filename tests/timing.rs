@@ -12,7 +12,7 @@ use vm_watchdog::i6300esb::InterruptPin;
 use vm_watchdog::{Action, Event, HandlerError, MIN_WAKE_INTERVAL, Policy, Stage, VmClock, Watchdog};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-/// Not later than this, however busy the machine.
+/// The limit of a wait, also on a busy machine.
 const LIMIT: Duration = Duration::from_secs(30);
 
 #[test]
@@ -32,8 +32,8 @@ fn a_timeout_is_never_early_and_comes_from_the_thread() {
     assert_eq!(timeout.deadline.saturating_duration_since(pretimeout.deadline), UNIT * 25);
 }
 
-/// What the timer of a watchdog goes off at, by Linux' own account of it: never before the deadline, and after it by no
-/// more than the call took that armed the timer.
+/// Reads from Linux when the timer goes off: never before the deadline, and later by at most the duration of the call
+/// that armed it.
 #[test]
 fn the_timer_is_armed_for_the_deadline_itself() {
     let clock = VmClock::monotonic();
@@ -52,7 +52,7 @@ fn the_timer_is_armed_for_the_deadline_itself() {
     };
 
     watchdog.set_preloads(0xF_FFFF);
-    // A guest that moves its deadline twice in this time is looked at again before the deadline.
+    // Within this time a second change of the deadline would make the watchdog wake before the deadline.
     let between = || thread::sleep(MIN_WAKE_INTERVAL);
     armed_after("the start", UNIT * 0xF_FFFF, &|| watchdog.enable());
     watchdog.set_preloads(60_000);
@@ -71,7 +71,7 @@ fn the_timer_is_armed_for_the_deadline_itself() {
     armed_after("the first retry", Duration::from_millis(100), &|| ());
 }
 
-/// How long until this descriptor goes off, if it is a timerfd.
+/// The time until this descriptor goes off, if it is a timerfd.
 fn time_left_on(descriptor: RawFd) -> Option<Duration> {
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{descriptor}")).unwrap();
     let value = info.lines().find_map(|line| line.strip_prefix("it_value: ("))?;
@@ -89,7 +89,7 @@ fn ten_thousand_heartbeats_wake_no_thread() {
         watchdog.ping();
     }
     assert_eq!((watchdog.stats().heartbeats, watchdog.stats().wakes), (10_000, 0));
-    // The timer goes off at the old deadline, sees the new one, and nothing happens until that.
+    // When the timer goes off at the old deadline, the watchdog arms it for the new one and reports nothing.
     time.advance(UNIT * 511);
     watchdog.ping();
     time.advance(UNIT);
@@ -126,7 +126,7 @@ fn a_free_running_timer_of_one_microsecond_wakes_the_host_a_thousand_times_a_sec
     let wakes = u128::from(watchdog.stats().wakes);
     let most = started.elapsed().as_nanos() / MIN_WAKE_INTERVAL.as_nanos() + 1;
     assert!(wakes <= most, "{wakes} wakes, at most {most} are allowed");
-    assert!(!arrived(&events).is_empty(), "it does time out");
+    assert!(!arrived(&events).is_empty(), "it times out");
 }
 
 #[test]
@@ -148,7 +148,7 @@ fn the_descriptor_wakes_any_event_loop_and_is_quiet_afterwards() {
 }
 
 #[test]
-fn a_manual_clock_drives_a_thread_too() {
+fn a_manual_clock_wakes_the_watchdogs_thread() {
     let (clock, time) = VmClock::manual();
     let (handler, events) = recorder();
     let watchdog = Watchdog::builder("wd", device(InterruptPin::None)).clock(clock).build(handler).unwrap();

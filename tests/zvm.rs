@@ -1,4 +1,4 @@
-//! A guest that believes to run on z/VM: its commands are read from its memory and become the VMM's actions.
+//! A guest with the z/VM flavour: its commands are read from its memory and become the VMM's actions.
 
 mod common;
 
@@ -19,12 +19,15 @@ const REFUSED: Intercept = Intercept::Inject(ProgramInterruption::Specification)
 const OUTSIDE: Intercept = Intercept::Inject(ProgramInterruption::Addressing);
 
 /// Where two regions of memory meet, and where the memory ends.
-const SEAM: u64 = 0x1_0000;
+const BOUNDARY: u64 = 0x1_0000;
 const END: u64 = 0x2_0000;
 
 fn memory() -> GuestMemoryMmap {
-    GuestMemoryMmap::from_ranges(&[(GuestAddress(0), SEAM as usize), (GuestAddress(SEAM), (END - SEAM) as usize)])
-        .unwrap()
+    GuestMemoryMmap::from_ranges(&[
+        (GuestAddress(0), BOUNDARY as usize),
+        (GuestAddress(BOUNDARY), (END - BOUNDARY) as usize),
+    ])
+    .unwrap()
 }
 
 /// Capital letters and spaces in EBCDIC.
@@ -56,7 +59,7 @@ fn diag(
 }
 
 #[test]
-fn the_action_is_the_one_that_the_guest_asks_for() {
+fn the_guests_command_selects_the_action() {
     for (text, action) in [
         ("SYSTEM RESTART", Action::InjectNmi),
         ("SYSTEM RESET", Action::Reset),
@@ -65,7 +68,7 @@ fn the_action_is_the_one_that_the_guest_asks_for() {
         ("STOP", Action::Pause),
         ("VMDUMP", Action::Dump),
         ("BEGIN", Action::None),
-        // Handed to the VMM, as its policy says.
+        // Without a meaning for a VMM: the action of the policy.
         ("MSG OPERATOR HELP", Action::Shutdown),
     ] {
         let memory = memory();
@@ -77,10 +80,10 @@ fn the_action_is_the_one_that_the_guest_asks_for() {
             .build(handler)
             .unwrap();
         let command = ebcdic(text);
-        // Across the seam of two regions.
-        memory.write_slice(&command, GuestAddress(SEAM - 2)).unwrap();
-        assert_eq!(diag(&watchdog, &memory, INIT_WITH_CONCEAL, SEAM - 2, command.len()), Intercept::Done);
-        memory.write_slice(&[0; 40], GuestAddress(SEAM - 2)).unwrap();
+        // Across the boundary of two regions.
+        memory.write_slice(&command, GuestAddress(BOUNDARY - 2)).unwrap();
+        assert_eq!(diag(&watchdog, &memory, INIT_WITH_CONCEAL, BOUNDARY - 2, command.len()), Intercept::Done);
+        memory.write_slice(&[0; 40], GuestAddress(BOUNDARY - 2)).unwrap();
         time.advance(Duration::from_secs(15));
         watchdog.on_readable();
         assert_eq!(arrived(&events), [(Stage::Timeout, action)], "{text}");
@@ -89,7 +92,7 @@ fn the_action_is_the_one_that_the_guest_asks_for() {
 }
 
 #[test]
-fn whether_a_heartbeat_calls_the_escalation_off_depends_on_the_guests_own_action() {
+fn whether_a_heartbeat_cancels_the_escalation_depends_on_the_guests_own_action() {
     for (text, escalated) in [("BEGIN", false), ("SYSTEM RESTART", false), ("LOGOFF", true)] {
         for policy in [Action::Shutdown, Action::None] {
             let memory = memory();
@@ -140,10 +143,10 @@ fn a_command_outside_memory_is_an_addressing_exception_and_changes_nothing() {
     }
     assert_eq!(diag(&watchdog, &memory, INIT_WITH_CONCEAL, END - 230, 230), Intercept::Done);
     assert_eq!(diag(&watchdog, &memory, CHANGE, END, 1), OUTSIDE);
-    assert_eq!(diag(&watchdog, &memory, CHANGE, END - 230, 231), REFUSED, "too long, wherever it is");
+    assert_eq!(diag(&watchdog, &memory, CHANGE, END - 230, 231), REFUSED, "too long, at any address");
 }
 
-/// The same call of the same VMM, for a guest that is not on z/VM: the register is an action.
+/// The same call for a watchdog without the z/VM flavour: the register is an action.
 #[test]
 fn a_watchdog_of_the_other_flavour_takes_no_command() {
     let (handler, _events) = recorder();
@@ -155,10 +158,10 @@ fn a_watchdog_of_the_other_flavour_takes_no_command() {
     assert_eq!(other, Intercept::NotOurs);
 }
 
-/// What version 1 wrote before it knew episodes is read for ever; what it writes now is in the other file.
+/// Both files are of version 1: the first without the fields of episodes, the second as it is written now.
 #[cfg(feature = "serde")]
 #[test]
-fn a_saved_state_is_what_the_golden_file_says() {
+fn a_state_is_saved_as_in_the_golden_file() {
     let (clock, time) = VmClock::manual();
     let (handler, _events) = recorder();
     let unknown = UnknownCommands::Refused;

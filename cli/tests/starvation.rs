@@ -1,6 +1,6 @@
-//! A host with too much to do: the vCPU's thread on SCHED_IDLE, beside busy loops on its processor.
+//! Steal-time compensation in real time: the vCPU's thread has SCHED_IDLE and shares its processor with busy loops.
 //!
-//! The tests run one after the other: they take a processor for themselves.
+//! The tests run one at a time, because each needs a processor without the load of another test.
 
 #[path = "boot/support.rs"]
 mod support;
@@ -17,25 +17,25 @@ const PERIOD_NS: u64 = 2_013_265_920;
 const LIMIT: u64 = 3;
 const POWEROFF: &str = "--watchdog=i6300esb,action=poweroff";
 const COMPENSATED: &str = "--watchdog=i6300esb,action=poweroff,steal-limit=3";
-/// How seldom Linux is asked, and so how much later than due a deadline may be seen to.
+/// The time between two readings of the run delay, and so the most by which a reading delays an action.
 const READING_NS: u64 = 100_000_000;
-/// The most that a busy host adds to that.
+/// How late an action may be on a busy host, that time included.
 const LATE_NS: u64 = READING_NS + 400_000_000;
-/// The most for a guest that has halted: on a busy host it waits for the processor when it has to leave KVM for a moment.
+/// How late a halted guest may time out: on a busy host its thread waits for the processor each time it leaves KVM.
 const HALTED_NS: u64 = PERIOD_NS * 3 / 2;
 const END: Duration = Duration::from_secs(60);
 /// Longer than the timeout, shorter than the limit allows.
 const STARVED: Duration = Duration::from_millis(3500);
-/// A thread of SCHED_IDLE weighs 3 and each of these 1024, so that it runs for a ten-thousandth of the time. It runs for
-/// about half a millisecond at once, and then not for five seconds: more than the timeout. (With eight loops it was one
-/// second, in which a healthy guest feeds in time.)
+/// Linux gives a thread of SCHED_IDLE the weight 3 and each of these loops 1024, so the thread gets a ten-thousandth of
+/// the processor: about half a millisecond, and then nothing for five seconds, which is longer than the timeout. With
+/// eight loops it waits for about one second, and a healthy guest feeds in time.
 const BUSY_LOOPS: usize = 32;
 
-/// Programs that use a processor all the time.
+/// Processes that never sleep, on one processor.
 struct BusyLoops(Vec<Child>);
 
 impl BusyLoops {
-    /// Starves a thread on the first processor that we may use.
+    /// Starves a thread: moves it to the first processor that this process may use, and starts the loops there.
     fn beside(thread: Pid) -> Self {
         let processor = first_processor();
         run("chrt", &["--idle", "--pid", "0", &thread.to_string()]);
@@ -50,7 +50,7 @@ impl BusyLoops {
 
 impl Drop for BusyLoops {
     fn drop(&mut self) {
-        // All of them first: to wait for one takes a while beside the others.
+        // Kills all before it waits for one: beside running loops a killed process takes long to end.
         self.0.iter_mut().for_each(|busy| drop(busy.kill()));
         self.0.iter_mut().for_each(|busy| drop(busy.wait()));
     }
@@ -74,20 +74,20 @@ fn armed(guest: &str, watchdog: &str) -> Running {
     running
 }
 
-/// A guest whose vCPU is starved from the moment at which it has armed its watchdog, to the end.
+/// Runs a guest to its end, and starves its vCPU from the moment at which it has armed its watchdog.
 fn starved(guest: &str, watchdog: &str) -> Run {
     let running = armed(guest, watchdog);
     let _busy = BusyLoops::beside(running.vcpu());
     running.finish(END)
 }
 
-/// How long the vCPU's thread has run, by Linux' account; None once it has ended.
+/// The processor time of a thread, from its `schedstat`; `None` once it has ended.
 fn processor_time(process: Pid, thread: Pid) -> Option<Duration> {
     let account = std::fs::read_to_string(format!("/proc/{process}/task/{thread}/schedstat")).ok()?;
     account.split(' ').next()?.parse().ok().map(Duration::from_nanos)
 }
 
-/// Runs to the end. Returns how long the vCPU's thread ran from now on, too.
+/// Waits for the end of a run. Also returns the processor time that the vCPU's thread uses from now on.
 fn finish_and_account(running: Running) -> (Run, Duration) {
     let (process, vcpu) = (running.id(), running.vcpu());
     let account = move || processor_time(process, vcpu);
@@ -103,7 +103,7 @@ fn finish_and_account(running: Running) -> (Run, Duration) {
     (run, last.join().unwrap() - before)
 }
 
-/// KVM, and the processor for ourselves.
+/// Excludes the other tests of this file; `None` without KVM.
 fn quiet_host() -> Option<MutexGuard<'static, ()>> {
     static HOST: Mutex<()> = Mutex::new(());
     has_kvm().then(|| HOST.lock().unwrap_or_else(PoisonError::into_inner))
@@ -111,14 +111,14 @@ fn quiet_host() -> Option<MutexGuard<'static, ()>> {
 
 /// A timeout, in nanoseconds of the VM's clock.
 struct Timeout {
-    /// The deadline, after the last heartbeat, or after the start if there was none. The guest says a word just before it
-    /// starts the watchdog, and the start is noted just after it: the least that it may be, and the most.
+    /// From the last heartbeat to the deadline; without a heartbeat, from the start. The start is between the guest's
+    /// message and the event `armed`, so this is the smallest and the largest possible value.
     due_after: (u64, u64),
-    /// When it was acted upon, after the same. (The process ends later: its vCPU has to run for that.)
+    /// The smallest possible time from there to the action. The process ends later, when its vCPU's thread runs.
     after: u64,
 }
 
-/// The timeout that ended this run. Checks that it did not come before its deadline, nor that before its time.
+/// The timeout that ended this run. Checks that neither the timeout nor its deadline is early.
 fn timeout(run: &Run) -> Timeout {
     assert_eq!(run.status, Some(3), "{}", run.messages);
     let fire = run.fire("timeout");
@@ -135,7 +135,7 @@ fn timeout(run: &Run) -> Timeout {
     }
 }
 
-/// Checks that not a nanosecond was added to the timeout.
+/// Checks that no steal time was added to the timeout.
 fn assert_not_extended(timeout: &Timeout) {
     assert!(timeout.due_after.0 <= PERIOD_NS, "due after {} ns", timeout.due_after.0);
     assert!(timeout.after < PERIOD_NS + LATE_NS, "{}", timeout.after);
@@ -152,7 +152,7 @@ fn a_starved_guest_does_not_time_out_with_compensation() {
         std::thread::sleep(STARVED.saturating_sub(started.elapsed()));
         let ran = processor_time(process, vcpu).expect("the vCPU runs") - before;
         drop(busy);
-        // Beside whatever else the host does it would be starved still.
+        // With SCHED_IDLE other programs of the host could still starve it.
         run("chrt", &["--other", "--pid", "0", &vcpu.to_string()]);
         assert!(ran < STARVED / 10, "not starved: it ran for {ran:?} of {STARVED:?}");
         let run = running.finish(END);
@@ -165,7 +165,7 @@ fn a_starved_guest_does_not_time_out_with_compensation() {
 #[test]
 fn a_starved_guest_times_out_without_compensation() {
     if let Some(_host) = quiet_host() {
-        // Now and then it runs for a moment, and feeds: so it is starved until such a moment comes too late.
+        // The starved guest still feeds once in some seconds, until one heartbeat comes too late.
         let timeout = timeout(&starved("--built-in=feeding", POWEROFF));
         eprintln!("starved, without compensation: timeout after {} ns", timeout.after);
         assert_not_extended(&timeout);
@@ -178,7 +178,7 @@ fn compensation_for_a_starved_guest_is_limited() {
         let timeout = timeout(&starved("--built-in=spinning", COMPENSATED));
         eprintln!("starved for ever, limit {LIMIT}: timeout after {} ns", timeout.after);
         let most = PERIOD_NS * LIMIT;
-        assert!(timeout.due_after.1 >= most, "starved all the time, but due after {} ns", timeout.due_after.1);
+        assert!(timeout.due_after.1 >= most, "always starved, but due after {} ns", timeout.due_after.1);
         assert!(timeout.due_after.0 <= most + READING_NS, "due after {} ns", timeout.due_after.0);
         assert!(timeout.after < most + LATE_NS, "{}", timeout.after);
     }
@@ -188,7 +188,7 @@ fn compensation_for_a_starved_guest_is_limited() {
 fn a_halted_guest_is_not_starved_even_beside_busy_loops() {
     if let Some(_host) = quiet_host() {
         let running = armed("--built-in=halting", COMPENSATED);
-        // Starved before it can halt, it would be a guest that wants to run.
+        // Waits for its HLT: a guest that is starved before it is runnable, not halted.
         std::thread::sleep(Duration::from_millis(300));
         let _busy = BusyLoops::beside(running.vcpu());
         let timeout = timeout(&running.finish(END));
@@ -206,7 +206,7 @@ fn a_guest_that_spins_or_halts_times_out_with_compensation_and_without() {
                 let timeout = timeout(&run);
                 eprintln!("{guest} {watchdog}: timeout after {} ns, of which it ran for {ran:?}", timeout.after);
                 match (guest, watchdog) {
-                    // Whatever else the host does meanwhile, it has had its time once it has run for that long.
+                    // Measured in processor time, because other programs of the host may delay the guest.
                     ("--built-in=spinning", COMPENSATED) => {
                         assert!(ran < Duration::from_nanos(PERIOD_NS + LATE_NS), "it ran for {ran:?}");
                     }

@@ -23,6 +23,7 @@ extern crate std;
 
 pub mod diag288;
 pub mod i6300esb;
+mod lanes;
 mod model;
 mod state;
 mod time;

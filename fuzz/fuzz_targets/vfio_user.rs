@@ -15,47 +15,23 @@
 
 #![no_main]
 
+/// The device of `vm-watchdog serve` itself.
+#[path = "../../cli/src/serve/device.rs"]
+mod device;
+
 use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
-use vm_watchdog::i6300esb::{BAR0_SIZE, I6300esb, I6300esbConfig, InterruptPin};
+use vm_watchdog::i6300esb::{I6300esb, I6300esbConfig, InterruptPin};
 use vm_watchdog::{Event, VmClock, Watchdog};
-use vm_watchdog_vfio_user::{BARS, Framer, Header, Intx, MAX_MESSAGE, Message, Next, PciDevice, Session};
+use vm_watchdog_vfio_user::{Framer, Header, Intx, MAX_MESSAGE, Message, Next, Session};
+
+use crate::device::WatchdogDevice;
 
 const REGION_READ: u16 = 9;
 const REGION_WRITE: u16 = 10;
 const NO_REPLY: u32 = 0x10;
 const ERROR: u32 = 0x20;
-
-/// The watchdog as `vm-watchdog serve` presents it.
-struct Device {
-    watchdog: Watchdog<I6300esb>,
-    intx: Option<Arc<Intx>>,
-}
-
-impl PciDevice for Device {
-    fn bar_sizes(&self) -> [u64; BARS] {
-        [BAR0_SIZE.into(), 0, 0, 0, 0, 0]
-    }
-    fn read_bar(&mut self, _bar: usize, offset: u64, data: &mut [u8]) {
-        self.watchdog.read_bar(offset, data);
-    }
-    fn write_bar(&mut self, _bar: usize, offset: u64, data: &[u8]) {
-        self.watchdog.write_bar(offset, data);
-    }
-    fn read_config(&mut self, offset: u16, data: &mut [u8]) {
-        self.watchdog.read_config(offset, data);
-    }
-    fn write_config(&mut self, offset: u16, data: &[u8]) {
-        self.watchdog.write_config(offset, data);
-    }
-    fn reset(&mut self) {
-        self.watchdog.reset();
-    }
-    fn intx(&self) -> Option<&Intx> {
-        self.intx.as_deref()
-    }
-}
 
 fuzz_target!(|input: &[u8]| {
     let [choices, piece, stream @ ..] = input else {
@@ -68,7 +44,7 @@ fuzz_target!(|input: &[u8]| {
     let (clock, _time) = VmClock::manual();
     let watchdog = Watchdog::builder("fuzz", device).clock(clock).build(|_: &Event| Ok(())).expect("a timer");
 
-    let mut session = Session::new(Device { watchdog: watchdog.clone(), intx });
+    let mut session = Session::new(WatchdogDevice { watchdog: watchdog.clone(), intx });
     let greeting = [[20u32, 0, 0, 0].map(u32::to_ne_bytes).concat(), vec![0; 4]].concat();
     if is_greeted {
         let mut hello = vec![0; 2];
@@ -89,7 +65,7 @@ fuzz_target!(|input: &[u8]| {
 });
 
 /// Sends all of `stream`, until the server closes the connection.
-fn converse(session: &mut Session<Device>, mut stream: &[u8], piece: u8, is_greeted: bool) -> Next {
+fn converse(session: &mut Session<WatchdogDevice>, mut stream: &[u8], piece: u8, is_greeted: bool) -> Next {
     let mut framer = Framer::new();
     let mut reply = Vec::new();
     while !stream.is_empty() {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use vm_watchdog::i6300esb::{I6300esb, I6300esbConfig, InterruptPin};
 use vm_watchdog::{Action, ActionHandler, Event, HandlerError, Stage, Watchdog};
 
-/// What a preload unit lasts with the 1 kHz prescaler, 30 ns << 15.
+/// The duration of a preload unit with the 1 kHz prescaler: 30 ns << 15.
 pub const UNIT: Duration = Duration::from_nanos(983_040);
 
 /// A device with or without a pin.
@@ -69,7 +69,7 @@ impl Driver for Watchdog<I6300esb> {
     }
 }
 
-/// A handler that passes events on, and the end at which they arrive.
+/// A handler that sends its events, and their receiver.
 pub fn recorder() -> (impl ActionHandler + 'static, Receiver<Event>) {
     let (sender, receiver) = channel();
     (sending(sender), receiver)
@@ -88,12 +88,12 @@ impl ActionHandler for Recorder {
     }
 
     fn note(&self, event: &Event) {
-        // A test that no longer listens has seen enough.
+        // The test may have dropped the receiver.
         let _ = self.perform(event);
     }
 }
 
-/// What has arrived so far: stage and action.
+/// Stage and action of each event since the last call.
 pub fn arrived(events: &Receiver<Event>) -> Vec<(Stage, Action)> {
     events.try_iter().map(|event| (event.stage, event.action)).collect()
 }

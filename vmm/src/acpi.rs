@@ -20,7 +20,7 @@ use crate::memory::{GuestMemory, MMIO_HOLE};
 
 /// Where the root pointer lies: at the start of the range in which guests look for it.
 pub const ROOT_POINTER: u64 = 0xE_0000;
-/// The tables follow, each at an address that suits it (64 suits the FACS, which wants most).
+/// The tables follow, each aligned as the FACS has to be, whose alignment is the largest.
 const FIRST_TABLE: u64 = ROOT_POINTER + ALIGNMENT;
 const ALIGNMENT: u64 = 64;
 
@@ -34,10 +34,10 @@ const DSDT_REVISION: u8 = 2;
 const BOOT_ARCHITECTURE: u16 = 1 << 2 | 1 << 5;
 const EVENT_BLOCK_LENGTH: u8 = 4;
 const CONTROL_BLOCK_LENGTH: u8 = 2;
-/// The end of what PCI devices may decode: the I/O APIC comes next.
+/// The end of the addresses that PCI devices may decode: the I/O APIC comes next.
 const PCI_MEMORY_END: u32 = 0xFEBF_FFFF;
 
-/// Writes the tables into memory that firmware would keep for itself.
+/// Writes the tables into memory below 1 MiB that a PC reserves for firmware.
 pub fn write(memory: &GuestMemory) -> Result<(), GuestMemoryError> {
     let mut next = FIRST_TABLE;
     let mut place = |table: &dyn Aml| {
@@ -94,7 +94,7 @@ fn dsdt() -> Sdt {
     dsdt
 }
 
-/// A table that is bytes already.
+/// A table in its final form, as bytes.
 struct Table(Sdt);
 
 impl Aml for Table {

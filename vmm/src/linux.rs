@@ -76,7 +76,7 @@ impl LinuxGuest {
         Ok(guest)
     }
 
-    /// The kernel, for people.
+    /// The path of the kernel, for messages.
     pub fn name(&self) -> String {
         self.kernel.0.display().to_string()
     }

@@ -29,7 +29,7 @@ const RESET_INTERVAL: Duration = Duration::from_millis(100);
 /// How long a handler or an interrupt line may take before a snapshot is refused.
 const QUIESCE_LIMIT: Duration = Duration::from_secs(5);
 
-/// The guest: what is loaded into memory at a boot.
+/// What is loaded into guest memory at a boot.
 pub enum Guest {
     /// Nothing: the table of a built-in guest is played.
     Played,

@@ -1,4 +1,4 @@
-//! What a processor is: KVM's vCPU and the player of a built-in guest are both one.
+//! The trait of a processor, for KVM's vCPU and for the player of a built-in guest.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,4 +1,4 @@
-//! Puts a machine together and runs it.
+//! Builds a machine and runs it.
 
 use std::fs::File;
 use std::io::Write;
@@ -119,7 +119,7 @@ struct Parts {
     snapshot: Option<Snapshot>,
 }
 
-/// Puts the machine together and runs it.
+/// Builds the machine and runs it.
 fn run_machine(parts: Parts, timeline: &Arc<Timeline>) -> Result<ExitStatus, BootError> {
     let Parts { options, guest, entry, kvm, memory, clock, snapshot } = parts;
     let (inbox, senders, inbox_subscriber) = inbox::open().map_err(BootError::host("create an eventfd"))?;

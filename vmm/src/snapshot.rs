@@ -140,7 +140,7 @@ impl Snapshot {
         Ok(snapshot)
     }
 
-    /// The file, for people.
+    /// The path of the file, for messages.
     pub fn name(&self) -> String {
         self.path.display().to_string()
     }

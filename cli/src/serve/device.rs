@@ -1,4 +1,5 @@
-//! The watchdog as a device of the vfio-user server.
+//! The watchdog as a device of the vfio-user server. It uses public items of libraries only, because the fuzz target
+//! `vfio_user` compiles this file too.
 
 use std::sync::Arc;
 

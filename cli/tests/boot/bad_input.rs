@@ -1,4 +1,4 @@
-//! Everything that can be wrong with a command line: one clear line, and a status that tells what.
+//! Command lines that are refused: one line that says why, and an exit status for each kind of error.
 
 use crate::support::{Temporary, boot};
 

@@ -70,7 +70,7 @@ fn a_guest_whose_action_is_none_continues() {
     for run in on_each(&["--events=json", "--watchdog=i6300esb,action=none"]) {
         assert_eq!(run.status, Some(0), "{}", run.messages);
         assert_timed_out(&run, "none");
-        assert!(run.remarks().last().unwrap().contains("I am still here"));
+        assert!(run.remarks().last().unwrap().contains("the guest still runs"));
         assert_eq!(run.all("disarmed").len(), 1);
     }
 }

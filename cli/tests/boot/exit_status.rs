@@ -6,7 +6,7 @@ use rustix::process::{Pid, Signal};
 
 use crate::support::{NO_KVM, Running, Temporary, boot};
 
-/// Runs `vm-watchdog boot` and sees that it ends with this status, and says so in its last event if it has any.
+/// Runs `vm-watchdog boot`, and checks its exit status, which is also in its last event if it has written any.
 fn assert_status(status: i32, arguments: &[&str]) {
     let run = boot(&[&["--events=json"], arguments].concat());
     assert_eq!(run.status, Some(status), "{arguments:?}: {}", run.messages);
@@ -72,10 +72,14 @@ fn a_server_ended_by_a_signal_is_0_and_one_that_cannot_serve_is_1_or_2() {
     let mut server = serve(&harmless).stdout(std::process::Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
     std::io::BufRead::read_line(&mut std::io::BufReader::new(server.stdout.take().unwrap()), &mut line).unwrap();
-    // All of it before anything is asserted, so that no server is left behind.
+    // Both servers end before the first assertion, so that a failed one leaves none running.
     let second = serve(&harmless).output().unwrap().status.code();
     rustix::process::kill_process(Pid::from_child(&server), Signal::TERM).unwrap();
     let first = server.wait().unwrap().code();
-    assert_eq!((first, second), (Some(0), Some(1)), "the first was told to end, the socket was in use for the second");
+    assert_eq!(
+        (first, second),
+        (Some(0), Some(1)),
+        "the first ended by SIGTERM, the second because the socket was in use"
+    );
     assert_eq!(serve(&["--turbo"]).output().unwrap().status.code(), Some(2));
 }

@@ -17,7 +17,7 @@ fn paused_after_the_last_heartbeat(arguments: &[&str]) -> (Running, u64, u64) {
         (0..3).map(|_| number(&running.wait_for("heartbeat"), "last_heartbeat_ns")).last().unwrap_or_default();
     running.signal(Signal::USR1);
     let paused = number(&running.wait_for("paused"), "vm_time_ns");
-    assert!(paused < last_heartbeat + PERIOD_NS, "paused too late to tell");
+    assert!(paused < last_heartbeat + PERIOD_NS, "paused after the deadline");
     (running, last_heartbeat, paused)
 }
 
@@ -40,7 +40,7 @@ fn a_guest_paused_longer_than_its_timeout_times_out_after_the_remaining_time() {
         assert_eq!(run.status, Some(3), "{}", run.messages);
         let names: Vec<_> = run.events().iter().map(|event| event["event"].as_str().unwrap().to_owned()).collect();
         let at = |name: &str| names.iter().position(|other| other == name).unwrap();
-        assert_eq!(at("resumed"), at("paused") + 1, "nothing happens in between: {names:?}");
+        assert_eq!(at("resumed"), at("paused") + 1, "no event in between: {names:?}");
         assert_eq!(number(&run.all("resumed")[0], "vm_time_ns"), paused);
         let left = last_heartbeat + PERIOD_NS - paused;
         assert_eq!(left_until_timeout(&run, paused), left);

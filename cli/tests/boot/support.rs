@@ -115,7 +115,7 @@ impl Running {
 }
 
 impl Drop for Running {
-    /// A test that fails leaves no VM behind.
+    /// Kills the VM of a test that fails.
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -144,7 +144,7 @@ impl Run {
         fires[0].clone()
     }
 
-    /// What the built-in guest said.
+    /// The remarks of the built-in guest.
     pub fn remarks(&self) -> Vec<String> {
         self.all("guest").iter().map(|remark| remark["message"].as_str().unwrap().to_owned()).collect()
     }
@@ -158,7 +158,7 @@ pub fn number(event: &Value, field: &str) -> u64 {
 /// The option that leaves a VM without KVM.
 pub const NO_KVM: &str = "--kvm-device=/nonexistent/kvm";
 
-/// The options for each way to run the built-in guest here. Without KVM that half of the test is skipped.
+/// The options for each way to run the built-in guest on this machine. Without KVM that part of the test is skipped.
 pub fn each() -> Vec<&'static [&'static str]> {
     let mut each: Vec<&[&str]> = vec![&[NO_KVM]];
     if has_kvm() {
@@ -167,7 +167,7 @@ pub fn each() -> Vec<&'static [&'static str]> {
     each
 }
 
-/// Whether KVM can be used. If not, what the calling test does with it is skipped.
+/// Whether KVM can be used. If not, reports the part of the calling test that needs it as skipped.
 pub fn has_kvm() -> bool {
     static KVM: OnceLock<Result<(), Unavailable>> = OnceLock::new();
     match KVM.get_or_init(probe_kvm) {

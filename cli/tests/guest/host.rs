@@ -51,7 +51,7 @@ enum Ours {
 }
 
 thread_local! {
-    /// The outer guest of this thread's tests; it dies with the thread.
+    /// The outer guest of this thread's tests; it is killed when the thread ends.
     static OUTER: RefCell<Option<Process>> = const { RefCell::new(None) };
 }
 
@@ -81,7 +81,7 @@ impl Hosts {
                     None => boot_outer(qemu, &self.kernel, initramfs)?,
                 };
                 let transcript = run_nested(scenario, &mut running)?;
-                // Only kept while it answers: after an error the next test gets a new one.
+                // Kept only after a success: after an error the next test gets a new one.
                 OUTER.set(Some(running));
                 Ok(transcript)
             }

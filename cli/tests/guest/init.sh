@@ -16,7 +16,7 @@ bootstatus() {
 }
 
 # Powers the machine off when its power button is pressed, as an installed system does.
-heed_power_button() {
+obey_power_button() {
     insmod /lib/evdev.ko
     insmod /lib/button.ko
     mkdir -p /etc/acpi/PWRF

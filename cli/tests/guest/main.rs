@@ -52,7 +52,7 @@ fn trial(
 
 fn on_ours(hosts: &Hosts, scenario: &Scenario) -> Result<(), Failed> {
     let transcript = hosts.run_on_ours(scenario)?;
-    transcript.judge(|| {
+    transcript.check(|| {
         assert_eq!(transcript.said_by_guest(), scenario.guest_says);
         (scenario.check)(&transcript);
     })?;
@@ -61,7 +61,7 @@ fn on_ours(hosts: &Hosts, scenario: &Scenario) -> Result<(), Failed> {
 
 fn on_qemu(hosts: &Hosts, scenario: &Scenario) -> Result<(), Failed> {
     let transcript = hosts.run_on_qemu(scenario)?;
-    transcript.judge(|| {
+    transcript.check(|| {
         assert_eq!(transcript.status, Some(0), "the exit status of QEMU");
         assert_eq!(transcript.said_by_guest(), scenario.guest_says);
     })?;

@@ -11,9 +11,9 @@ pub struct Scenario {
     pub name: &'static str,
     /// The action of the watchdog.
     pub action: &'static str,
-    /// What the guest does, in the words of `init.sh`.
+    /// What the guest does: a shell script with the functions of `init.sh` and `guest.sh`.
     pub guest: &'static str,
-    /// What the guest says until its end, on any implementation of the device.
+    /// What the guest reports with `say` until its end, on any implementation of the device.
     pub guest_says: &'static [&'static str],
     /// What else must hold on ours.
     pub check: fn(&Transcript),
@@ -80,7 +80,7 @@ pub const SCENARIOS: &[Scenario] = &[
         compare: true,
     },
     Scenario {
-        name: "a_guest_that_closes_by_the_magic_character_does_not_time_out",
+        name: "a_guest_that_closes_with_the_magic_character_does_not_time_out",
         action: "poweroff",
         guest: r#"
             load_driver
@@ -102,7 +102,7 @@ pub const SCENARIOS: &[Scenario] = &[
         compare: true,
     },
     Scenario {
-        name: "with_nowayout_a_magic_close_does_not_stop_it",
+        name: "with_nowayout_a_magic_close_does_not_stop_the_watchdog",
         action: "poweroff",
         guest: r#"
             load_driver nowayout=1
@@ -121,7 +121,7 @@ pub const SCENARIOS: &[Scenario] = &[
         compare: true,
     },
     Scenario {
-        name: "kubevirts_own_test_ends_the_vm",
+        name: "the_watchdog_test_of_kubevirt_powers_off_the_vm",
         action: "poweroff",
         guest: r#"
             load_driver
@@ -168,7 +168,7 @@ pub const SCENARIOS: &[Scenario] = &[
         action: "shutdown,grace=30s,then=poweroff",
         guest: r#"
             load_driver
-            heed_power_button
+            obey_power_button
             feed 1 4
             end_feeder KILL
             say killed
@@ -188,10 +188,10 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "a_hung_guest_asked_to_shut_down_is_powered_off_after_the_grace",
         action: "shutdown,grace=5s,then=poweroff",
-        // A panic that is told to wait for ever: interrupts still arrive, but nothing runs again.
+        // With `panic` 0 the panic never reboots: interrupts still arrive, and no process runs again.
         guest: r#"
             load_driver
-            heed_power_button
+            obey_power_button
             feed 1 4
             say hanging
             echo 0 >/proc/sys/kernel/panic
@@ -219,8 +219,8 @@ pub const SCENARIOS: &[Scenario] = &[
 fn assert_timeout_on_time(run: &Transcript) {
     let timeout = run.timeout();
     let waited = Transcript::time(timeout, "observed_ns") - Transcript::time(timeout, "last_heartbeat_ns");
-    assert!(waited >= FOUR_SECONDS, "{waited:?} is too early: {FOUR_SECONDS:?} were promised");
+    assert!(waited >= FOUR_SECONDS, "{waited:?} is too early, expected is {FOUR_SECONDS:?}");
     let at = Transcript::time(timeout, "observed_ns");
     assert!(run.took >= at, "{at:?} after the start of a run that took {:?} by the clock of the test", run.took);
-    assert!(waited <= FOUR_SECONDS + LATEST, "{waited:?} is too late: {FOUR_SECONDS:?} were promised");
+    assert!(waited <= FOUR_SECONDS + LATEST, "{waited:?} is too late, expected is {FOUR_SECONDS:?}");
 }

@@ -77,7 +77,7 @@ impl Transcript {
     }
 
     /// Runs assertions. If one fails, shows the whole run beside it.
-    pub fn judge(&self, assertions: impl FnOnce()) -> Result<(), String> {
+    pub fn check(&self, assertions: impl FnOnce()) -> Result<(), String> {
         catch_unwind(AssertUnwindSafe(assertions)).map_err(|panic| {
             let message = panic.downcast_ref::<String>().map(String::as_str);
             let message = message.or(panic.downcast_ref::<&str>().copied()).unwrap_or("an assertion failed");

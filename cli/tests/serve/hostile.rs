@@ -217,7 +217,7 @@ fn hold(server: &Server, exchange: &Exchange, piece: usize) {
     match exchange.end {
         Error(errno) => {
             error(client.receive(), errno);
-            assert_eq!(client.read(CONFIG, 0, 2), Ok(vec![0x86, 0x80]), "the conversation goes on");
+            assert_eq!(client.read(CONFIG, 0, 2), Ok(vec![0x86, 0x80]), "the session continues");
         }
         ErrorAndClose(errno) => {
             error(client.receive(), errno);
@@ -356,7 +356,7 @@ fn a_full_eventfd_made_blocking_again_does_not_block_the_server() {
     let mut client = server.client();
     let full: OwnedFd = eventfd(0, EventfdFlags::empty()).unwrap();
     client.ask_with_fds(SET_IRQS, &set_irqs(20, DATA_EVENTFD | TRIGGER, 0, 0, 1), &[full.as_fd()]).unwrap();
-    // The flags are those of the open file, which is the server's and ours.
+    // The flags belong to the open file, which the server and the test share.
     rustix::fs::fcntl_setfl(&full, OFlags::empty()).unwrap();
     rustix::io::write(&full, &(u64::MAX - 1).to_ne_bytes()).unwrap();
     client.ask(SET_IRQS, &set_irqs(20, DATA_NONE | TRIGGER, 0, 0, 1)).unwrap();

@@ -144,7 +144,7 @@ fn a_stale_socket_is_replaced_and_a_live_one_refused() {
     let (status, message) = second.fail();
     assert_eq!(status, 1);
     assert_eq!(message, format!("vm-watchdog: socket {path}: another process serves it\n"));
-    assert_eq!(client.read(CONFIG, 0, 2).unwrap(), [0x86, 0x80], "the live one goes on");
+    assert_eq!(client.read(CONFIG, 0, 2).unwrap(), [0x86, 0x80], "the first server still serves its client");
 }
 
 #[test]

@@ -132,7 +132,7 @@ fn each_counter_counts_what_its_name_says() {
     // and each attempt but the first has a wake of its own.
     client.arm(1);
     server.expect("performed");
-    // All values differ, so that no counter can pass for another. Beside the nine wakes by the timer there is at most one
+    // All values differ, so that a swapped counter fails the test. Beside the nine wakes by the timer there is at most one
     // for each deadline that the guest has moved nearer, and one after it.
     let expected = [
         ("connections", 4..=4),
@@ -178,7 +178,7 @@ fn an_interrupt_that_cannot_be_signalled_is_counted() {
     server.expect_where("fire", |event| event["stage"] == "pretimeout");
     server.limit_files(None);
 
-    // A timer that went off during the pause may be served after it, and finds nothing to do.
+    // A timer that went off during the pause may be served after it, when nothing is due.
     let expected = [
         ("interrupt_failures", 1..=1),
         ("connections", 4..=4),

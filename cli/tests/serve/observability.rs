@@ -92,11 +92,11 @@ fn the_service_managers_watchdog_is_not_notified_once_a_socket_is_not_served() {
     server.expect_where("log", |event| event["message"].as_str().unwrap().contains("no longer served"));
     server.limit_files(None);
 
-    // No notification for several intervals; those from before the end was noticed do not count.
+    // No notification for several intervals. Those that were sent before the server noticed the end are skipped.
     manager.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
     let deadline = Instant::now() + TIMEOUT;
     while manager.recv(&mut [0; 100]).is_ok() {
-        assert!(Instant::now() < deadline, "the other socket is served, but that is not all");
+        assert!(Instant::now() < deadline, "notified although one socket is not served");
     }
 }
 

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::actions::{is_timeout, with_qmp};
 
-/// Longer than any timeout that a test waits for in vain.
+/// Longer than any timeout that must not come.
 const QUIET: Duration = Duration::from_millis(300);
 /// A unit of the preload registers: 2^15 ticks of 30 ns.
 const UNIT_NS: u64 = 983_040;
@@ -36,11 +36,14 @@ fn a_pause_by_qmp_stops_the_watchdog_and_keeps_the_remaining_time() {
         qmp.answer("system_reset", json!({}));
     };
     qmp.no_command(Duration::from_nanos(deadline - paused_at) + QUIET);
-    assert_eq!(qmp.vm_time(&server), paused_at, "the clock stands");
+    assert_eq!(qmp.vm_time(&server), paused_at, "the clock is stopped");
     let resumed = Instant::now();
     qmp.event("RESUME");
     let fire = server.expect_where("fire", is_timeout);
-    assert!(resumed.elapsed() >= Duration::from_nanos(deadline - paused_at), "what was left is left after the pause");
+    assert!(
+        resumed.elapsed() >= Duration::from_nanos(deadline - paused_at),
+        "the remaining time is the same after the pause"
+    );
     assert_eq!(number(&fire, "deadline_ns"), deadline);
     assert!(number(&fire, "observed_ns") >= deadline, "{fire}");
     qmp.answer("system_reset", json!({}));
@@ -99,7 +102,7 @@ fn a_new_vm_does_not_inherit_the_pause_of_the_last_one() {
     drop((first, client));
     server.expect("disconnected");
     server.expect_where("control", |event| event["connected"] == false);
-    // QMP is not accepted now.
+    // From here on the fake QEMU accepts no connection.
     let mut client = server.client();
     client.arm(1);
     server.expect_where("fire", is_timeout);

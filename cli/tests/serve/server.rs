@@ -18,17 +18,17 @@ use tempfile::TempDir;
 
 use crate::client::Client;
 
-/// Long enough for any thread to run, on any machine.
+/// The limit of a wait for another thread or process, also on a busy machine.
 pub const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long the end of a test waits for its server to end, before it is killed.
-const GOODBYE: Duration = Duration::from_secs(5);
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A running server in a folder of its own.
 pub struct Server {
     child: Child,
     events: Receiver<Value>,
-    /// Events that [`Server::await_control`] has come across.
+    /// Events that [`Server::await_control`] received before the one that it waits for.
     kept: RefCell<VecDeque<Value>>,
     /// Where its sockets are.
     pub folder: TempDir,
@@ -162,8 +162,8 @@ impl Server {
     }
 
     /// Waits for an event of this name that matches.
-    pub fn expect_where(&self, name: &str, is_it: impl Fn(&Value) -> bool) -> Value {
-        self.find(name, is_it).1
+    pub fn expect_where(&self, name: &str, matches: impl Fn(&Value) -> bool) -> Value {
+        self.find(name, matches).1
     }
 
     /// Waits for an event of this name, which must come before any event called `too_early`.
@@ -176,19 +176,19 @@ impl Server {
         event
     }
 
-    /// Waits until the control socket of the VM is connected, and skips no other event.
+    /// Waits until the control socket of the VM is connected, and keeps other events for later calls.
     pub fn await_control(&self) {
         let (skipped, _) = self.find("control", |event| event["connected"] == true);
         self.kept.borrow_mut().extend(skipped);
     }
 
     /// An event, and those before it.
-    fn find(&self, name: &str, is_it: impl Fn(&Value) -> bool) -> (Vec<Value>, Value) {
+    fn find(&self, name: &str, matches: impl Fn(&Value) -> bool) -> (Vec<Value>, Value) {
         let deadline = Instant::now() + TIMEOUT;
         let mut skipped = Vec::new();
         loop {
             match self.next_event(deadline) {
-                Ok(event) if event["event"] == name && is_it(&event) => return (skipped, event),
+                Ok(event) if event["event"] == name && matches(&event) => return (skipped, event),
                 Ok(other) => skipped.push(other),
                 Err(RecvTimeoutError::Timeout) => panic!("no event {name} within {TIMEOUT:?}, but {skipped:#?}"),
                 Err(RecvTimeoutError::Disconnected) => {
@@ -269,7 +269,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         // SIGTERM first, so that it ends the commands that it has started.
         let _ = rustix::process::kill_process(Pid::from_child(&self.child), Signal::TERM);
-        let deadline = Instant::now() + GOODBYE;
+        let deadline = Instant::now() + STOP_TIMEOUT;
         while self.is_running() && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(5));
         }

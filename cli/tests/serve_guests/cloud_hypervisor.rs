@@ -14,7 +14,7 @@ use crate::guest::{Guest, Pieces};
 use crate::server::{Builder, Server};
 use crate::{CARD_RESET, LONGER_THAN_THE_TIMEOUT, with_pieces};
 
-/// Runs a test with Cloud Hypervisor, or says loudly that it did not.
+/// Runs a test with Cloud Hypervisor, or reports it as skipped.
 fn with_cloud_hypervisor(test: &str, run: impl FnOnce(&Pieces, &Path)) {
     match std::env::var_os("CLOUD_HYPERVISOR") {
         Some(binary) => with_pieces(test, |pieces| run(pieces, Path::new(&binary))),

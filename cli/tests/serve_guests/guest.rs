@@ -25,7 +25,7 @@ pub struct Pieces {
     pub initramfs: PathBuf,
 }
 
-/// A guest that does what it is told.
+/// A guest that executes the commands of the test.
 pub struct Guest {
     process: Process,
 }
@@ -91,8 +91,8 @@ impl Guest {
         self.run("feed 1 4");
     }
 
-    /// Kills busybox. Linux gives the watchdog its last heartbeat when it closes the device of a process that did not
-    /// say goodbye, so that this heartbeat is no earlier than the instant that is returned.
+    /// Kills busybox. Linux sends a last heartbeat when it closes a device without the magic character, so the last
+    /// heartbeat is not before the returned instant.
     pub fn kill_feeder(&mut self) -> Instant {
         let before = Instant::now();
         self.run("end_feeder KILL");

@@ -28,7 +28,7 @@ const LATEST: Duration = Duration::from_secs(10);
 /// Long enough to show that there is no timeout.
 const LONGER_THAN_THE_TIMEOUT: Duration = Duration::from_secs(6);
 
-/// Runs a test while no other process' tests have the machine, or skips it loudly.
+/// Runs a test while no other process runs guest tests, or reports it as skipped.
 fn with_pieces(test: &str, run: impl FnOnce(&Pieces)) {
     match assets::machine_for_this_process().and_then(|()| Pieces::get()) {
         Ok(pieces) => run(&pieces),
@@ -54,7 +54,7 @@ fn boot(pieces: &Pieces, server: &Server) -> Guest {
 fn expect_timeout(server: &Server, alive: Instant) -> Value {
     let fire = server.expect_where("fire", |event| event["stage"] == "timeout");
     let waited = alive.elapsed();
-    assert!(waited >= FOUR_SECONDS, "a timeout {waited:?} after a sign of life, by the clock of the test: {fire}");
+    assert!(waited >= FOUR_SECONDS, "a timeout {waited:?} after the last heartbeat, by the clock of the test: {fire}");
     let time = |name: &str| Duration::from_nanos(fire[name].as_u64().unwrap());
     assert_eq!(time("deadline_ns") - time("last_heartbeat_ns"), FOUR_SECONDS, "{fire}");
     assert!(time("observed_ns") >= time("deadline_ns"), "{fire}");

@@ -1,4 +1,4 @@
-//! The hand of the operator: a QMP connection of the test's own.
+//! The operator: a second QMP connection, which belongs to the test.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;

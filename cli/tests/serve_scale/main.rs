@@ -1,6 +1,6 @@
-//! Two hundred watchdogs in one process: what they cost while nothing happens, and whether each fires in time.
+//! Two hundred watchdogs in one process: their processor time and memory when idle, and whether each fires in time.
 //!
-//! The figures of the README are what `cargo test --release -p vm-watchdog-vmm --test serve_scale -- --nocapture` prints.
+//! `cargo test --release -p vm-watchdog-cli --test serve_scale -- --nocapture` prints the figures of the README.
 
 #[path = "../serve/client.rs"]
 #[allow(dead_code, reason = "the tests of the protocol use the rest")]
@@ -24,7 +24,7 @@ use crate::server::{Builder, Server};
 const WATCHDOGS: usize = 200;
 /// The most memory for each of them after the first. Measured are 32 KB.
 const MOST_MEMORY: u64 = 48 << 10;
-/// How long nothing happens.
+/// How long the watchdogs are idle.
 const IDLE: Duration = Duration::from_secs(10);
 /// How much later than a bare sleep at the same time a watchdog may fire.
 const BOUND: Duration = Duration::from_millis(100);
@@ -76,7 +76,7 @@ fn two_hundred_idle_watchdogs_use_little_processor_time_and_fire_in_time() {
     assert!(percent < 1.0);
 
     // Deadlines spread over a second, which all come while others are being set.
-    let yardstick = Yardstick::start();
+    let bare_sleep = BareSleep::start();
     for (index, client) in clients.iter_mut().enumerate() {
         client.arm(256 + u32::try_from(index).unwrap() * 2);
     }
@@ -88,18 +88,18 @@ fn two_hundred_idle_watchdogs_use_little_processor_time_and_fire_in_time() {
     }
     let mut lateness: Vec<_> = lateness.into_values().collect();
     lateness.sort();
-    let (median, worst, bare) = (lateness[WATCHDOGS / 2], lateness[WATCHDOGS - 1], yardstick.worst());
+    let (median, worst, bare) = (lateness[WATCHDOGS / 2], lateness[WATCHDOGS - 1], bare_sleep.worst());
     println!("lateness: median {median:?}, worst {worst:?}; worst of a bare sleep {bare:?}");
     assert!(worst < bare + BOUND);
 }
 
-/// How late this machine is by itself, with all that others do on it.
-struct Yardstick {
+/// Measures the lateness of a bare sleep, with the load that other programs put on this machine.
+struct BareSleep {
     is_done: Arc<AtomicBool>,
     thread: JoinHandle<Duration>,
 }
 
-impl Yardstick {
+impl BareSleep {
     fn start() -> Self {
         let is_done = Arc::new(AtomicBool::new(false));
         let thread = {

@@ -1,10 +1,10 @@
 //! PCI configuration space: the standard header, and the watchdog's registers at 60h to 68h.
 
 use super::counter::Stage;
-use super::lanes::DwordWrite;
 use super::spec::{self, command, config, configuration, lock};
 use super::{I6300esb, InterruptPin};
 use crate::Access;
+use crate::lanes::DwordWrite;
 
 /// The writable part of the PCI header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,7 +15,6 @@
 
 mod config_space;
 mod counter;
-mod lanes;
 mod registers;
 mod spec;
 mod state;
@@ -24,7 +23,7 @@ use counter::{Counter, Prescaler, Stage};
 pub use spec::{BAR0_SIZE, CLASS_CODE, CONFIG_SPACE_SIZE, DEVICE_ID, VENDOR_ID};
 pub use state::{CounterStateV1, I6300esbStateV1};
 
-use crate::{Access, Expired, LastReset, Model, StateError, VmInstant};
+use crate::{Access, Expired, LastReset, Model, StateError, VmInstant, lanes};
 use config_space::PciHeader;
 use registers::Unlock;
 

@@ -2,9 +2,9 @@
 
 use super::I6300esb;
 use super::counter::Stage;
-use super::lanes::DwordWrite;
 use super::spec::{self, bar, gintsr, reload};
 use crate::Access;
+use crate::lanes::DwordWrite;
 
 /// Progress of the unlock sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -154,9 +154,9 @@ impl BuiltInGuest {
                 arm(&mut steps, 512, "armed the watchdog for 1.007 s; feeding it every 300 ms");
                 feed(&mut steps, 3);
                 steps.extend([Say("no more heartbeats"), Wait(1500)]);
-                // The guest gets here only if the action of the timeout lets it run on.
+                // The guest reaches this only if the action of the timeout leaves it running.
                 steps.push(Expect(RELOAD, WDT_TIMEOUT, WDT_TIMEOUT));
-                steps.push(Say("the watchdog has expired, and I am still here; stopping it and powering off"));
+                steps.push(Say("the watchdog has expired and the guest still runs; stopping it and powering off"));
                 steps.extend(STOP);
             }
             Self::Feeding => {

@@ -241,7 +241,7 @@ mod tests {
             bus.write_port(0xCFC, &[0; 4]);
         }
         select(&mut bus, register(0));
-        assert_eq!(read(&mut bus, 0xCFC), [0, 1, 2, 3], "no write went astray");
+        assert_eq!(read(&mut bus, 0xCFC), [0, 1, 2, 3], "no write reached the function");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Ports that only the built-in guest has: a clock to wait by, and two ways to speak.
+//! Ports that only the built-in guest has: a clock for its waits, and two ports that report to the VMM.
 //!
 //! | port | access | meaning |
 //! |---|---|---|

@@ -1,4 +1,4 @@
-//! The library's 6300ESB as a function on our PCI bus: all that a VMM needs, and what the guest does for the timeline.
+//! The library's 6300ESB as a function on our PCI bus. All of it but the entries in the timeline is what any VMM needs.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! How a thread is called back out of KVM_RUN: a signal whose handler sets `immediate_exit`.
+//! Makes a thread leave KVM_RUN: a signal whose handler sets `immediate_exit`.
 //!
 //! A signal that arrives while the thread is in KVM_RUN interrupts it. One that arrives just before would be lost; the
 //! flag in the shared `kvm_run` page makes that KVM_RUN return at once (KVM API, section 5, `immediate_exit`).
@@ -15,7 +15,7 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 use crate::error::BootError;
 
 thread_local! {
-    /// Whether this thread was kicked since it last asked.
+    /// Whether this thread was kicked since the last call of [`take`].
     static KICKED: AtomicBool = const { AtomicBool::new(false) };
     /// `immediate_exit` of the vCPU that this thread is running, or null.
     static IMMEDIATE_EXIT: Cell<*mut u8> = const { Cell::new(ptr::null_mut()) };
@@ -34,7 +34,7 @@ pub fn prepare() -> Result<(), BootError> {
     outcome.map_err(BootError::host("install a signal handler"))
 }
 
-/// Whether this thread was kicked since it last asked.
+/// Whether this thread was kicked since the last call of [`take`].
 pub fn take() -> bool {
     KICKED.with(|kicked| kicked.swap(false, Ordering::Relaxed))
 }
@@ -46,7 +46,7 @@ pub struct Kickable<'a> {
 }
 
 impl<'a> Kickable<'a> {
-    /// From here on kicks reach this vCPU. Ask [`take`] afterwards for one that came before.
+    /// From here on kicks reach this vCPU. Call [`take`] afterwards for a kick that came before.
     pub fn new(vcpu: &'a mut VcpuFd) -> Self {
         vcpu.set_kvm_immediate_exit(0);
         IMMEDIATE_EXIT.set(&raw mut vcpu.get_kvm_run().immediate_exit);
@@ -64,8 +64,8 @@ extern "C" fn on_signal(_: c_int, _: *mut siginfo_t, _: *mut c_void) {
     KICKED.with(|kicked| kicked.store(true, Ordering::Relaxed));
     let immediate_exit = IMMEDIATE_EXIT.get();
     if !immediate_exit.is_null() {
-        // SAFETY: `Kickable` borrows the vCPU, whose mapping the pointer leads into, and clears the pointer before it
-        // lets go; this handler runs on the same thread. The kernel only reads the byte.
+        // SAFETY: `Kickable` borrows the vCPU, in whose mapping the pointer lies, and clears the pointer when it
+        // is dropped; this handler runs on the same thread. The kernel only reads the byte.
         unsafe { AtomicU8::from_ptr(immediate_exit) }.store(1, Ordering::Relaxed);
     }
 }

@@ -1,11 +1,11 @@
-//! Splits a guest access into the dwords that it touches.
+//! Splits a guest access of a PCI device into the dwords that it touches.
 //!
 //! PCI transfers dwords with a byte enable for each of four lanes. Handling every access this way treats all widths and
 //! offsets alike, and fixes the byte order to little-endian on every host.
 
 /// The part of a write that falls into one dword.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct DwordWrite {
+pub(crate) struct DwordWrite {
     /// Offset of the dword, a multiple of four.
     pub offset: u64,
     /// The bytes in their lanes, zero in lanes not enabled.
@@ -27,7 +27,7 @@ impl DwordWrite {
 }
 
 /// The dwords that a write of `data` at `offset` touches, in ascending order.
-pub(super) fn dword_writes(offset: u64, data: &[u8]) -> impl Iterator<Item = DwordWrite> + '_ {
+pub(crate) fn dword_writes(offset: u64, data: &[u8]) -> impl Iterator<Item = DwordWrite> + '_ {
     let mut offset = offset;
     let mut rest = data;
     core::iter::from_fn(move || {
@@ -55,7 +55,7 @@ pub(super) fn dword_writes(offset: u64, data: &[u8]) -> impl Iterator<Item = Dwo
 /// Fills `data` with the bytes at `offset`, each from its dword; all ones where `dword` returns `None`.
 ///
 /// Returns whether any byte comes from a dword.
-pub(super) fn read_dwords(offset: u64, data: &mut [u8], dword: impl Fn(u64) -> Option<u32>) -> bool {
+pub(crate) fn read_dwords(offset: u64, data: &mut [u8], dword: impl Fn(u64) -> Option<u32>) -> bool {
     let mut any = false;
     let mut at = Some(offset);
     for byte in data {
