@@ -173,7 +173,7 @@ fn an_error_is_one_line_and_leaves_no_socket_behind() {
 
     let (status, message) = Builder::new().options("--socket s").fail();
     assert_eq!((status, message.lines().count()), (2, 1), "{message}");
-    assert!(message.contains("needs one of --qmp, --cloud-hypervisor, --exec"), "{message}");
+    assert!(message.contains("the action reset needs one of --qmp"), "{message}");
 }
 
 #[test]
