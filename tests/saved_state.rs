@@ -213,7 +213,7 @@ fn the_policy_is_the_operators_unless_that_of_the_saved_vm_is_asked_for() {
 
 #[test]
 fn what_was_pending_follows_the_operators_policy() {
-    // A timeout that the saved VM's handler could not perform, and an escalation that the operator no longer wants.
+    // A timeout whose action failed in the saved VM, and an escalation that the operator's policy no longer has.
     let escalating = Policy::new(Action::Pause).with_escalation(UNIT * 100, Action::Poweroff);
     let saved = Vm::new(Duration::ZERO, escalating);
     saved.watchdog.start(512);

@@ -1,4 +1,4 @@
-//! A vfio-user client that sends exactly what a test wants. The bits of the protocol are restated here, not imported.
+//! A vfio-user client that sends any bytes. The bits of the protocol are restated here, not imported.
 
 use std::io::{IoSlice, Read, Write};
 use std::mem::MaybeUninit;

@@ -59,7 +59,7 @@ fn a_state_is_synced_before_the_rename_and_its_folder_after() {
 
     let mut replacements = 0;
     for trace in traces(&server) {
-        // What was written to the new file and not synced, and whether the folder knows its new name.
+        // Whether the content of the new file, and the folder after the rename, are still to be synced.
         let (mut unsynced, mut unlinked) = (false, false);
         for call in trace.lines() {
             let is_new = call.contains("/state.new>");

@@ -160,11 +160,11 @@ fn an_interrupt_that_cannot_be_signalled_is_counted() {
         drop(server.client());
         server.expect("disconnected");
     }
-    // Four warnings of which a client hears nothing, because it has not asked for it.
+    // Four pretimeouts without an interrupt, because the client has set no eventfd yet.
     let mut client = server.client();
     client.arm(60_000);
     warn(&server, &mut client, 4);
-    // The guest deals with the interrupt, and the next one is to be signalled.
+    // The guest clears the interrupt, and the client sets an eventfd for the next one.
     client.write(BAR0, 0x08, &[1, 0, 0, 0]).unwrap();
     let interrupt = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
     let connect = [20, 1 << 2 | 1 << 5, 0, 0, 1];

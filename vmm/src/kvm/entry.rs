@@ -33,7 +33,7 @@ pub enum EntryPoint {
     },
 }
 
-/// Selector of the code segment, as the Linux boot protocol wants it (`__BOOT_CS`).
+/// Selector of the code segment, as the Linux boot protocol requires (`__BOOT_CS`).
 pub const CODE_SELECTOR: u16 = 0x10;
 const DATA_SELECTOR: u16 = 0x18;
 const TASK_SELECTOR: u16 = 0x20;
