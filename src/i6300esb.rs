@@ -15,9 +15,46 @@ impl Watchdog<I6300esb> {
         self.access(|device, now| (device.read_config(offset, data, now), ()));
     }
 
-    /// Writes configuration space at `offset`.
-    pub fn write_config(&self, offset: u16, data: &[u8]) {
-        self.access(|device, now| (device.write_config(offset, data, now), ()));
+    /// Writes configuration space at `offset`, and returns where BAR0 has moved, if the write moves it.
+    ///
+    /// A VMM that maps BAR0 into an address space, instead of asking [`bar0`](Self::bar0) at each access, follows the
+    /// moves. Each begins where the last one ended. A guest that sizes BAR0 (writes all ones, reads, writes the address
+    /// back) causes none. A [reset](Watchdog::reset) and a [restore](Watchdog::restore) may move BAR0 too: compare with
+    /// [`BarMove::between`]. If several vCPUs can write configuration space at the same time (ECAM), the VMM holds a lock
+    /// of its own from the write until the move is applied, so that moves are applied in order.
+    ///
+    /// ```
+    /// use vm_watchdog::i6300esb::{BarMove, I6300esb, I6300esbConfig, MEMORY_ENABLE};
+    /// use vm_watchdog::{Event, Watchdog};
+    ///
+    /// let config = I6300esbConfig::default().with_bar0(0xFEB0_0000); // what firmware assigns
+    /// let watchdog = Watchdog::builder("wd", I6300esb::new(config)).build(|_: &Event| Ok(()))?;
+    /// let mut mapped = watchdog.bar0(); // the VMM's address space
+    /// let mut apply = |moved: Option<BarMove>| {
+    ///     if let Some(BarMove { from, to, .. }) = moved {
+    ///         assert_eq!(from, mapped); // unmap here
+    ///         mapped = to; // and map there
+    ///     }
+    ///     mapped
+    /// };
+    ///
+    /// // The guest enables memory decoding, sizes BAR0, and assigns another address.
+    /// assert_eq!(apply(watchdog.write_config(0x04, &MEMORY_ENABLE.to_le_bytes())), Some(0xFEB0_0000));
+    /// assert_eq!(apply(watchdog.write_config(0x10, &[0xFF; 4])), Some(0xFEB0_0000));
+    /// assert_eq!(apply(watchdog.write_config(0x10, &0xC000_0000_u32.to_le_bytes())), Some(0xC000_0000));
+    ///
+    /// // The platform resets, with all vCPUs stopped.
+    /// let before = watchdog.bar0();
+    /// watchdog.reset();
+    /// assert_eq!(apply(BarMove::between(before, watchdog.bar0())), None);
+    /// # Ok::<(), vm_watchdog::Error>(())
+    /// ```
+    pub fn write_config(&self, offset: u16, data: &[u8]) -> Option<BarMove> {
+        self.access(|device, now| {
+            let before = device.bar0();
+            let access = device.write_config(offset, data, now);
+            (access, BarMove::between(before, device.bar0()))
+        })
     }
 
     /// Reads BAR0 at `offset` (0 to 15; all ones beyond).
@@ -30,7 +67,9 @@ impl Watchdog<I6300esb> {
         self.access(|device, now| (device.write_bar(offset, data, now), ()));
     }
 
-    /// The guest-physical address at which BAR0 decodes; `None` while memory decoding is off.
+    /// The guest-physical address at which BAR0 decodes; `None` while memory decoding is off, or no address is assigned.
+    ///
+    /// Never the pattern that a guest reads while it sizes BAR0.
     pub fn bar0(&self) -> Option<u32> {
         self.inspect(I6300esb::bar0)
     }

@@ -6,28 +6,6 @@ use super::{I6300esb, InterruptPin};
 use crate::Access;
 use crate::lanes::DwordWrite;
 
-/// The writable part of the PCI header.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct PciHeader {
-    pub command: u16,
-    pub cache_line_size: u8,
-    pub latency_timer: u8,
-    pub bar0: u32,
-    pub interrupt_line: u8,
-}
-
-impl PciHeader {
-    pub const RESET: Self = Self { command: 0, cache_line_size: 0, latency_timer: 0, bar0: 0, interrupt_line: 0 };
-
-    pub fn decoded_bar0(&self) -> Option<u32> {
-        (self.command & command::MEMORY_ENABLE != 0).then_some(self.bar0)
-    }
-
-    pub fn is_intx_disabled(&self) -> bool {
-        self.command & command::INTX_DISABLE != 0
-    }
-}
-
 impl I6300esb {
     /// The dword of configuration space at `offset`; `None` past its end.
     pub(super) fn config_dword(&self, offset: u64) -> Option<u32> {
@@ -63,15 +41,14 @@ impl I6300esb {
         let byte = |lane: u32| (write.mask >> (8 * lane) & 0xFF != 0).then_some((write.value >> (8 * lane)) as u8);
         match offset {
             config::COMMAND_STATUS if write.mask & 0xFFFF != 0 => {
-                let command = write.merged_into(self.header.command.into()) as u16;
-                self.header.command = command & command::WRITABLE;
+                self.header = self.header.with_command(write.merged_into(self.header.command.into()) as u16);
             }
             config::CACHE_LINE_LATENCY if write.mask & 0xFFFF != 0 => {
                 self.header.cache_line_size = byte(0).unwrap_or(self.header.cache_line_size);
                 self.header.latency_timer = byte(1).unwrap_or(self.header.latency_timer);
             }
             config::BAR0 => {
-                self.header.bar0 = write.merged_into(self.header.bar0) & !(spec::BAR0_SIZE - 1);
+                self.header = self.header.with_bar0(write.merged_into(self.header.bar0));
             }
             config::INTERRUPT if write.mask & 0xFF != 0 => {
                 self.header.interrupt_line = byte(0).unwrap_or(self.header.interrupt_line);

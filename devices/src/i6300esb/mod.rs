@@ -12,63 +12,26 @@
 //! - The live counter at 64h reads 0 while the counter is stopped.
 //! - Without an interrupt pin the PCI status bit 3 (interrupt pending) stays 0.
 //! - An access across several dwords is performed dword by dword, lowest first, as on the bus.
+//! - BAR0 decodes nothing at address zero (not assigned). A write of all ones is a sizing write, not an address: BAR0
+//!   stays where it decodes, and decodes nothing if memory is enabled only then. A byte or word write moves BAR0 at once.
 
+mod config;
 mod config_space;
 mod counter;
+mod header;
 mod registers;
 mod spec;
 mod state;
 
+pub use config::{I6300esbConfig, InterruptPin};
 use counter::{Counter, Prescaler, Stage};
-pub use spec::{BAR0_SIZE, CLASS_CODE, CONFIG_SPACE_SIZE, DEVICE_ID, VENDOR_ID};
+pub use header::BarMove;
+pub use spec::{BAR0_SIZE, CLASS_CODE, CONFIG_SPACE_SIZE, DEVICE_ID, MEMORY_ENABLE, VENDOR_ID};
 pub use state::{CounterStateV1, I6300esbStateV1};
 
 use crate::{Access, Expired, LastReset, Model, StateError, VmInstant, lanes};
-use config_space::PciHeader;
+use header::PciHeader;
 use registers::Unlock;
-
-/// Configuration of the device, which the VMM sets before a guest accesses it.
-///
-/// ```
-/// use vm_watchdog_devices::i6300esb::{I6300esb, I6300esbConfig, InterruptPin};
-///
-/// let config = I6300esbConfig::default().with_interrupt_pin(InterruptPin::IntA);
-/// let watchdog = I6300esb::new(config);
-/// # let _ = watchdog;
-/// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct I6300esbConfig {
-    /// The interrupt pin of the function. If it has one, the VMM must connect the line.
-    pub interrupt_pin: InterruptPin,
-    /// Subsystem vendor at 2Ch; zero means none.
-    pub subsystem_vendor_id: u16,
-    /// Subsystem id at 2Eh.
-    pub subsystem_id: u16,
-}
-
-impl I6300esbConfig {
-    /// The same configuration with this interrupt pin.
-    pub const fn with_interrupt_pin(self, interrupt_pin: InterruptPin) -> Self {
-        Self { interrupt_pin, ..self }
-    }
-
-    /// The same configuration with these ids at 2Ch and 2Eh.
-    pub const fn with_subsystem(self, subsystem_vendor_id: u16, subsystem_id: u16) -> Self {
-        Self { subsystem_vendor_id, subsystem_id, ..self }
-    }
-}
-
-/// The PCI interrupt pin of the function (configuration register 3Dh).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum InterruptPin {
-    /// No interrupt: a guest can poll WDT_INT_ACT instead.
-    #[default]
-    None,
-    /// INTA#, level triggered.
-    IntA,
-}
 
 /// An Intel 6300ESB watchdog timer.
 ///
@@ -128,7 +91,7 @@ impl I6300esb {
     pub const fn new(config: I6300esbConfig) -> Self {
         Self {
             config,
-            header: PciHeader::RESET,
+            header: PciHeader::reset(&config),
             configuration: 0,
             lock: 0,
             preload1: spec::PRELOAD_MASK,
@@ -166,9 +129,12 @@ impl I6300esb {
         self.write_dwords(offset, data, now, Self::write_bar_dword)
     }
 
-    /// The address at which BAR0 decodes; `None` while memory decoding is off.
+    /// The guest-physical address at which BAR0 decodes; `None` while memory decoding is off, or no address is assigned.
+    ///
+    /// While a guest sizes BAR0 with memory decoding on, this is the address before the guest wrote all ones; the
+    /// pattern that the guest reads back is never an address.
     pub fn bar0(&self) -> Option<u32> {
-        self.header.decoded_bar0()
+        self.header.decoded
     }
 
     /// WDT_TIMEOUT: whether the watchdog has timed out since the guest last cleared the bit. Resets do not clear it.

@@ -11,6 +11,9 @@ pub const CONFIG_SPACE_SIZE: u16 = 0x100;
 /// Length of BAR0, in bytes: 32-bit memory, non-prefetchable.
 pub const BAR0_SIZE: u32 = 16;
 
+/// Memory enable in the PCI command register: BAR0 decodes.
+pub const MEMORY_ENABLE: u16 = 1 << 1;
+
 /// Offsets of the dwords of configuration space that are not zero.
 pub(super) mod config {
     pub const ID: u16 = 0x00;
@@ -27,7 +30,7 @@ pub(super) mod config {
 
 /// Bits of the PCI command and status registers.
 pub(super) mod command {
-    pub const MEMORY_ENABLE: u16 = 1 << 1;
+    pub use super::MEMORY_ENABLE;
     pub const INTX_DISABLE: u16 = 1 << 10;
     /// I/O, memory, bus master, SERR, INTx disable: the bits that QEMU 11.1's device keeps.
     pub const WRITABLE: u16 = 0x0507;

@@ -2,8 +2,8 @@
 
 use core::time::Duration;
 
-use super::config_space::PciHeader;
 use super::counter::{Counter, Prescaler, Stage};
+use super::header::PciHeader;
 use super::registers::Unlock;
 use super::spec::{self, command, configuration, lock};
 use super::{I6300esb, I6300esbConfig};
@@ -24,6 +24,9 @@ pub struct I6300esbStateV1 {
     pub latency_timer: u8,
     /// BAR0, without type bits.
     pub bar0: u32,
+    /// Where BAR0 decodes while its register holds the sizing pattern.
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    pub bar0_while_sizing: Option<u32>,
     /// PCI interrupt line.
     pub interrupt_line: u8,
     /// 60h, WDT configuration.
@@ -65,7 +68,7 @@ impl I6300esb {
         // Exhaustive: a new field does not compile until it is handled here.
         let Self {
             config: _,
-            header: PciHeader { command, cache_line_size, latency_timer, bar0, interrupt_line },
+            header,
             configuration,
             lock,
             preload1,
@@ -77,12 +80,14 @@ impl I6300esb {
             expired: Expired { pretimeout, timeout },
             latest,
         } = *self;
+        let PciHeader { command, cache_line_size, latency_timer, bar0, decoded, interrupt_line } = header;
         let age = |instant: VmInstant| nanos(latest.saturating_duration_since(instant));
         I6300esbStateV1 {
             command,
             cache_line_size,
             latency_timer,
             bar0,
+            bar0_while_sizing: decoded.filter(|_| header.is_sizing_while_decoding()),
             interrupt_line,
             wdt_configuration: configuration,
             wdt_lock: lock,
@@ -118,6 +123,7 @@ impl I6300esb {
             cache_line_size,
             latency_timer,
             bar0,
+            bar0_while_sizing,
             interrupt_line,
             wdt_configuration,
             wdt_lock,
@@ -132,6 +138,14 @@ impl I6300esb {
         } = *state;
         StateError::unless(command & !command::WRITABLE == 0, "command", command, "bits 0x507")?;
         StateError::unless(bar0 % spec::BAR0_SIZE == 0, "bar0", bar0, "a multiple of 0x10")?;
+        let header =
+            PciHeader { command, cache_line_size, latency_timer, bar0, decoded: bar0_while_sizing, interrupt_line };
+        if let Some(address) = bar0_while_sizing {
+            let before = PciHeader { decoded: None, ..header }.with_bar0(address);
+            let is_possible = header.is_sizing_while_decoding() && before.decoded == Some(address);
+            let accepted = "an address of BAR0, while bar0 is 0xfffffff0 and memory is enabled";
+            StateError::unless(is_possible, "bar0_while_sizing", address, accepted)?;
+        }
         StateError::unless(
             wdt_configuration & !configuration::WRITABLE == 0,
             "wdt_configuration",
@@ -152,7 +166,7 @@ impl I6300esb {
         let past = |age: u64| now - Duration::from_nanos(age);
         Ok(Self {
             config,
-            header: PciHeader { command, cache_line_size, latency_timer, bar0, interrupt_line },
+            header: header.with_bar0(bar0),
             configuration: wdt_configuration,
             lock: wdt_lock,
             preload1,

@@ -26,6 +26,7 @@ pub struct Reference {
     has_pin: bool,
     /// Configuration space as a guest reads it, except the status and the live counter, which change by themselves.
     config: [u8; 256],
+    bar0: Option<u32>,
     preloads: [u32; 2],
     had_first_key: bool,
     is_unlocked: bool,
@@ -46,6 +47,7 @@ impl Reference {
             now: 0,
             has_pin,
             config,
+            bar0: None,
             preloads: [0xF_FFFF; 2],
             had_first_key: false,
             is_unlocked: false,
@@ -124,8 +126,7 @@ impl Reference {
     }
 
     pub fn bar0(&self) -> Option<u32> {
-        let address = u32::from_le_bytes(self.config[0x10..0x14].try_into().unwrap());
-        (self.config[0x04] & 0x02 != 0).then_some(address)
+        self.bar0
     }
 
     pub fn timed_out(&self) -> bool {
@@ -153,6 +154,11 @@ impl Reference {
         self.advance(now);
         let bytes = (usize::from(offset)..).zip(data);
         let access = bytes.map(|(offset, &byte)| self.write_config_byte(offset, byte)).max();
+        let is_enabled = self.config[0x04] & 0x02 != 0;
+        match u32::from_le_bytes(self.config[0x10..0x14].try_into().unwrap()) {
+            0xFFFF_FFF0 if is_enabled => {}
+            address => self.bar0 = Some(address).filter(|&address| is_enabled && address != 0),
+        }
         self.advance(now);
         access.unwrap_or(Access::Ignored)
     }
