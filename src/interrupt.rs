@@ -1,10 +1,11 @@
-//! The interrupt line of a device.
+//! The interrupt of a device: its line, and its messages.
 
 use std::io;
 
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::io::{Errno, write};
+use vm_watchdog_devices::MsiMessage;
 
 /// A level-triggered interrupt line of the VM, set by a watchdog. Implemented for closures.
 ///
@@ -33,6 +34,46 @@ where
 {
     fn set_level(&self, high: bool) -> io::Result<()> {
         self(high)
+    }
+}
+
+/// Sends the interrupt messages (MSI) of a watchdog. Implemented for closures.
+///
+/// The library calls it once for an interrupt, one call at a time for a watchdog, never while the VM is paused, and with
+/// no lock held. A message that is due while the VM is paused, saved or moved is sent when the VM runs.
+///
+/// A VMM on KVM gives it a closure over its VM's `KVM_SIGNAL_MSI`. That ioctl returns 0 if the guest does not accept the
+/// interrupt, which is no error. A VMM that hides its KVM descriptor, such as Cloud Hypervisor, gives it a closure over its
+/// own way to inject a message.
+///
+/// ```
+/// use vm_watchdog::i6300esb::{I6300esb, I6300esbConfig};
+/// use vm_watchdog::{Event, MsiMessage, Watchdog};
+///
+/// let device = I6300esb::new(I6300esbConfig::default().with_msi());
+/// let watchdog = Watchdog::builder("wd", device)
+///     .msi(|message: MsiMessage| Ok(println!("{:#x} to {:#x}", message.data, message.address)))
+///     .build(|_: &Event| Ok(()))?;
+/// # drop(watchdog);
+/// # Ok::<(), vm_watchdog::Error>(())
+/// ```
+pub trait MsiSender: Send + Sync {
+    /// Sends a message to the VM's interrupt controller. Address and data are what the guest has programmed, and may be
+    /// anything.
+    ///
+    /// # Errors
+    ///
+    /// An error is counted and logged, and the message is sent again at the next access or expiry, unless the guest has
+    /// cleared the interrupt.
+    fn send(&self, message: MsiMessage) -> io::Result<()>;
+}
+
+impl<F> MsiSender for F
+where
+    F: Fn(MsiMessage) -> io::Result<()> + Send + Sync,
+{
+    fn send(&self, message: MsiMessage) -> io::Result<()> {
+        self(message)
     }
 }
 

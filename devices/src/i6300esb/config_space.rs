@@ -1,8 +1,8 @@
 //! PCI configuration space: the standard header, and the watchdog's registers at 60h to 68h.
 
+use super::I6300esb;
 use super::counter::Stage;
 use super::spec::{self, command, config, configuration, lock};
-use super::{I6300esb, InterruptPin};
 use crate::Access;
 use crate::lanes::DwordWrite;
 
@@ -14,19 +14,18 @@ impl I6300esb {
         Some(match offset {
             config::ID => words(spec::VENDOR_ID, spec::DEVICE_ID),
             config::COMMAND_STATUS => words(self.header.command, self.status()),
-            config::CLASS_REVISION => spec::CLASS_CODE << 8,
+            config::CLASS_REVISION => spec::CLASS_CODE << 8 | u32::from(spec::REVISION_ID),
             config::CACHE_LINE_LATENCY => {
                 u32::from_le_bytes([self.header.cache_line_size, self.header.latency_timer, 0, 0])
             }
             config::BAR0 => self.header.bar0,
             config::SUBSYSTEM => words(self.config.subsystem_vendor_id, self.config.subsystem_id),
+            config::CAPABILITIES if self.config.msi => spec::MSI_CAPABILITY.into(),
             config::INTERRUPT => {
-                let pin = match self.config.interrupt_pin {
-                    InterruptPin::None => 0,
-                    InterruptPin::IntA => 1,
-                };
+                let pin = self.config.interrupt_pin.register();
                 u32::from_le_bytes([self.header.interrupt_line, pin, 0, 0])
             }
+            config::MSI..config::MSI_END if self.config.msi => self.msi.dword(offset - config::MSI),
             config::WDT_CONFIGURATION => self.configuration.into(),
             config::LIVE_COUNTER => self.counter.map_or(0, |counter| counter.value(self.latest)),
             config::WDT_LOCK => self.lock.into(),
@@ -53,6 +52,9 @@ impl I6300esb {
             config::INTERRUPT if write.mask & 0xFF != 0 => {
                 self.header.interrupt_line = byte(0).unwrap_or(self.header.interrupt_line);
             }
+            config::MSI..config::MSI_END if self.config.msi => {
+                return self.msi.write_dword(offset - config::MSI, write);
+            }
             config::WDT_CONFIGURATION if write.mask & 0xFFFF != 0 => {
                 let value = write.merged_into(self.configuration.into()) as u8;
                 self.configuration = value & configuration::WRITABLE;
@@ -64,7 +66,9 @@ impl I6300esb {
     }
 
     fn status(&self) -> u16 {
-        if self.is_interrupt_pending() { command::STATUS_INTERRUPT } else { 0 }
+        let capabilities = if self.config.msi { command::STATUS_CAPABILITIES } else { 0 };
+        let interrupt = if self.is_pin_pending() { command::STATUS_INTERRUPT } else { 0 };
+        capabilities | interrupt
     }
 
     fn write_lock(&mut self, value: u8) -> Access {

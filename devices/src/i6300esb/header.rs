@@ -47,6 +47,10 @@ impl PciHeader {
         self.command & command::MEMORY_ENABLE != 0
     }
 
+    pub const fn is_bus_master(&self) -> bool {
+        self.command & command::BUS_MASTER != 0
+    }
+
     pub const fn is_intx_disabled(&self) -> bool {
         self.command & command::INTX_DISABLE != 0
     }

@@ -19,6 +19,7 @@ mod config;
 mod config_space;
 mod counter;
 mod header;
+mod msi;
 mod registers;
 mod spec;
 mod state;
@@ -26,11 +27,14 @@ mod state;
 pub use config::{I6300esbConfig, InterruptPin};
 use counter::{Counter, Prescaler, Stage};
 pub use header::BarMove;
-pub use spec::{BAR0_SIZE, CLASS_CODE, CONFIG_SPACE_SIZE, DEVICE_ID, MEMORY_ENABLE, VENDOR_ID};
-pub use state::{CounterStateV1, I6300esbStateV1};
+pub use spec::{
+    BAR0_SIZE, CLASS_CODE, CONFIG_SPACE_SIZE, DEVICE_ID, MEMORY_ENABLE, MSI_CAPABILITY, REVISION_ID, VENDOR_ID,
+};
+pub use state::{CounterStateV1, I6300esbStateV1, MsiStateV1};
 
-use crate::{Access, Expired, LastReset, Model, StateError, VmInstant, lanes};
+use crate::{Access, Expired, LastReset, Model, MsiMessage, StateError, VmInstant, lanes};
 use header::PciHeader;
+use msi::{Message, Msi};
 use registers::Unlock;
 
 /// An Intel 6300ESB watchdog timer.
@@ -67,6 +71,7 @@ use registers::Unlock;
 pub struct I6300esb {
     config: I6300esbConfig,
     header: PciHeader,
+    msi: Msi,
     /// 60h, WDT configuration.
     configuration: u8,
     /// 68h, WDT lock.
@@ -92,6 +97,7 @@ impl I6300esb {
         Self {
             config,
             header: PciHeader::reset(&config),
+            msi: Msi::RESET,
             configuration: 0,
             lock: 0,
             preload1: spec::PRELOAD_MASK,
@@ -150,7 +156,12 @@ impl I6300esb {
         write_dword: impl Fn(&mut Self, lanes::DwordWrite) -> Access,
     ) -> Access {
         self.advance(now);
-        let access = lanes::dword_writes(offset, data).map(|dword| write_dword(self, dword)).max();
+        let write = |dword| {
+            let access = write_dword(self, dword);
+            self.latch_message();
+            access
+        };
+        let access = lanes::dword_writes(offset, data).map(write).max();
         // A write can start a stage with preload 0, which ends immediately; the next access must see that.
         self.advance(now);
         access.unwrap_or(Access::Ignored)
@@ -172,11 +183,25 @@ impl I6300esb {
         if self.configuration & spec::configuration::WDT_PRE_SEL == 0 { Prescaler::Khz1 } else { Prescaler::Mhz1 }
     }
 
-    /// Whether WDT_INT_ACT is routed to the pin. INTx disable does not affect this.
-    fn is_interrupt_pending(&self) -> bool {
-        self.config.interrupt_pin == InterruptPin::IntA
-            && self.interrupt_active
+    /// Whether the device has an interrupt, by pin or by message.
+    fn has_interrupt(&self) -> bool {
+        self.interrupt_active
             && self.configuration & spec::configuration::WDT_INT_TYPE == spec::configuration::WDT_INT_TYPE_IRQ
+    }
+
+    /// Whether the interrupt goes to the pin. INTx disable does not affect this; MSI enable does (PCI 3.0, section 6.8).
+    fn is_pin_pending(&self) -> bool {
+        self.has_interrupt() && self.config.interrupt_pin == InterruptPin::IntA && !self.msi.enabled
+    }
+
+    /// Whether the interrupt goes out as a message, which is a write by the device as bus master.
+    fn has_message(&self) -> bool {
+        self.has_interrupt() && self.msi.enabled && self.header.is_bus_master()
+    }
+
+    /// Notes the beginning or the end of an interrupt by message.
+    fn latch_message(&mut self) {
+        self.msi.latch(self.has_message());
     }
 
     fn start_stage(&mut self, stage: Stage, at: VmInstant) {
@@ -220,6 +245,7 @@ impl I6300esb {
                 }
             }
         }
+        self.latch_message();
     }
 
     /// The start of the free running cycle that contains the latest instant, given that a cycle starts at `from`.
@@ -253,7 +279,23 @@ impl Model for I6300esb {
     }
 
     fn interrupt_level(&self) -> bool {
-        self.is_interrupt_pending() && !self.header.is_intx_disabled()
+        self.is_pin_pending() && !self.header.is_intx_disabled()
+    }
+
+    fn message(&self) -> Option<MsiMessage> {
+        self.msi.due()
+    }
+
+    fn take_message(&mut self) {
+        if self.msi.message == Message::Due {
+            self.msi.message = Message::Taken;
+        }
+    }
+
+    fn put_back_message(&mut self) {
+        if self.msi.message == Message::Taken {
+            self.msi.message = Message::Due;
+        }
     }
 
     fn is_armed(&self) -> bool {

@@ -4,10 +4,11 @@ use core::time::Duration;
 
 use super::counter::{Counter, Prescaler, Stage};
 use super::header::PciHeader;
+use super::msi::{Message, Msi};
 use super::registers::Unlock;
 use super::spec::{self, command, configuration, lock};
 use super::{I6300esb, I6300esbConfig};
-use crate::{Expired, StateError, VmInstant};
+use crate::{Expired, Model, StateError, VmInstant};
 
 /// Version 1 of the saved state of an [`I6300esb`].
 ///
@@ -29,6 +30,9 @@ pub struct I6300esbStateV1 {
     pub bar0_while_sizing: Option<u32>,
     /// PCI interrupt line.
     pub interrupt_line: u8,
+    /// The MSI capability, if the device has one.
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    pub msi: Option<MsiStateV1>,
     /// 60h, WDT configuration.
     pub wdt_configuration: u8,
     /// 68h, WDT lock.
@@ -63,12 +67,27 @@ pub struct CounterStateV1 {
     pub remaining_ns: u64,
 }
 
+/// The MSI capability in an [`I6300esbStateV1`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
+pub struct MsiStateV1 {
+    /// MSI enable.
+    pub enabled: bool,
+    /// Message address, a multiple of four.
+    pub address: u64,
+    /// Message data.
+    pub data: u16,
+    /// Whether the device has an interrupt whose message is not sent yet.
+    pub is_message_due: bool,
+}
+
 impl I6300esb {
     pub(super) fn to_state(&self) -> I6300esbStateV1 {
         // Exhaustive: a new field does not compile until it is handled here.
         let Self {
-            config: _,
+            config,
             header,
+            msi: Msi { enabled, address, data, message },
             configuration,
             lock,
             preload1,
@@ -89,6 +108,7 @@ impl I6300esb {
             bar0,
             bar0_while_sizing: decoded.filter(|_| header.is_sizing_while_decoding()),
             interrupt_line,
+            msi: config.msi.then_some(MsiStateV1 { enabled, address, data, is_message_due: message == Message::Due }),
             wdt_configuration: configuration,
             wdt_lock: lock,
             preload1,
@@ -125,6 +145,7 @@ impl I6300esb {
             bar0,
             bar0_while_sizing,
             interrupt_line,
+            msi,
             wdt_configuration,
             wdt_lock,
             preload1,
@@ -164,8 +185,9 @@ impl I6300esb {
         let enabled = wdt_lock & lock::WDT_ENABLE != 0;
         let counter = counter.map(|counter| running_counter(&counter, enabled, now)).transpose()?;
         let past = |age: u64| now - Duration::from_nanos(age);
-        Ok(Self {
+        let mut restored = Self {
             config,
+            msi: restored_msi(config, msi)?,
             header: header.with_bar0(bar0),
             configuration: wdt_configuration,
             lock: wdt_lock,
@@ -177,8 +199,30 @@ impl I6300esb {
             counter,
             expired: Expired { pretimeout: pretimeout_age_ns.map(past), timeout: timeout_age_ns.map(past) },
             latest: now,
-        })
+        };
+        restored.restore_message(msi.is_some_and(|msi| msi.is_message_due))?;
+        Ok(restored)
     }
+
+    /// An interrupt whose message is not due has had its message.
+    fn restore_message(&mut self, is_due: bool) -> Result<(), StateError> {
+        let accepted = "false, unless the device has an interrupt, MSI enable and bus master enable";
+        StateError::unless(!is_due || self.has_message(), "msi.is_message_due", is_due, accepted)?;
+        self.latch_message();
+        if !is_due {
+            self.take_message();
+        }
+        Ok(())
+    }
+}
+
+fn restored_msi(config: I6300esbConfig, state: Option<MsiStateV1>) -> Result<Msi, StateError> {
+    let Some(MsiStateV1 { enabled, address, data, is_message_due: _ }) = state else {
+        return Ok(Msi::RESET);
+    };
+    StateError::unless(config.msi, "msi", true, "none, for a device without MSI")?;
+    StateError::unless(address % 4 == 0, "msi.address", address, "a multiple of four")?;
+    Ok(Msi { enabled, address, data, message: Message::None })
 }
 
 fn running_counter(state: &CounterStateV1, enabled: bool, now: VmInstant) -> Result<Counter, StateError> {

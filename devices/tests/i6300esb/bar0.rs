@@ -203,6 +203,19 @@ fn a_guest_saved_while_it_sizes_continues_elsewhere() {
 }
 
 #[test]
+fn a_saved_guest_continues_with_bar0_where_it_was() {
+    let mut source = Mapped::new(MEMORY_ENABLE);
+    source.write_bar0(Y);
+    let state = source.guest.device.save(source.guest.at());
+    assert_eq!(state.bar0_while_sizing, None);
+    let mut target = Mapped::with_config(I6300esbConfig::default());
+    assert_eq!(
+        target.moves(|guest| guest.device = guest.device.restored(&state, guest.at()).unwrap()),
+        Some((None, Some(Y)))
+    );
+}
+
+#[test]
 fn a_saved_address_that_sizing_cannot_leave_behind_is_refused() {
     let mut guest = Mapped::new(MEMORY_ENABLE);
     guest.write_bar0(0xFFFF_FFFF);

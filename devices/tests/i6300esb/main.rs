@@ -8,6 +8,7 @@ mod free_running;
 mod guest;
 mod identity;
 mod interrupt;
+mod msi;
 mod properties;
 mod qemu_differences;
 mod reference;
