@@ -15,6 +15,77 @@ impl Watchdog<I6300esb> {
         self.access(|device, now| (device.read_config(offset, data, now), ()));
     }
 
+    /// Completes a read of configuration space in a VMM that owns the PCI header itself, as crosvm, Firecracker and alioth do
+    /// for all their devices.
+    ///
+    /// Such a VMM answers each read from its header first and passes the bytes here, and passes each write to both. Then the
+    /// device has its registers at 60h to 6Bh, shows a pending interrupt in the VMM's status register, and sees what a
+    /// guest writes to the command register: INTx disable lowers the interrupt line. Everything else in `data` stays as
+    /// the VMM has it. With [MSI](I6300esbConfig::with_msi) the capability and the pointer to it are the device's too, and
+    /// the VMM's header has no other capability.
+    ///
+    /// [`bar0`](Self::bar0) and the [`BarMove`]s mean nothing to this VMM: its header says where BAR0 is.
+    ///
+    /// ```
+    /// use vm_watchdog::i6300esb::{
+    ///     BAR0_SIZE, CLASS_CODE, DEVICE_ID, I6300esb, I6300esbConfig, InterruptPin, REVISION_ID, VENDOR_ID,
+    /// };
+    /// use vm_watchdog::{Event, Watchdog};
+    ///
+    /// # /// A header that only reads.
+    /// # struct Header([u8; 0x40]);
+    /// # impl Header {
+    /// #     fn new(vendor: u16, device: u16, revision: u8, class: u32, bar0_size: u32, pin: u8) -> Self {
+    /// #         let mut header = [0; 0x40];
+    /// #         header[..2].copy_from_slice(&vendor.to_le_bytes());
+    /// #         header[2..4].copy_from_slice(&device.to_le_bytes());
+    /// #         header[8..12].copy_from_slice(&(class << 8 | u32::from(revision)).to_le_bytes());
+    /// #         assert_eq!(bar0_size, 16);
+    /// #         header[0x3D] = pin;
+    /// #         Self(header)
+    /// #     }
+    /// #     fn read(&self, offset: u16, data: &mut [u8]) {
+    /// #         let bytes = self.0.iter().chain(std::iter::repeat(&0)).skip(offset.into());
+    /// #         data.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+    /// #     }
+    /// #     fn write(&mut self, _offset: u16, _data: &[u8]) {}
+    /// # }
+    /// struct Function {
+    ///     header: Header, // the VMM's own, with BAR0
+    ///     watchdog: Watchdog<I6300esb>,
+    /// }
+    ///
+    /// impl Function {
+    ///     fn read_config(&self, offset: u16, data: &mut [u8]) {
+    ///         self.header.read(offset, data);
+    ///         self.watchdog.complete_config_read(offset, data);
+    ///     }
+    ///
+    ///     fn write_config(&mut self, offset: u16, data: &[u8]) {
+    ///         self.header.write(offset, data);
+    ///         self.watchdog.write_config(offset, data);
+    ///     }
+    /// }
+    ///
+    /// let pin = InterruptPin::IntA;
+    /// let device = I6300esb::new(I6300esbConfig::default().with_interrupt_pin(pin));
+    /// let mut function = Function {
+    ///     header: Header::new(VENDOR_ID, DEVICE_ID, REVISION_ID, CLASS_CODE, BAR0_SIZE, pin.register()),
+    ///     watchdog: Watchdog::builder("wd", device).build(|_: &Event| Ok(()))?,
+    /// };
+    /// let mut id = [0; 4];
+    /// function.read_config(0x00, &mut id);
+    /// assert_eq!(id, [0x86, 0x80, 0xAB, 0x25]);
+    /// function.write_config(0x60, &[0x03, 0x00]);
+    /// let mut configuration = [0; 2];
+    /// function.read_config(0x60, &mut configuration);
+    /// assert_eq!(configuration, [0x03, 0x00]);
+    /// # Ok::<(), vm_watchdog::Error>(())
+    /// ```
+    pub fn complete_config_read(&self, offset: u16, data: &mut [u8]) {
+        self.access(|device, now| (device.complete_config_read(offset, data, now), ()));
+    }
+
     /// Writes configuration space at `offset`, and returns where BAR0 has moved, if the write moves it.
     ///
     /// A VMM that maps BAR0 into an address space, instead of asking [`bar0`](Self::bar0) at each access, follows the

@@ -33,6 +33,19 @@ impl I6300esb {
         })
     }
 
+    /// The bits of a byte of configuration space that are the device's own, whoever has the PCI header.
+    pub(super) fn own_bits(&self, offset: u16) -> u8 {
+        let has_msi = self.config.msi;
+        match offset {
+            config::STATUS if has_msi => (command::STATUS_INTERRUPT | command::STATUS_CAPABILITIES) as u8,
+            config::STATUS => command::STATUS_INTERRUPT as u8,
+            config::CAPABILITIES if has_msi => 0xFF,
+            config::MSI..config::MSI_END if has_msi => 0xFF,
+            config::WDT_CONFIGURATION..config::WDT_END => 0xFF,
+            _ => 0,
+        }
+    }
+
     pub(super) fn write_config_dword(&mut self, write: DwordWrite) -> Access {
         let Ok(offset) = u16::try_from(write.offset) else {
             return Access::Ignored;

@@ -118,7 +118,23 @@ impl I6300esb {
         if known { Access::Accepted } else { Access::Ignored }
     }
 
-    /// Writes configuration space.
+    /// Completes a read of configuration space for a VMM that owns the PCI header.
+    ///
+    /// `data` has the bytes of the VMM's header. The device replaces what is its own: 60h to 6Bh; bit 3 of the status
+    /// register (an interrupt is pending); and with MSI bit 4 of the status register, the capabilities pointer and the
+    /// [capability](MSI_CAPABILITY).
+    pub fn complete_config_read(&mut self, offset: u16, data: &mut [u8], now: VmInstant) -> Access {
+        self.advance(now);
+        for (offset, byte) in (offset..=u16::MAX).zip(data) {
+            let own = self.own_bits(offset);
+            let mut device = [0];
+            lanes::read_dwords(offset.into(), &mut device, |at| self.config_dword(at));
+            *byte = *byte & !own | device[0] & own;
+        }
+        Access::Accepted
+    }
+
+    /// Writes configuration space. A VMM that owns the PCI header passes every write to both.
     pub fn write_config(&mut self, offset: u16, data: &[u8], now: VmInstant) -> Access {
         self.write_dwords(offset.into(), data, now, Self::write_config_dword)
     }

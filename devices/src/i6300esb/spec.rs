@@ -23,6 +23,7 @@ pub const MEMORY_ENABLE: u16 = 1 << 1;
 pub(super) mod config {
     pub const ID: u16 = 0x00;
     pub const COMMAND_STATUS: u16 = 0x04;
+    pub const STATUS: u16 = 0x06;
     pub const CLASS_REVISION: u16 = 0x08;
     pub const CACHE_LINE_LATENCY: u16 = 0x0C;
     pub const BAR0: u16 = 0x10;
@@ -34,6 +35,7 @@ pub(super) mod config {
     pub const WDT_CONFIGURATION: u16 = 0x60;
     pub const LIVE_COUNTER: u16 = 0x64;
     pub const WDT_LOCK: u16 = 0x68;
+    pub const WDT_END: u16 = 0x6C;
 }
 
 /// Bits of the PCI command and status registers.

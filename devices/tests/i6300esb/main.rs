@@ -9,6 +9,7 @@ mod guest;
 mod identity;
 mod interrupt;
 mod msi;
+mod own_header;
 mod properties;
 mod qemu_differences;
 mod reference;
