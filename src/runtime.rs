@@ -82,8 +82,12 @@ impl<M: Model + Send + 'static> Runtime<M> {
     /// Reports what has expired up to now. What expires meanwhile waits for the next wake.
     pub fn on_readable(&self) {
         let mut log = Vec::new();
+        let has_ended_interrupt = self.timer.take_resample();
         let mut guarded = self.lock();
         if self.clock.is_paused() {
+            if has_ended_interrupt {
+                guarded.core.resample_interrupt();
+            }
             // Resuming the clock makes the descriptor readable.
             self.disarm(&mut guarded);
             return;
@@ -91,6 +95,10 @@ impl<M: Model + Send + 'static> Runtime<M> {
         let now = self.clock.now();
         guarded.core.wake(now);
         guarded = self.make_all(guarded, &mut log, |core| core.next_call(now));
+        if has_ended_interrupt {
+            // After the calls: a line that is still asserted is set again at the next wake, which bounds how often.
+            guarded.core.resample_interrupt();
+        }
         self.arm(&mut guarded);
         drop(guarded);
         self.log.write(&self.id, &log);

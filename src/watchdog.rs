@@ -187,7 +187,8 @@ impl<M: Model + Send + 'static> WatchdogBuilder<M> {
         if last_reset != LastReset::default() {
             model.set_last_reset(last_reset);
         }
-        let timer = Timer::new().map_err(|source| Error::Timer { id: id.to_string(), source })?;
+        let resample = line.as_ref().and_then(|line| line.resample()).map(|fd| fd.try_clone_to_owned()).transpose();
+        let timer = resample.and_then(Timer::new).map_err(|source| Error::Timer { id: id.to_string(), source })?;
         let connections = Connections { has_line: line.is_some(), sends_messages: msi.is_some(), steal_limit };
         let core = Core::new(model, policy, connections);
         let runtime = Arc::new_cyclic(|itself| Runtime {
@@ -277,7 +278,8 @@ impl<M: Model + Send + 'static> Watchdog<M> {
         self.runtime.on_readable();
     }
 
-    /// Sets the interrupt line again if the device asserts it, as after the end of interrupt of a resampling irqfd.
+    /// Sets the interrupt line again if the device asserts it: for a VMM that learns of the end of an interrupt in its own
+    /// way. With [`EventFdLine::with_resample`](crate::EventFdLine::with_resample) the watchdog does this itself.
     pub fn resample_interrupt(&self) {
         self.runtime.resample_interrupt();
     }
@@ -347,7 +349,7 @@ impl<M: Model + Send + 'static> Watchdog<M> {
     /// The descriptors that the watchdog needs, for a VMM that closes all others when it enters a jail. Those of a
     /// [`WatchdogThread`] and of a [`ThreadRunDelay`](crate::ThreadRunDelay) are theirs to tell.
     pub fn keep_fds(&self) -> Vec<RawFd> {
-        self.runtime.timer.descriptors().to_vec()
+        self.runtime.timer.descriptors()
     }
 
     /// A handle that does not keep the watchdog alive.
