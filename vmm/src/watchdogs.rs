@@ -76,6 +76,10 @@ impl Watchdogs<'_> {
             }
             _ => builder,
         };
+        let builder = match self.kvm {
+            Some(kvm) if device.msi => builder.msi(kvm.msi_sender()),
+            _ => builder,
+        };
         let builder = match config.steal_limit() {
             Some(limit) => builder.compensate_steal_time(self.run_delay.clone(), limit),
             None => builder,

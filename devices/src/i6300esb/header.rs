@@ -1,6 +1,6 @@
 //! The writable part of the PCI header, and where BAR0 decodes.
 
-use super::I6300esbConfig;
+use super::config::I6300esbConfig;
 use super::spec::{self, command};
 
 /// What the BAR0 register holds after a guest has written all ones to learn its size.
