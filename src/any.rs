@@ -291,7 +291,7 @@ impl<M: Model + Send + 'static> Erased for Runtime<M> {
     }
 
     fn keep_fds(&self) -> Vec<RawFd> {
-        self.timer.descriptors().to_vec()
+        self.timer.descriptors()
     }
 
     fn into_served(self: Arc<Self>) -> Arc<dyn Served> {

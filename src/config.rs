@@ -22,7 +22,7 @@ use crate::policy::{Escalation, Policy};
 /// | `grace`, `then` | escalation: time to wait for the guest to recover, and the [`Action`] that follows | no escalation |
 /// | `steal-limit` | how many times the timeout a period may last in all when [steal time](crate::WatchdogBuilder::compensate_steal_time) extends it | 1: no compensation |
 /// | `id` | the watchdog's name in events and logs | the VMM chooses it |
-/// | `interrupt` | interrupt pin of the device: `none` or `intx` | `none` |
+/// | `interrupt` | interrupt of the device: `none`, `intx` (a pin), or `msi` (a pin, and messages for guests that enable them) | `none` |
 /// | `zvm` | z/VM flavour: `refuse` or `accept` commands that [have no meaning for a VMM](UnknownCommands) | off |
 ///
 /// `diag288` has one stage and no interrupt, and refuses `pretimeout`, `before` and `interrupt`. Only `diag288` accepts
@@ -219,6 +219,7 @@ impl fmt::Display for WatchdogConfig {
             write!(f, ",id={id}")?;
         }
         match device {
+            DeviceConfig::I6300esb(config) if config.msi => f.write_str(",interrupt=msi"),
             DeviceConfig::I6300esb(config) if config.interrupt_pin == InterruptPin::IntA => {
                 f.write_str(",interrupt=intx")
             }
@@ -324,12 +325,13 @@ impl<'a> Options<'a> {
     }
 
     fn i6300esb(&self) -> Result<I6300esbConfig, ConfigError> {
-        let pin = match self.value("interrupt") {
-            None | Some("none") => InterruptPin::None,
-            Some("intx") => InterruptPin::IntA,
-            Some(value) => return Err(value_error("interrupt", value, "none, intx")),
-        };
-        Ok(I6300esbConfig::default().with_interrupt_pin(pin))
+        let config = I6300esbConfig::default();
+        match self.value("interrupt") {
+            None | Some("none") => Ok(config),
+            Some("intx") => Ok(config.with_interrupt_pin(InterruptPin::IntA)),
+            Some("msi") => Ok(config.with_interrupt_pin(InterruptPin::IntA).with_msi()),
+            Some(value) => Err(value_error("interrupt", value, "none, intx, msi")),
+        }
     }
 
     fn zvm(&self) -> Result<Option<UnknownCommands>, ConfigError> {
@@ -410,6 +412,7 @@ mod tests {
     fn a_configuration_prints_as_the_text_it_parses_from() {
         for text in [
             "i6300esb,action=reset",
+            "i6300esb,action=reset,interrupt=msi",
             "i6300esb,action=shutdown,pretimeout=dump,before=2000ms,grace=1500ms,then=poweroff,steal-limit=4,id=wd,interrupt=intx",
             "diag288,action=none",
             "diag288,action=reset,zvm=refuse",
@@ -458,7 +461,7 @@ mod tests {
                 "zvm=... does not apply to i6300esb: accepted are action=..., pretimeout=..., before=..., grace=..., then=..., steal-limit=..., id=..., interrupt=...",
             ),
             ("diag288,zvm=yes", r#"zvm: unknown value "yes": accepted are refuse, accept"#),
-            ("i6300esb,interrupt=msi", r#"interrupt: unknown value "msi": accepted are none, intx"#),
+            ("i6300esb,interrupt=apic", r#"interrupt: unknown value "apic": accepted are none, intx, msi"#),
             ("i6300esb,steal-limit=0", r#"steal-limit: unknown value "0": accepted are 1 to 1000"#),
             (
                 "diag288,pretimeout=none",

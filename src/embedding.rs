@@ -1,5 +1,11 @@
 //! How a VMM embeds a watchdog, a page for each subject. These modules hold documentation only.
 
+#[doc = include_str!("../docs/embedding/bus.md")]
+pub mod bus {}
+
+#[doc = include_str!("../docs/embedding/interrupts.md")]
+pub mod interrupts {}
+
 #[doc = include_str!("../docs/embedding/threads.md")]
 pub mod threads {}
 

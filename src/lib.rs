@@ -86,11 +86,13 @@ pub use error::Error;
 pub use event::{ActionHandler, Event, HandlerError, MAX_ATTEMPTS, Stage};
 #[cfg(feature = "event-manager")]
 pub use event_manager::WatchdogSubscriber;
-pub use interrupt::{EventFdLine, InterruptLine};
+pub use interrupt::{EventFdLine, InterruptLine, MsiSender};
 pub use policy::{Escalation, Policy};
 pub use run_delay::{DEFAULT_STEAL_LIMIT, RunDelay, ThreadRunDelay, VcpuDelay};
 pub use state::{ActionV1, DeliveryStateV1, EscalationV1, PolicyV1, StageV1, WatchdogState, WatchdogStateV1};
 pub use stats::Stats;
 pub use thread::WatchdogThread;
-pub use vm_watchdog_devices::{Access, AfterTimeout, Expired, LastReset, Model, Request, StateError, VmInstant};
+pub use vm_watchdog_devices::{
+    Access, AfterTimeout, Expired, LastReset, Model, MsiMessage, Request, StateError, VmInstant,
+};
 pub use watchdog::{Watchdog, WatchdogBuilder, WeakWatchdog};

@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use vm_watchdog_devices::VmInstant;
+use vm_watchdog_devices::{MsiMessage, VmInstant};
 
 use crate::event::Event;
 use crate::foreign;
@@ -23,6 +23,8 @@ pub(crate) enum Record {
     ActionFailed(Event, String),
     /// The interrupt line could not be set to this level.
     LineFailed(VmInstant, bool, String),
+    /// The interrupt message could not be sent.
+    MessageFailed(VmInstant, MsiMessage, String),
     /// The run delay could not be read.
     RunDelayFailed(VmInstant, String),
 }
@@ -33,6 +35,7 @@ pub(crate) struct LogLimit {
     events: Mutex<Gate>,
     failures: Mutex<Gate>,
     lines: Mutex<Gate>,
+    messages: Mutex<Gate>,
     readings: Mutex<Gate>,
 }
 
@@ -64,6 +67,13 @@ impl LogLimit {
                 let level = if *high { "raise" } else { "lower" };
                 write(&self.lines, *now, |held| {
                     log::error!("watchdog {id}: cannot {level} the interrupt line: {error}{held}");
+                });
+            }
+            Record::MessageFailed(now, MsiMessage { address, data, .. }, error) => {
+                write(&self.messages, *now, |held| {
+                    log::error!(
+                        "watchdog {id}: cannot send the interrupt message {data:#x} to {address:#x}: {error}{held}"
+                    );
                 });
             }
             Record::RunDelayFailed(now, error) => {

@@ -6,14 +6,14 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, PoisonError};
 
-use vm_watchdog_devices::{Access, Model, StateError, VmInstant};
+use vm_watchdog_devices::{Access, Model, MsiMessage, StateError, VmInstant};
 
 use crate::action::Action;
 use crate::clock::{ClockListener, VmClock};
 use crate::core::{Call, Core, Delivery};
 use crate::event::{ActionHandler, Event};
 use crate::foreign;
-use crate::interrupt::InterruptLine;
+use crate::interrupt::{InterruptLine, MsiSender};
 use crate::log_limit::{LogLimit, Record};
 use crate::run_delay::{RunDelay, VcpuDelay};
 use crate::state::WatchdogState;
@@ -31,6 +31,7 @@ pub(crate) struct Runtime<M> {
     pub timer: Timer,
     pub handler: Box<dyn ActionHandler>,
     pub line: Option<Box<dyn InterruptLine>>,
+    pub msi: Option<Box<dyn MsiSender>>,
     pub run_delay: Option<Box<dyn RunDelay>>,
     pub guarded: Mutex<Guarded<M>>,
     pub log: LogLimit,
@@ -71,7 +72,7 @@ impl<M: Model + Send + 'static> Runtime<M> {
         let outcome = guarded.core.access(now, access);
         // Before a call that may take long.
         self.wake_if_sooner(&mut guarded);
-        guarded = self.make_all(guarded, &mut log, |core| core.reading(now).or_else(|| core.line_change()));
+        guarded = self.make_all(guarded, &mut log, |core| core.reading(now).or_else(|| core.interrupt()));
         self.wake_if_sooner(&mut guarded);
         drop(guarded);
         self.log.write(&self.id, &log);
@@ -81,8 +82,12 @@ impl<M: Model + Send + 'static> Runtime<M> {
     /// Reports what has expired up to now. What expires meanwhile waits for the next wake.
     pub fn on_readable(&self) {
         let mut log = Vec::new();
+        let has_ended_interrupt = self.timer.take_resample();
         let mut guarded = self.lock();
         if self.clock.is_paused() {
+            if has_ended_interrupt {
+                guarded.core.resample_interrupt();
+            }
             // Resuming the clock makes the descriptor readable.
             self.disarm(&mut guarded);
             return;
@@ -90,6 +95,10 @@ impl<M: Model + Send + 'static> Runtime<M> {
         let now = self.clock.now();
         guarded.core.wake(now);
         guarded = self.make_all(guarded, &mut log, |core| core.next_call(now));
+        if has_ended_interrupt {
+            // After the calls: a line that is still asserted is set again at the next wake, which bounds how often.
+            guarded.core.resample_interrupt();
+        }
         self.arm(&mut guarded);
         drop(guarded);
         self.log.write(&self.id, &log);
@@ -109,7 +118,7 @@ impl<M: Model + Send + 'static> Runtime<M> {
         let mut log = Vec::new();
         let mut guarded = self.lock();
         change(&mut guarded.core);
-        guarded = self.make_all(guarded, &mut log, Core::line_change);
+        guarded = self.make_all(guarded, &mut log, Core::interrupt);
         self.wake_if_sooner(&mut guarded);
         drop(guarded);
         self.log.write(&self.id, &log);
@@ -193,6 +202,12 @@ impl<M: Model + Send + 'static> Runtime<M> {
                 guarded.core.line_set(is_set);
                 guarded
             }
+            Call::SendMessage(message) => {
+                let is_sent = self.send_message(message, began, log);
+                let mut guarded = self.lock();
+                guarded.core.message_sent(is_sent);
+                guarded
+            }
             Call::Perform(delivery) => {
                 let mut outcome = Outcome { runtime: self, is_performed: false };
                 outcome.is_performed = self.perform(&delivery, began, last_heartbeat, log);
@@ -217,6 +232,14 @@ impl<M: Model + Send + 'static> Runtime<M> {
         };
         let outcome = foreign::call(|| line.set_level(level));
         outcome.map_err(|error| log.push(Record::LineFailed(began, level, error))).is_ok()
+    }
+
+    fn send_message(&self, message: MsiMessage, began: VmInstant, log: &mut Vec<Record>) -> bool {
+        let Some(msi) = &self.msi else {
+            return true;
+        };
+        let outcome = foreign::call(|| msi.send(message));
+        outcome.map_err(|error| log.push(Record::MessageFailed(began, message, error))).is_ok()
     }
 
     fn perform(

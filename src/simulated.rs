@@ -37,7 +37,7 @@ pub(crate) struct Timer {
 }
 
 impl Timer {
-    pub fn new() -> std::io::Result<Self> {
+    pub fn new(_resample: Option<OwnedFd>) -> std::io::Result<Self> {
         Ok(Self { fd: eventfd(0, EventfdFlags::CLOEXEC)? })
     }
 
@@ -54,6 +54,10 @@ impl Timer {
         WOKEN.with_borrow_mut(|woken| woken.remove(&self.fd.as_raw_fd()));
     }
 
+    pub fn take_resample(&self) -> bool {
+        false
+    }
+
     pub fn arm(&self, at: Duration) {
         ARMED.with_borrow_mut(|armed| armed.insert(self.fd.as_raw_fd(), at));
     }
@@ -62,8 +66,8 @@ impl Timer {
         ARMED.with_borrow_mut(|armed| armed.remove(&self.fd.as_raw_fd()));
     }
 
-    pub fn descriptors(&self) -> [RawFd; 1] {
-        [self.fd.as_raw_fd()]
+    pub fn descriptors(&self) -> Vec<RawFd> {
+        vec![self.fd.as_raw_fd()]
     }
 }
 

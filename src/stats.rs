@@ -40,7 +40,7 @@ pub struct Stats {
     pub actions: u64,
     /// Calls of the handler that failed.
     pub action_failures: u64,
-    /// Changes of the interrupt line that failed.
+    /// Changes of the interrupt line, and interrupt messages, that failed.
     pub interrupt_failures: u64,
     /// How long the guest was starved and not charged for it.
     pub starved: Duration,

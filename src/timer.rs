@@ -10,7 +10,7 @@ use rustix::time::{ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTim
 
 /// A descriptor that is readable at an instant of CLOCK_MONOTONIC, or at once when another thread wakes it.
 ///
-/// It is an epoll of a timerfd and an eventfd. The thread that serves the watchdog sets the timerfd; other threads, such
+/// It is an epoll of a timerfd, an eventfd, and the eventfd of an interrupt line that reports the end of interrupts. The thread that serves the watchdog sets the timerfd; other threads, such
 /// as that of a vCPU, only write to the eventfd, because the seccomp filters of VMMs let a vCPU thread write to an
 /// eventfd and not set a timer.
 ///
@@ -20,18 +20,19 @@ pub(crate) struct Timer {
     epoll: OwnedFd,
     timer: OwnedFd,
     wake: OwnedFd,
+    resample: Option<OwnedFd>,
 }
 
 impl Timer {
-    pub fn new() -> std::io::Result<Self> {
+    pub fn new(resample: Option<OwnedFd>) -> std::io::Result<Self> {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let timer = rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags)?;
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
-        for source in [&timer, &wake] {
+        for source in [&timer, &wake].into_iter().chain(&resample) {
             epoll::add(&epoll, source, EventData::new_u64(0), EventFlags::IN)?;
         }
-        Ok(Self { epoll, timer, wake })
+        Ok(Self { epoll, timer, wake, resample })
     }
 
     /// What CLOCK_MONOTONIC shows.
@@ -53,6 +54,12 @@ impl Timer {
         let _ = rustix::io::read(&self.wake, &mut [0_u8; 8]);
     }
 
+    /// Whether an interrupt has ended since the last call, for the thread that serves the watchdog.
+    pub fn take_resample(&self) -> bool {
+        // Nothing to read means that none has ended.
+        self.resample.as_ref().is_some_and(|resample| rustix::io::read(resample, &mut [0_u8; 8]).is_ok())
+    }
+
     /// Makes the descriptor readable when CLOCK_MONOTONIC shows `at`, and not before. For the thread that serves the
     /// watchdog.
     ///
@@ -70,8 +77,9 @@ impl Timer {
     }
 
     /// Every descriptor behind [`as_fd`](AsFd::as_fd), itself included.
-    pub fn descriptors(&self) -> [RawFd; 3] {
-        [&self.epoll, &self.timer, &self.wake].map(AsRawFd::as_raw_fd)
+    pub fn descriptors(&self) -> Vec<RawFd> {
+        let of_line = self.resample.iter();
+        [&self.epoll, &self.timer, &self.wake].into_iter().chain(of_line).map(AsRawFd::as_raw_fd).collect()
     }
 
     fn set(&self, at: Duration) {

@@ -9,7 +9,7 @@ use crate::clock::{ClockListener, VmClock};
 use crate::core::{Connections, Core};
 use crate::error::Error;
 use crate::event::ActionHandler;
-use crate::interrupt::InterruptLine;
+use crate::interrupt::{InterruptLine, MsiSender};
 use crate::log_limit::LogLimit;
 use crate::policy::Policy;
 use crate::run_delay::RunDelay;
@@ -105,6 +105,7 @@ pub struct WatchdogBuilder<M> {
     clock: VmClock,
     policy: Policy,
     line: Option<Box<dyn InterruptLine>>,
+    msi: Option<Box<dyn MsiSender>>,
     run_delay: Option<Box<dyn RunDelay>>,
     steal_limit: Option<u32>,
     last_reset: LastReset,
@@ -124,6 +125,14 @@ impl<M: Model + Send + 'static> WatchdogBuilder<M> {
     /// Where the device's interrupt goes. Default: nowhere.
     pub fn interrupt_line(self, line: impl InterruptLine + 'static) -> Self {
         Self { line: Some(Box::new(line)), ..self }
+    }
+
+    /// Where the device's interrupt goes if the guest has enabled MSI. Default: nowhere.
+    ///
+    /// The device needs the capability ([`with_msi`](crate::i6300esb::I6300esbConfig::with_msi)). A guest that enables it gets
+    /// messages, and the interrupt line stays low.
+    pub fn msi(self, sender: impl MsiSender + 'static) -> Self {
+        Self { msi: Some(Box::new(sender)), ..self }
     }
 
     /// Steal-time compensation: time in which a vCPU was runnable and did not run does not count towards the timeout.
@@ -174,12 +183,13 @@ impl<M: Model + Send + 'static> WatchdogBuilder<M> {
         self,
         handler: impl FnOnce(&WeakWatchdog<M>) -> H,
     ) -> Result<Watchdog<M>, Error> {
-        let Self { id, mut model, clock, policy, line, run_delay, steal_limit, last_reset } = self;
+        let Self { id, mut model, clock, policy, line, msi, run_delay, steal_limit, last_reset } = self;
         if last_reset != LastReset::default() {
             model.set_last_reset(last_reset);
         }
-        let timer = Timer::new().map_err(|source| Error::Timer { id: id.to_string(), source })?;
-        let connections = Connections { has_line: line.is_some(), steal_limit };
+        let resample = line.as_ref().and_then(|line| line.resample()).map(|fd| fd.try_clone_to_owned()).transpose();
+        let timer = resample.and_then(Timer::new).map_err(|source| Error::Timer { id: id.to_string(), source })?;
+        let connections = Connections { has_line: line.is_some(), sends_messages: msi.is_some(), steal_limit };
         let core = Core::new(model, policy, connections);
         let runtime = Arc::new_cyclic(|itself| Runtime {
             id,
@@ -187,6 +197,7 @@ impl<M: Model + Send + 'static> WatchdogBuilder<M> {
             timer,
             handler: Box::new(handler(&WeakWatchdog { runtime: itself.clone() })),
             line,
+            msi,
             run_delay,
             guarded: Mutex::new(Guarded::new(core)),
             log: LogLimit::default(),
@@ -207,6 +218,7 @@ impl<M: Model + Send + 'static> Watchdog<M> {
             clock: VmClock::default(),
             policy: Policy::default(),
             line: None,
+            msi: None,
             run_delay: None,
             steal_limit: None,
             last_reset: LastReset::default(),
@@ -266,7 +278,8 @@ impl<M: Model + Send + 'static> Watchdog<M> {
         self.runtime.on_readable();
     }
 
-    /// Sets the interrupt line again if the device asserts it, as after the end of interrupt of a resampling irqfd.
+    /// Sets the interrupt line again if the device asserts it: for a VMM that learns of the end of an interrupt in its own
+    /// way. With [`EventFdLine::with_resample`](crate::EventFdLine::with_resample) the watchdog does this itself.
     pub fn resample_interrupt(&self) {
         self.runtime.resample_interrupt();
     }
@@ -336,7 +349,7 @@ impl<M: Model + Send + 'static> Watchdog<M> {
     /// The descriptors that the watchdog needs, for a VMM that closes all others when it enters a jail. Those of a
     /// [`WatchdogThread`] and of a [`ThreadRunDelay`](crate::ThreadRunDelay) are theirs to tell.
     pub fn keep_fds(&self) -> Vec<RawFd> {
-        self.runtime.timer.descriptors().to_vec()
+        self.runtime.timer.descriptors()
     }
 
     /// A handle that does not keep the watchdog alive.

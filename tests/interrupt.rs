@@ -3,17 +3,17 @@
 mod common;
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use common::{Driver, UNIT, device, recorder};
-use rustix::event::{EventfdFlags, eventfd};
-use rustix::io::read;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::io::{read, write};
 use vm_watchdog::i6300esb::{I6300esb, InterruptPin};
-use vm_watchdog::{EventFdLine, InterruptLine, ManualClock, VmClock, Watchdog};
+use vm_watchdog::{EventFdLine, InterruptLine, MIN_WAKE_INTERVAL, ManualClock, VmClock, Watchdog};
 
 fn wire() -> (impl InterruptLine, Receiver<bool>) {
     let (sender, levels) = channel();
@@ -116,6 +116,93 @@ fn an_eventfd_is_signalled_by_the_rising_edge_and_again_on_resample() {
     watchdog.write_bar(0x08, &[0x01]);
     watchdog.resample_interrupt();
     assert!(signals().is_err());
+}
+
+/// An irqfd with its resample eventfd, as KVM has them: the irqfd, and both ends of the other.
+fn resampling() -> (EventFdLine, OwnedFd, OwnedFd) {
+    let [irqfd, resample] = [EventfdFlags::NONBLOCK, EventfdFlags::empty()].map(|flags| eventfd(0, flags).unwrap());
+    let line = EventFdLine::new(&irqfd).unwrap().with_resample(&resample).unwrap();
+    (line, irqfd, resample)
+}
+
+/// How often an eventfd was signalled since the last call.
+fn signals(eventfd: &OwnedFd) -> u64 {
+    let mut count = [0; 8];
+    read(eventfd, &mut count).map_or(0, |_| u64::from_ne_bytes(count))
+}
+
+/// KVM: the guest has ended the interrupt.
+fn end_interrupt(resample: &OwnedFd) {
+    write(resample, &1_u64.to_ne_bytes()).unwrap();
+}
+
+fn is_readable(watchdog: &Watchdog<I6300esb>) -> bool {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut [PollFd::new(watchdog, PollFlags::IN)], Some(&now)).unwrap() == 1
+}
+
+#[test]
+fn a_resampling_line_is_raised_again_until_the_guest_clears_the_cause() {
+    let (line, irqfd, resample) = resampling();
+    let (watchdog, time) = watchdog(InterruptPin::IntA, line);
+    assert!(watchdog.keep_fds().len() == 4, "the resample eventfd is one of them");
+    watchdog.start(512);
+    time.advance(UNIT * 512);
+    watchdog.on_readable();
+    assert_eq!(signals(&irqfd), 1);
+    watchdog.on_readable();
+    for _ in 0..3 {
+        assert!(!is_readable(&watchdog));
+        end_interrupt(&resample);
+        assert!(is_readable(&watchdog), "without any event loop of the VMM's");
+        watchdog.on_readable();
+        assert_eq!(signals(&irqfd), 0, "at most once a millisecond");
+        time.advance(MIN_WAKE_INTERVAL);
+        watchdog.on_readable();
+        assert_eq!(signals(&irqfd), 1, "the guest has not cleared the cause");
+    }
+    watchdog.write_bar(0x08, &[0x01]);
+    end_interrupt(&resample);
+    watchdog.on_readable();
+    time.advance(MIN_WAKE_INTERVAL);
+    watchdog.on_readable();
+    assert_eq!(signals(&irqfd), 0);
+}
+
+#[test]
+fn an_interrupt_that_ends_while_the_vm_is_paused_is_raised_again_when_it_runs() {
+    let (line, irqfd, resample) = resampling();
+    let (watchdog, time) = watchdog(InterruptPin::IntA, line);
+    watchdog.start(512);
+    time.advance(UNIT * 512);
+    watchdog.on_readable();
+    assert_eq!(signals(&irqfd), 1);
+    watchdog.clock().pause();
+    end_interrupt(&resample);
+    watchdog.on_readable();
+    assert!(!is_readable(&watchdog), "a paused VM keeps no event loop busy");
+    assert_eq!(signals(&irqfd), 0);
+    watchdog.clock().resume();
+    time.advance(MIN_WAKE_INTERVAL);
+    watchdog.on_readable();
+    assert_eq!(signals(&irqfd), 1);
+}
+
+#[test]
+fn a_thread_of_the_library_raises_a_resampling_line_again() {
+    let (line, irqfd, resample) = resampling();
+    let watchdog = Watchdog::builder("wd", device(InterruptPin::IntA)).interrupt_line(line);
+    let watchdog = watchdog.build(recorder().0).unwrap();
+    let _thread = watchdog.spawn().unwrap();
+    watchdog.start(512);
+    let raised = || {
+        let limit = Timespec { tv_sec: 60, tv_nsec: 0 };
+        assert_eq!(poll(&mut [PollFd::new(&irqfd, PollFlags::IN)], Some(&limit)), Ok(1), "no interrupt");
+        signals(&irqfd)
+    };
+    assert_eq!(raised(), 1);
+    end_interrupt(&resample);
+    assert_eq!(raised(), 1);
 }
 
 #[test]

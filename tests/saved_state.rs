@@ -55,8 +55,12 @@ impl Vm {
             Step::Advance(millis) => self.time.advance(Duration::from_micros(u64::from(millis) * 777)),
             Step::Serve => watchdog.on_readable(),
             Step::Ping => watchdog.ping(),
-            Step::Enable(lock) => watchdog.write_config(0x68, &[lock]),
-            Step::Configure(bits) => watchdog.write_config(0x60, &[bits]),
+            Step::Enable(lock) => {
+                watchdog.write_config(0x68, &[lock]);
+            }
+            Step::Configure(bits) => {
+                watchdog.write_config(0x60, &[bits]);
+            }
             Step::Preload(register, units) => watchdog.set_preload(register, units),
             Step::ClearInterrupt => watchdog.write_bar(0x08, &[1]),
             Step::ClearTimeout => watchdog.clear_timeout(),

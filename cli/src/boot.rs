@@ -46,10 +46,11 @@ pub struct BootArguments {
     /// period: a guest that feeds later than that (systemd and the watchdog daemon feed at half of it, busybox as -t
     /// says) is acted on although it is healthy. grace=30s with then= acts again when the action did not help.
     /// steal-limit=4: time in which the vCPU was runnable and did not run (steal time) does not count, up to four timeouts
-    /// in all. interrupt=intx connects the device's own interrupt, which comes at the end of its first stage.
+    /// in all. interrupt=intx connects the device's own interrupt, which comes at the end of its first stage;
+    /// interrupt=msi adds MSI.
     #[arg(
         long = "watchdog",
-        value_name = "MODEL[,action=ACTION][,pretimeout=ACTION[,before=TIME]][,grace=TIME,then=ACTION][,steal-limit=TIMES][,id=NAME][,interrupt=intx]",
+        value_name = "MODEL[,action=ACTION][,pretimeout=ACTION[,before=TIME]][,grace=TIME,then=ACTION][,steal-limit=TIMES][,id=NAME][,interrupt=intx|msi]",
         default_value = "i6300esb,action=reset"
     )]
     pub watchdogs: Vec<WatchdogConfig>,

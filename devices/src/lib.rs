@@ -24,10 +24,12 @@ extern crate std;
 pub mod diag288;
 pub mod i6300esb;
 mod lanes;
+mod message;
 mod model;
 mod state;
 mod time;
 
+pub use message::MsiMessage;
 pub use model::{Access, AfterTimeout, Expired, LastReset, Model, Request};
 pub use state::StateError;
 pub use time::VmInstant;

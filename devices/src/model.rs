@@ -1,6 +1,6 @@
 //! The interface that every watchdog model implements.
 
-use crate::{StateError, VmInstant};
+use crate::{MsiMessage, StateError, VmInstant};
 
 /// A watchdog without a clock: a state machine that takes the time as an argument.
 ///
@@ -37,6 +37,20 @@ pub trait Model: Sized {
     fn interrupt_level(&self) -> bool {
         false
     }
+
+    /// The interrupt message that is due, for a device with MSI.
+    ///
+    /// It is due from the beginning of an interrupt until the host [takes](Self::take_message) it, or the guest clears
+    /// the interrupt. An interrupt has one message.
+    fn message(&self) -> Option<MsiMessage> {
+        None
+    }
+
+    /// The host sends the [message](Self::message) that is due.
+    fn take_message(&mut self) {}
+
+    /// The host could not send the message that it has taken: it is due again, unless the guest has cleared the interrupt.
+    fn put_back_message(&mut self) {}
 
     /// Whether the guest has enabled the watchdog. An expired watchdog stays armed, except as [`AfterTimeout`] says.
     fn is_armed(&self) -> bool;

@@ -42,7 +42,8 @@ enum Step {
 
 #[derive(Arbitrary, Debug)]
 struct Run {
-    has_pin: bool,
+    /// Bit 0: a pin. Bit 1: MSI.
+    interrupt: u8,
     start: u64,
     steps: Vec<Step>,
 }
@@ -54,8 +55,9 @@ struct Machine {
 }
 
 fuzz_target!(|run: Run| {
-    let interrupt_pin = if run.has_pin { InterruptPin::IntA } else { InterruptPin::None };
+    let interrupt_pin = if run.interrupt & 1 != 0 { InterruptPin::IntA } else { InterruptPin::None };
     let config = I6300esbConfig::default().with_interrupt_pin(interrupt_pin);
+    let config = if run.interrupt & 2 != 0 { config.with_msi() } else { config };
     let mut machine = Machine { config, device: I6300esb::new(config), now: run.start };
     for step in run.steps {
         machine.take(step);
@@ -170,11 +172,18 @@ impl Machine {
         }
         assert!(next.is_none_or(|next| next > self.at() || next == VmInstant::MAX), "one poll reports everything");
         assert!(self.device.poll(self.at()).is_empty(), "an expiry is reported once");
-        if self.device.interrupt_level() {
+        let (level, message) = (self.device.interrupt_level(), self.device.message());
+        assert!(!level || message.is_none(), "a level and a message at the same time");
+        if level || message.is_some() {
             let mut gintsr = [0];
             self.device.read_bar(8, &mut gintsr, self.at());
             assert_eq!(gintsr, [1]);
         }
+        if message.is_some() {
+            self.device.take_message();
+            assert_eq!(self.device.message(), None, "an interrupt has one message");
+        }
+        assert_ne!(self.device.bar0(), Some(0xFFFF_FFF0), "the sizing pattern");
     }
 
     fn save_and_restore(&mut self) {

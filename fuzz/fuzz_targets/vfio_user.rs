@@ -24,7 +24,7 @@ use std::sync::Arc;
 use libfuzzer_sys::fuzz_target;
 use vm_watchdog::i6300esb::{I6300esb, I6300esbConfig, InterruptPin};
 use vm_watchdog::{Event, VmClock, Watchdog};
-use vm_watchdog_vfio_user::{Framer, Header, Intx, MAX_MESSAGE, Message, Next, Session};
+use vm_watchdog_vfio_user::{Framer, Header, Intx, MAX_MESSAGE, Message, Msi, Next, Session};
 
 use crate::device::WatchdogDevice;
 
@@ -37,14 +37,16 @@ fuzz_target!(|input: &[u8]| {
     let [choices, piece, stream @ ..] = input else {
         return;
     };
-    let (has_pin, is_greeted) = (choices & 1 != 0, choices & 2 != 0);
+    let (has_pin, is_greeted, has_msi) = (choices & 1 != 0, choices & 2 != 0, choices & 4 != 0);
     let intx = has_pin.then(Arc::<Intx>::default);
+    let msi = has_msi.then(Arc::<Msi>::default);
     let interrupt_pin = if has_pin { InterruptPin::IntA } else { InterruptPin::None };
-    let device = I6300esb::new(I6300esbConfig::default().with_interrupt_pin(interrupt_pin));
+    let config = I6300esbConfig::default().with_interrupt_pin(interrupt_pin);
+    let device = I6300esb::new(if has_msi { config.with_msi() } else { config });
     let (clock, _time) = VmClock::manual();
     let watchdog = Watchdog::builder("fuzz", device).clock(clock).build(|_: &Event| Ok(())).expect("a timer");
 
-    let mut session = Session::new(WatchdogDevice { watchdog: watchdog.clone(), intx });
+    let mut session = Session::new(WatchdogDevice { watchdog: watchdog.clone(), intx, msi });
     let greeting = [[20u32, 0, 0, 0].map(u32::to_ne_bytes).concat(), vec![0; 4]].concat();
     if is_greeted {
         let mut hello = vec![0; 2];

@@ -7,6 +7,7 @@
 
 mod delivery;
 mod line;
+mod message;
 mod position;
 mod steal_time;
 #[cfg(test)]
@@ -14,7 +15,7 @@ mod tests;
 
 use std::time::Duration;
 
-use vm_watchdog_devices::{Access, Expired, Model, VmInstant};
+use vm_watchdog_devices::{Access, Expired, Model, MsiMessage, VmInstant};
 
 use crate::action::Action;
 use crate::policy::Policy;
@@ -23,6 +24,7 @@ use crate::stats::{Stats, count};
 pub(crate) use delivery::Delivery;
 use delivery::{Deliveries, earlier};
 use line::Line;
+use message::Messages;
 use steal_time::StealTime;
 
 /// The least time between two wakes of the host for one watchdog, whatever its guest programs: 1 ms, so that there are
@@ -36,6 +38,8 @@ pub(crate) enum Call {
     ReadRunDelay,
     /// Set the interrupt line. [`Core::line_set`] takes the outcome.
     SetLine(bool),
+    /// Send the interrupt message. [`Core::message_sent`] takes the outcome.
+    SendMessage(MsiMessage),
     /// Call the handler. [`Core::performed`] takes the outcome.
     Perform(Delivery),
 }
@@ -57,6 +61,8 @@ pub(crate) struct Core<M> {
     was_woken: bool,
     /// None if the interrupt is not connected.
     line: Option<Line>,
+    /// None if the VMM sends no interrupt messages.
+    messages: Option<Messages>,
     /// The timer does not wake the host before this.
     not_before: VmInstant,
     /// The serving thread was woken before that, by a guest that moved its deadline. It looks again at `not_before`, so
@@ -70,6 +76,7 @@ pub(crate) struct Core<M> {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Connections {
     pub has_line: bool,
+    pub sends_messages: bool,
     /// How many times the timeout steal time may make a period last.
     pub steal_limit: Option<u32>,
 }
@@ -85,6 +92,7 @@ impl<M: Model> Core<M> {
             has_started: false,
             was_woken: false,
             line: connections.has_line.then(|| Line::at(model.interrupt_level())),
+            messages: connections.sends_messages.then(Messages::default),
             not_before: VmInstant::ZERO,
             was_woken_early: false,
             last_heartbeat: None,
@@ -112,9 +120,7 @@ impl<M: Model> Core<M> {
         let was_running = self.model.poll_at().is_some();
         let (kind, outcome) = access(&mut self.model, now);
         let starts = !was_running && self.model.poll_at().is_some();
-        if let Some(line) = &mut self.line {
-            line.try_again();
-        }
+        self.try_interrupt_again();
         if kind == Access::Heartbeat || starts {
             self.begin_episode(vm_now, now);
             // What is stolen from the guest from here on is told by what comes after this reading.
@@ -160,7 +166,7 @@ impl<M: Model> Core<M> {
             return Some(reading);
         }
         self.note_expired(vm_now);
-        self.line_change().or_else(|| self.deliveries.take_due(vm_now).map(Call::Perform))
+        self.interrupt().or_else(|| self.deliveries.take_due(vm_now).map(Call::Perform))
     }
 
     /// The reading to take before or after an access, if one is due.
@@ -170,9 +176,14 @@ impl<M: Model> Core<M> {
         self.begins_reading(vm_now).then_some(Call::ReadRunDelay)
     }
 
-    /// The change of the interrupt line to make after an access or a reset.
+    /// The change of the interrupt line to make, or the interrupt message to send, after an access or a reset.
     #[inline]
-    pub fn line_change(&mut self) -> Option<Call> {
+    pub fn interrupt(&mut self) -> Option<Call> {
+        self.line_change().or_else(|| self.message_to_send())
+    }
+
+    #[inline]
+    fn line_change(&mut self) -> Option<Call> {
         let line = self.line.as_mut()?;
         let wanted = self.model.interrupt_level();
         if !line.needs(wanted) {
@@ -180,6 +191,15 @@ impl<M: Model> Core<M> {
         }
         line.begin(wanted);
         Some(Call::SetLine(wanted))
+    }
+
+    #[inline]
+    fn message_to_send(&mut self) -> Option<Call> {
+        let messages = self.messages.as_mut().filter(|messages| messages.is_free())?;
+        let message = self.model.message()?;
+        self.model.take_message();
+        messages.begin();
+        Some(Call::SendMessage(message))
     }
 
     /// The VM was paused before the call could be made.
@@ -190,6 +210,11 @@ impl<M: Model> Core<M> {
                 self.steal_time.iter_mut().for_each(StealTime::put_back_reading);
             }
             Call::SetLine(_) => self.line.iter_mut().for_each(Line::put_back),
+            Call::SendMessage(_) => {
+                if self.messages.as_mut().is_some_and(Messages::put_back) {
+                    self.model.put_back_message();
+                }
+            }
             Call::Perform(_) => self.deliveries.put_back(),
         }
     }
@@ -219,6 +244,16 @@ impl<M: Model> Core<M> {
         }
     }
 
+    /// Notes the outcome of [`Call::SendMessage`].
+    pub fn message_sent(&mut self, is_sent: bool) {
+        if self.messages.as_mut().is_some_and(|messages| messages.finished(is_sent)) {
+            self.model.put_back_message();
+        }
+        if !is_sent {
+            count(&mut self.stats.interrupt_failures);
+        }
+    }
+
     /// Notes the outcome of [`Call::Perform`].
     pub fn performed(&mut self, is_performed: bool, vm_now: VmInstant) {
         let Stats { actions, action_failures, .. } = &mut self.stats;
@@ -235,8 +270,8 @@ impl<M: Model> Core<M> {
             None => deadline,
             Some(steal_time) => steal_time.wake_for(deadline, self.model.timeout_at()),
         });
-        let line = self.is_line_stale().then_some(VmInstant::ZERO);
-        let first = earlier(deadline, earlier(self.deliveries.next_due(), line));
+        let interrupt = (self.is_line_stale() || self.has_message_to_send()).then_some(VmInstant::ZERO);
+        let first = earlier(deadline, earlier(self.deliveries.next_due(), interrupt));
         first.map(|due| due.max(self.not_before))
     }
 
@@ -245,7 +280,7 @@ impl<M: Model> Core<M> {
         self.model.reset();
         self.deliveries.cancel();
         self.pretimeout_at = None;
-        self.line.iter_mut().for_each(Line::try_again);
+        self.try_interrupt_again();
     }
 
     /// The VMM has dealt with what it was told: no retry, no escalation.
@@ -283,6 +318,16 @@ impl<M: Model> Core<M> {
 
     fn is_line_stale(&self) -> bool {
         self.line.is_some_and(|line| line.needs(self.model.interrupt_level()))
+    }
+
+    fn has_message_to_send(&self) -> bool {
+        self.messages.is_some_and(|messages| messages.is_free()) && self.model.message().is_some()
+    }
+
+    /// Something has happened: tries the line and the message again if they have failed.
+    fn try_interrupt_again(&mut self) {
+        self.line.iter_mut().for_each(Line::try_again);
+        self.messages.iter_mut().for_each(Messages::try_again);
     }
 
     /// The next instant at which something expires, on the watchdog's time.
@@ -349,9 +394,7 @@ impl<M: Model> Core<M> {
     }
 
     fn note(&mut self, expired: Expired) {
-        if let Some(line) = &mut self.line {
-            line.try_again();
-        }
+        self.try_interrupt_again();
         // A free running watchdog may have timed out before the first stage of its next cycle ended.
         let is_of_next_cycle =
             |first_stage_ended: &VmInstant| expired.timeout.is_some_and(|at| at < *first_stage_ended);

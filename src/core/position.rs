@@ -7,6 +7,7 @@ use vm_watchdog_devices::{Model, StateError, VmInstant};
 use super::Core;
 use super::delivery::{Deliveries, Delivery, pause_before};
 use super::line::Line;
+use super::message::Messages;
 use crate::action::Action;
 use crate::policy::Policy;
 use crate::state::{DeliveryStateV1, StageV1, Version1, WatchdogStateV1};
@@ -62,6 +63,7 @@ impl<M: Model> Core<M> {
         self.has_started = true;
         let level = state.line_level.unwrap_or(model.interrupt_level());
         self.line.iter_mut().for_each(|line: &mut Line| line.restore(level));
+        self.messages.iter_mut().for_each(Messages::restore);
         self.model = model;
         Ok(())
     }

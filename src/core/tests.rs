@@ -1,12 +1,13 @@
 //! The rules of delivery, escalation, pause, line and steal time, on the core alone and in virtual time.
 
 mod invariants;
+mod messages;
 
 use std::time::Duration;
 
 use vm_watchdog_devices::diag288::{Diag288, Diagnose};
 use vm_watchdog_devices::i6300esb::{I6300esb, I6300esbConfig, InterruptPin};
-use vm_watchdog_devices::{Access, Model, VmInstant};
+use vm_watchdog_devices::{Access, Model, MsiMessage, VmInstant};
 
 use super::{Call, Connections, Core, Delivery};
 use crate::action::Action;
@@ -33,6 +34,10 @@ struct Bench<M> {
     told: Vec<(VmInstant, Delivery)>,
     /// Every level that the line was set to.
     levels: Vec<bool>,
+    /// Every interrupt message that was sent, or that failed.
+    messages: Vec<MsiMessage>,
+    /// Whether the next messages are sent.
+    sends: bool,
 }
 
 impl Bench<I6300esb> {
@@ -42,7 +47,7 @@ impl Bench<I6300esb> {
 
     fn with_steal_limit(policy: Policy, steal_limit: Option<u32>) -> Self {
         let device = I6300esb::new(I6300esbConfig::default().with_interrupt_pin(InterruptPin::IntA));
-        Self::of(device, policy, Connections { has_line: true, steal_limit })
+        Self::of(device, policy, Connections { has_line: true, sends_messages: true, steal_limit })
     }
 
     fn bar(&mut self, offset: u64, value: u32) {
@@ -73,8 +78,16 @@ impl Bench<I6300esb> {
 impl<M: Model> Bench<M> {
     fn of(model: M, policy: Policy, connections: Connections) -> Self {
         let core = Core::new(model, policy, connections);
-        let (told, levels, delays) = (Vec::new(), Vec::new(), Vec::new());
-        Self { core, now: VmInstant::ZERO, performs: true, delays, told, levels }
+        Self {
+            core,
+            now: VmInstant::ZERO,
+            performs: true,
+            delays: Vec::new(),
+            told: Vec::new(),
+            levels: Vec::new(),
+            messages: Vec::new(),
+            sends: true,
+        }
     }
 
     /// An access of the guest, with the calls that go with it.
@@ -82,8 +95,8 @@ impl<M: Model> Bench<M> {
         self.read();
         self.core.access(self.now, |device, now| (access(device, now), ()));
         self.read();
-        while let Some(line) = self.core.line_change() {
-            self.make(line);
+        while let Some(interrupt) = self.core.interrupt() {
+            self.make(interrupt);
         }
     }
 
@@ -107,6 +120,10 @@ impl<M: Model> Bench<M> {
             Call::SetLine(level) => {
                 self.levels.push(level);
                 self.core.line_set(true);
+            }
+            Call::SendMessage(message) => {
+                self.messages.push(message);
+                self.core.message_sent(self.sends);
             }
             Call::Perform(delivery) => {
                 self.told.push((self.now, delivery));

@@ -4,13 +4,15 @@ use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
 use vfio_bindings::bindings::vfio::{
-    VFIO_IRQ_INFO_AUTOMASKED, VFIO_IRQ_INFO_EVENTFD, VFIO_IRQ_INFO_MASKABLE, VFIO_IRQ_SET_ACTION_MASK,
-    VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_ACTION_TYPE_MASK, VFIO_IRQ_SET_ACTION_UNMASK, VFIO_IRQ_SET_DATA_BOOL,
-    VFIO_IRQ_SET_DATA_EVENTFD, VFIO_IRQ_SET_DATA_NONE, VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_INTX_IRQ_INDEX,
-    VFIO_PCI_NUM_IRQS, VFIO_PCI_NUM_REGIONS, VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE,
+    VFIO_IRQ_INFO_AUTOMASKED, VFIO_IRQ_INFO_EVENTFD, VFIO_IRQ_INFO_MASKABLE, VFIO_IRQ_INFO_NORESIZE,
+    VFIO_IRQ_SET_ACTION_MASK, VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_ACTION_TYPE_MASK, VFIO_IRQ_SET_ACTION_UNMASK,
+    VFIO_IRQ_SET_DATA_BOOL, VFIO_IRQ_SET_DATA_EVENTFD, VFIO_IRQ_SET_DATA_NONE, VFIO_PCI_CONFIG_REGION_INDEX,
+    VFIO_PCI_INTX_IRQ_INDEX, VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_NUM_IRQS, VFIO_PCI_NUM_REGIONS,
+    VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE,
 };
 
 use crate::interrupt::Intx;
+use crate::msi::Msi;
 use crate::wire::{Fields, MAX_DATA};
 
 /// How many BARs a PCI device can have.
@@ -81,6 +83,11 @@ pub trait PciDevice {
 
     /// The line of the interrupt pin; `None` if the device has no pin. This does not change.
     fn intx(&self) -> Option<&Intx>;
+
+    /// The message of the MSI capability; `None` if the device has no such capability. This does not change.
+    fn msi(&self) -> Option<&Msi> {
+        None
+    }
 }
 
 /// A region that the device has.
@@ -163,7 +170,33 @@ impl IrqInfo {
             let flags = VFIO_IRQ_INFO_EVENTFD | VFIO_IRQ_INFO_MASKABLE | VFIO_IRQ_INFO_AUTOMASKED;
             return Ok(Self { flags, count: 1 });
         }
+        if index == VFIO_PCI_MSI_IRQ_INDEX && device.msi().is_some() {
+            return Ok(Self { flags: VFIO_IRQ_INFO_EVENTFD | VFIO_IRQ_INFO_NORESIZE, count: 1 });
+        }
         Ok(Self { flags: 0, count: 0 })
+    }
+}
+
+/// An interrupt that the device has.
+enum Interrupt<'a> {
+    Intx(&'a Intx),
+    Msi(&'a Msi),
+}
+
+impl<'a> Interrupt<'a> {
+    fn from_index(device: &'a impl PciDevice, index: u32) -> Option<Self> {
+        match index {
+            VFIO_PCI_INTX_IRQ_INDEX => device.intx().map(Self::Intx),
+            VFIO_PCI_MSI_IRQ_INDEX => device.msi().map(Self::Msi),
+            _ => None,
+        }
+    }
+
+    fn connect(&self, eventfd: Option<OwnedFd>) -> Result<(), Errno> {
+        match self {
+            Self::Intx(intx) => intx.connect(eventfd),
+            Self::Msi(msi) => msi.connect(eventfd),
+        }
     }
 }
 
@@ -177,18 +210,19 @@ pub(crate) fn set_irqs(device: &impl PciDevice, body: &[u8], fds: Vec<OwnedFd>) 
         return Err(Errno::INVAL);
     }
     let is_disable = flags == VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER && (start, count) == (0, 0);
+    let interrupt = Interrupt::from_index(device, index);
     if is_disable && data.is_empty() && fds.is_empty() {
         // An interrupt that the device does not have is already disabled.
-        return if index == VFIO_PCI_INTX_IRQ_INDEX { disconnect_intx(device) } else { Ok(()) };
+        return interrupt.map_or(Ok(()), |interrupt| interrupt.connect(None));
     }
-    let intx = device.intx().filter(|_| index == VFIO_PCI_INTX_IRQ_INDEX).ok_or(Errno::INVAL)?;
+    let interrupt = interrupt.ok_or(Errno::INVAL)?;
     if (start, count) != (0, 1) {
         return Err(Errno::INVAL);
     }
     let action = flags & VFIO_IRQ_SET_ACTION_TYPE_MASK;
     match (flags & !action, data, fds.len()) {
         (VFIO_IRQ_SET_DATA_EVENTFD, [], 0..=1) if action == VFIO_IRQ_SET_ACTION_TRIGGER => {
-            return intx.connect(fds.into_iter().next());
+            return interrupt.connect(fds.into_iter().next());
         }
         // With an eventfd to mask and unmask, QEMU under KVM would save a round trip. It works without.
         (VFIO_IRQ_SET_DATA_EVENTFD, [], 0..=1) if action.is_power_of_two() => return Err(Errno::OPNOTSUPP),
@@ -196,24 +230,23 @@ pub(crate) fn set_irqs(device: &impl PciDevice, body: &[u8], fds: Vec<OwnedFd>) 
         (VFIO_IRQ_SET_DATA_BOOL, [0], 0) if action.is_power_of_two() => return Ok(()),
         _ => return Err(Errno::INVAL),
     }
-    match action {
-        VFIO_IRQ_SET_ACTION_MASK => intx.mask(),
-        VFIO_IRQ_SET_ACTION_UNMASK => intx.unmask()?,
-        VFIO_IRQ_SET_ACTION_TRIGGER => intx.trigger()?,
+    match (interrupt, action) {
+        (Interrupt::Intx(intx), VFIO_IRQ_SET_ACTION_MASK) => intx.mask(),
+        (Interrupt::Intx(intx), VFIO_IRQ_SET_ACTION_UNMASK) => intx.unmask()?,
+        (Interrupt::Intx(intx), VFIO_IRQ_SET_ACTION_TRIGGER) => intx.trigger()?,
+        (Interrupt::Msi(msi), VFIO_IRQ_SET_ACTION_TRIGGER) => msi.trigger()?,
         _ => return Err(Errno::INVAL),
     }
     Ok(())
 }
 
-/// Resets the device and disconnects its interrupt, as at power-on.
+/// Resets the device and disconnects its interrupts, as at power-on.
 pub(crate) fn power_on(device: &mut impl PciDevice) {
     device.reset();
-    // After a reset the line is low, so disconnecting it signals nothing and cannot fail.
-    let _ = disconnect_intx(device);
-}
-
-fn disconnect_intx(device: &impl PciDevice) -> Result<(), Errno> {
-    device.intx().map_or(Ok(()), |intx| intx.connect(None))
+    for index in [VFIO_PCI_INTX_IRQ_INDEX, VFIO_PCI_MSI_IRQ_INDEX] {
+        // After a reset the line is low, so disconnecting it signals nothing and cannot fail.
+        let _ = Interrupt::from_index(device, index).map(|interrupt| interrupt.connect(None));
+    }
 }
 
 /// [`Region::accessed`] accepts no offset that does not fit.

@@ -1,11 +1,11 @@
 //! INTx over vfio-user: a level-triggered line that signals an eventfd once, until the client unmasks it.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::OFlags;
-use rustix::io::{Errno, retry_on_intr};
+use rustix::io::Errno;
+
+use crate::eventfd::ClientEventfd;
 
 /// The interrupt line of a device as VFIO has it: level triggered and automasked.
 ///
@@ -19,7 +19,7 @@ pub struct Intx {
 #[derive(Debug, Default)]
 struct State {
     /// The eventfd of the client.
-    eventfd: Option<OwnedFd>,
+    eventfd: Option<ClientEventfd>,
     masked: bool,
     asserted: bool,
 }
@@ -42,9 +42,7 @@ impl Intx {
     ///
     /// EINVAL if it is no eventfd: a write to anything else might never return.
     pub(crate) fn connect(&self, eventfd: Option<OwnedFd>) -> Result<(), Errno> {
-        if let Some(fd) = &eventfd {
-            check_eventfd(fd.as_fd())?;
-        }
+        let eventfd = eventfd.map(ClientEventfd::new).transpose()?;
         let mut state = self.state();
         state.eventfd = eventfd;
         state.masked = false;
@@ -82,42 +80,14 @@ impl State {
     }
 
     fn signal(&self) -> Result<(), Errno> {
-        let Some(eventfd) = &self.eventfd else {
-            return Ok(());
-        };
-        // A full counter is a signal that the client has not read yet.
-        if !is_writable(eventfd.as_fd())? {
-            return Ok(());
-        }
-        match rustix::io::write(eventfd, &1u64.to_ne_bytes()) {
-            Ok(_) | Err(Errno::AGAIN) => Ok(()),
-            Err(errno) => Err(errno),
-        }
-    }
-}
-
-/// Whether a write does not block. The client shares the flags of its eventfd, and may have taken O_NONBLOCK away.
-fn is_writable(eventfd: BorrowedFd<'_>) -> Result<bool, Errno> {
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    let mut fds = [PollFd::from_borrowed_fd(eventfd, PollFlags::OUT)];
-    retry_on_intr(|| rustix::event::poll(&mut fds, Some(&now)))?;
-    Ok(fds[0].revents().contains(PollFlags::OUT))
-}
-
-/// Refuses a descriptor that is no eventfd, and makes writes to an eventfd non-blocking.
-fn check_eventfd(fd: BorrowedFd<'_>) -> Result<(), Errno> {
-    let link = rustix::fs::readlink(format!("/proc/self/fd/{}", fd.as_raw_fd()), Vec::new());
-    if link.is_ok_and(|link| link.to_bytes() == b"anon_inode:[eventfd]") {
-        let flags = rustix::fs::fcntl_getfl(fd)?;
-        rustix::fs::fcntl_setfl(fd, flags | OFlags::NONBLOCK)
-    } else {
-        Err(Errno::INVAL)
+        self.eventfd.as_ref().map_or(Ok(()), ClientEventfd::signal)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::eventfd::signals;
     use rustix::event::{EventfdFlags, eventfd};
 
     /// A connected line, and the client's end.
@@ -126,15 +96,6 @@ mod tests {
         let line = Intx::default();
         line.connect(Some(client.try_clone().unwrap())).unwrap();
         (line, client)
-    }
-
-    /// How often it was signalled since the last call.
-    fn signals(client: &OwnedFd) -> u64 {
-        let mut counter = [0; 8];
-        match rustix::io::read(client, &mut counter) {
-            Ok(_) => u64::from_ne_bytes(counter),
-            Err(_) => 0,
-        }
     }
 
     #[test]

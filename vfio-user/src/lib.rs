@@ -16,8 +16,8 @@
 //! # What a client gets
 //!
 //! - The BARs that the device has, and region 7 (configuration space, 256 bytes), by messages only. No DMA: DMA_MAP and
-//!   DMA_UNMAP are answered and otherwise ignored. No MSI.
-//! - INTx if the device has an interrupt pin, level triggered and automasked as VFIO has it.
+//!   DMA_UNMAP are answered and otherwise ignored.
+//! - INTx if the device has an interrupt pin, level triggered and automasked as VFIO has it; one MSI message if it has that.
 //! - An access that starts in a region always succeeds, whatever its width: a guest can cause it, and Cloud Hypervisor's
 //!   client never returns from an access that got an error. The configuration region answers up to 4096 bytes for the
 //!   same reason: a guest reaches that far through a PCI Express host bridge.
@@ -29,8 +29,10 @@
 
 mod connection;
 mod device;
+mod eventfd;
 mod framer;
 mod interrupt;
+mod msi;
 mod session;
 mod version;
 mod wire;
@@ -39,5 +41,6 @@ pub use connection::{CloseReason, Connection};
 pub use device::{BARS, PciDevice};
 pub use framer::{Framer, Message};
 pub use interrupt::Intx;
+pub use msi::Msi;
 pub use session::{Next, Session, refuse};
 pub use wire::{Header, MAX_DATA, MAX_FDS, MAX_MESSAGE};

@@ -176,7 +176,7 @@ impl<D: PciDevice> Session<D> {
     }
 }
 
-/// The client has gone and its VM with it, so the device is reset and its interrupt disconnected.
+/// The client has gone and its VM with it, so the device is reset and its interrupts disconnected.
 impl<D: PciDevice> Drop for Session<D> {
     fn drop(&mut self) {
         device::power_on(&mut self.device);

@@ -6,7 +6,7 @@ use vm_watchdog::i6300esb::{I6300esb, I6300esbConfig, InterruptPin};
 use vm_watchdog::{ThreadRunDelay, VmClock, Watchdog, WatchdogConfig};
 
 use crate::devices::pci::PciBus;
-use crate::devices::watchdog::{Resources, WatchdogFunction};
+use crate::devices::watchdog::WatchdogFunction;
 use crate::error::BootError;
 use crate::inbox::WatchdogSender;
 use crate::kvm::KvmMachine;
@@ -47,11 +47,11 @@ impl Watchdogs<'_> {
     pub fn build(&self, configs: &[WatchdogConfig], bus: &mut PciBus) -> Result<Vec<Watchdog<I6300esb>>, BootError> {
         let mut watchdogs = Vec::new();
         for (index, (config, id)) in (0_u8..).zip(configs.iter().zip(ids(configs))) {
-            let device = i6300esb(config)?;
+            let device = i6300esb(config)?.with_bar0(base_address(index));
             let interrupt = (device.interrupt_pin != InterruptPin::None).then_some(INTERRUPTS[usize::from(index)]);
+            let device = device.with_interrupt_line(interrupt.unwrap_or(0));
             let watchdog = self.build_one(config, device, id, interrupt)?;
-            let resources = Resources { base: base_address(index), interrupt };
-            let mut function = WatchdogFunction::new(watchdog.clone(), resources, self.timeline.clone());
+            let mut function = WatchdogFunction::new(watchdog.clone(), self.timeline.clone());
             if let Some(snapshot) = self.snapshot {
                 snapshot.restore_watchdog(index.into(), |state| function.restore(state))?;
             }
@@ -74,6 +74,10 @@ impl Watchdogs<'_> {
                 kvm.set_level_triggered(gsi)?;
                 builder.interrupt_line(kvm.interrupt_line(gsi.into()))
             }
+            _ => builder,
+        };
+        let builder = match self.kvm {
+            Some(kvm) if device.msi => builder.msi(kvm.msi_sender()),
             _ => builder,
         };
         let builder = match config.steal_limit() {

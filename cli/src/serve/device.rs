@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use vm_watchdog::Watchdog;
 use vm_watchdog::i6300esb::{BAR0_SIZE, I6300esb};
-use vm_watchdog_vfio_user::{BARS, Intx, PciDevice};
+use vm_watchdog_vfio_user::{BARS, Intx, Msi, PciDevice};
 
-/// A watchdog, and the line of its interrupt pin if it has one.
+/// A watchdog, and the line and the message of its interrupt if it has them.
 pub struct WatchdogDevice {
     pub watchdog: Watchdog<I6300esb>,
     pub intx: Option<Arc<Intx>>,
+    pub msi: Option<Arc<Msi>>,
 }
 
 impl PciDevice for WatchdogDevice {
@@ -31,6 +32,7 @@ impl PciDevice for WatchdogDevice {
     }
 
     fn write_config(&mut self, offset: u16, data: &[u8]) {
+        // The client has BAR0 where its own header says.
         self.watchdog.write_config(offset, data);
     }
 
@@ -40,5 +42,9 @@ impl PciDevice for WatchdogDevice {
 
     fn intx(&self) -> Option<&Intx> {
         self.intx.as_deref()
+    }
+
+    fn msi(&self) -> Option<&Msi> {
+        self.msi.as_deref()
     }
 }

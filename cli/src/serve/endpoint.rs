@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use vm_watchdog::i6300esb::{I6300esb, InterruptPin};
-use vm_watchdog::{Action, ActionHandler, Event, HandlerError, Watchdog};
+use vm_watchdog::{Action, ActionHandler, Event, HandlerError, MsiMessage, Watchdog};
 use vm_watchdog_timeline::Fire;
-use vm_watchdog_vfio_user::{CloseReason, Intx};
+use vm_watchdog_vfio_user::{CloseReason, Intx, Msi};
 
 use crate::serve::control::Control;
 use crate::serve::control::qmp::{VmEvent, VmListener};
@@ -21,6 +21,7 @@ use crate::serve::vm::Vm;
 pub struct Endpoint {
     pub watchdog: Watchdog<I6300esb>,
     intx: Option<Arc<Intx>>,
+    msi: Option<Arc<Msi>>,
     pub socket: PathBuf,
     pub vm: Arc<Vm>,
     pub clients: Clients,
@@ -55,16 +56,22 @@ impl Endpoint {
     ) -> Result<Arc<Self>, vm_watchdog::Error> {
         let has_pin = options.device.interrupt_pin != InterruptPin::None;
         let intx = has_pin.then(Arc::<Intx>::default);
+        let msi = options.device.msi.then(Arc::<Msi>::default);
         let device = I6300esb::new(options.device);
         let builder = Watchdog::builder(&*options.id, device).clock(vm.clock.clone()).policy(options.policy);
         let builder = match intx.clone() {
             Some(intx) => builder.interrupt_line(move |high| Ok(intx.set_level(high)?)),
             None => builder,
         };
+        let builder = match msi.clone() {
+            Some(msi) => builder.msi(move |_: MsiMessage| Ok(msi.send()?)),
+            None => builder,
+        };
         let handler = Handler::default();
         let endpoint = Arc::new(Self {
             watchdog: builder.build(handler.clone())?,
             intx,
+            msi,
             socket: options.socket.clone(),
             vm,
             clients: Clients::default(),
@@ -82,7 +89,7 @@ impl Endpoint {
 
     /// The device for a client.
     pub fn device(&self) -> WatchdogDevice {
-        WatchdogDevice { watchdog: self.watchdog.clone(), intx: self.intx.clone() }
+        WatchdogDevice { watchdog: self.watchdog.clone(), intx: self.intx.clone(), msi: self.msi.clone() }
     }
 
     /// Writes to the timeline.

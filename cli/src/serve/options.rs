@@ -33,10 +33,11 @@ struct Flags {
     /// feeds later than that (systemd and the watchdog daemon feed at half of it, busybox as -t says) is acted on
     /// although it is healthy. grace=30s with then= acts again when the action did not help, or could not be done.
     /// interrupt=intx gives the device an interrupt pin, which it raises at the end of its first stage, at the price of a
-    /// second round trip for each access of the guest.
+    /// second round trip for each access of the guest. interrupt=msi adds MSI, which has no such price for a guest that
+    /// enables it.
     #[arg(
         long = "watchdog",
-        value_name = "MODEL[,action=ACTION][,pretimeout=ACTION[,before=TIME]][,grace=TIME,then=ACTION][,id=NAME][,interrupt=intx]"
+        value_name = "MODEL[,action=ACTION][,pretimeout=ACTION[,before=TIME]][,grace=TIME,then=ACTION][,id=NAME][,interrupt=intx|msi]"
     )]
     watchdogs: Vec<WatchdogConfig>,
 

@@ -85,6 +85,29 @@ fn an_nmi_reaches_the_guest_before_the_timeout() {
     }
 }
 
+/// Without its interrupts the guest would not feed, and time out after 2.013 s of its 3.5 s.
+#[test]
+fn a_guest_takes_the_watchdogs_interrupt_by_msi_and_lives_on_it() {
+    if !has_kvm() {
+        return;
+    }
+    let run = boot(&["--events=json", "--built-in=interrupted", "--watchdog=i6300esb,action=poweroff,interrupt=msi"]);
+    assert_eq!(run.status, Some(0), "{}", run.messages);
+    let interrupts = run.remarks().iter().filter(|remark| *remark == "got an interrupt; feeding the watchdog").count();
+    // The third may be late on a busy host.
+    assert!((2..=3).contains(&interrupts), "{}", run.messages);
+    assert_eq!(run.all("fire").len(), 0, "{}", run.messages);
+    assert_eq!(run.all("disarmed").len(), 1);
+}
+
+#[test]
+fn a_guest_that_finds_no_msi_gives_up() {
+    for run in on_each(&["--events=json", "--built-in=interrupted", "--watchdog=i6300esb,interrupt=intx"]) {
+        assert_ne!(run.status, Some(0), "{}", run.messages);
+        assert!(!run.remarks().iter().any(|remark| remark.contains("interrupt")), "{}", run.messages);
+    }
+}
+
 #[test]
 fn a_guest_that_ignores_its_power_button_is_powered_off_after_the_grace() {
     for run in on_each(&["--events=json", "--watchdog=i6300esb,action=shutdown,grace=200ms,then=poweroff"]) {

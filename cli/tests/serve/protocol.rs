@@ -153,6 +153,11 @@ fn set_irqs(flags: u32, count: u32, data: &[u8]) -> Vec<u8> {
     [words(&[20 + data.len() as u32, flags, 0, 0, count]), data.to_vec()].concat()
 }
 
+/// The same for MSI, which is index 1.
+fn set_msi(flags: u32, count: u32) -> Vec<u8> {
+    words(&[20, flags, 1, 0, count])
+}
+
 /// How often the client's eventfd was signalled since the last call.
 fn signals(eventfd: &OwnedFd) -> u64 {
     let mut counter = [0; 8];
@@ -199,6 +204,47 @@ fn intx_exists_if_configured_and_is_signalled_once_until_unmasked() {
     client.ask(SET_IRQS, &set_irqs(DATA_NONE | TRIGGER, 1, &[])).unwrap();
     assert_eq!(signals(&interrupt), 0, "no client is connected");
     client.ask(SET_IRQS, &set_irqs(DATA_EVENTFD | TRIGGER, 1, &[])).unwrap();
+}
+
+#[test]
+fn msi_exists_if_configured_and_each_interrupt_is_signalled_once() {
+    let watchdog = "i6300esb,action=none,pretimeout=debug,before=60m,interrupt=msi";
+    let server = Builder::new().options("--socket s --watchdog").options(watchdog).start();
+    let mut client = server.client();
+    let info = client.ask(GET_IRQ_INFO, &words(&[16, 0, 1, 0])).unwrap();
+    assert_eq!((u32_at(&info, 1), u32_at(&info, 3)), (0b1001, 1), "eventfd, no resize; one");
+    assert_eq!(client.read(CONFIG, 0x34, 1).unwrap(), [0x40]);
+    assert_eq!(client.read(CONFIG, 0x40, 4).unwrap(), [0x05, 0x00, 0x80, 0x00]);
+
+    // A guest enables MSI, and its VMM connects the eventfd after that.
+    client.write(CONFIG, 0x04, &[0x06, 0x00]).unwrap();
+    client.write(CONFIG, 0x44, &[0x00, 0x00, 0xE0, 0xFE]).unwrap();
+    client.write(CONFIG, 0x4C, &[0x41, 0x00]).unwrap();
+    client.write(CONFIG, 0x42, &[0x01, 0x00]).unwrap();
+    let message = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+    let line = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+    client.ask_with_fds(SET_IRQS, &set_msi(DATA_EVENTFD | TRIGGER, 1), &[message.as_fd()]).unwrap();
+    client.ask_with_fds(SET_IRQS, &set_irqs(DATA_EVENTFD | TRIGGER, 1, &[]), &[line.as_fd()]).unwrap();
+
+    // Stage 1 ends soon, stage 2 in a quarter of an hour.
+    client.unlock();
+    client.write(BAR0, 0x00, &[1, 0, 0, 0]).unwrap();
+    client.ping();
+    client.write(CONFIG, 0x68, &[2]).unwrap();
+    server.expect_where("fire", |event| event["stage"] == "pretimeout");
+    client.read(BAR0, 0x08, 4).unwrap();
+    assert_eq!((signals(&message), signals(&line)), (1, 0));
+    assert_eq!(client.read(CONFIG, 0x06, 2).unwrap()[0] & 0x08, 0, "INTx has no interrupt");
+
+    // Loopback, what MSI does not have, and the end.
+    client.ask(SET_IRQS, &set_msi(DATA_NONE | TRIGGER, 1)).unwrap();
+    assert_eq!(signals(&message), 1);
+    for flags in [DATA_NONE | MASK, DATA_NONE | UNMASK] {
+        assert_eq!(client.ask(SET_IRQS, &set_msi(flags, 1)), Err(EINVAL));
+    }
+    client.ask(SET_IRQS, &set_msi(DATA_NONE | TRIGGER, 0)).unwrap();
+    client.ask(SET_IRQS, &set_msi(DATA_NONE | TRIGGER, 1)).unwrap();
+    assert_eq!(signals(&message), 0, "no client is connected");
 }
 
 #[test]

@@ -97,6 +97,12 @@ fn a_watchdog_with_an_interrupt_pin_works_the_same() {
     with_pieces("reset with INTx", |pieces| reset(pieces, "i6300esb,action=reset,interrupt=intx"));
 }
 
+/// Linux finds the capability, and its driver enables no interrupt.
+#[test]
+fn a_watchdog_with_msi_works_the_same() {
+    with_pieces("reset with MSI", |pieces| reset(pieces, "i6300esb,action=reset,interrupt=msi"));
+}
+
 #[test]
 fn a_guest_that_stops_feeding_is_powered_off() {
     with_pieces("poweroff", |pieces| {

@@ -1,32 +1,10 @@
 //! PCI configuration space: the standard header, and the watchdog's registers at 60h to 68h.
 
+use super::I6300esb;
 use super::counter::Stage;
 use super::spec::{self, command, config, configuration, lock};
-use super::{I6300esb, InterruptPin};
 use crate::Access;
 use crate::lanes::DwordWrite;
-
-/// The writable part of the PCI header.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct PciHeader {
-    pub command: u16,
-    pub cache_line_size: u8,
-    pub latency_timer: u8,
-    pub bar0: u32,
-    pub interrupt_line: u8,
-}
-
-impl PciHeader {
-    pub const RESET: Self = Self { command: 0, cache_line_size: 0, latency_timer: 0, bar0: 0, interrupt_line: 0 };
-
-    pub fn decoded_bar0(&self) -> Option<u32> {
-        (self.command & command::MEMORY_ENABLE != 0).then_some(self.bar0)
-    }
-
-    pub fn is_intx_disabled(&self) -> bool {
-        self.command & command::INTX_DISABLE != 0
-    }
-}
 
 impl I6300esb {
     /// The dword of configuration space at `offset`; `None` past its end.
@@ -36,24 +14,36 @@ impl I6300esb {
         Some(match offset {
             config::ID => words(spec::VENDOR_ID, spec::DEVICE_ID),
             config::COMMAND_STATUS => words(self.header.command, self.status()),
-            config::CLASS_REVISION => spec::CLASS_CODE << 8,
+            config::CLASS_REVISION => spec::CLASS_CODE << 8 | u32::from(spec::REVISION_ID),
             config::CACHE_LINE_LATENCY => {
                 u32::from_le_bytes([self.header.cache_line_size, self.header.latency_timer, 0, 0])
             }
             config::BAR0 => self.header.bar0,
             config::SUBSYSTEM => words(self.config.subsystem_vendor_id, self.config.subsystem_id),
+            config::CAPABILITIES if self.config.msi => spec::MSI_CAPABILITY.into(),
             config::INTERRUPT => {
-                let pin = match self.config.interrupt_pin {
-                    InterruptPin::None => 0,
-                    InterruptPin::IntA => 1,
-                };
+                let pin = self.config.interrupt_pin.register();
                 u32::from_le_bytes([self.header.interrupt_line, pin, 0, 0])
             }
+            config::MSI..config::MSI_END if self.config.msi => self.msi.dword(offset - config::MSI),
             config::WDT_CONFIGURATION => self.configuration.into(),
             config::LIVE_COUNTER => self.counter.map_or(0, |counter| counter.value(self.latest)),
             config::WDT_LOCK => self.lock.into(),
             _ => 0,
         })
+    }
+
+    /// The bits of a byte of configuration space that are the device's own, whoever has the PCI header.
+    pub(super) fn own_bits(&self, offset: u16) -> u8 {
+        let has_msi = self.config.msi;
+        match offset {
+            config::STATUS if has_msi => (command::STATUS_INTERRUPT | command::STATUS_CAPABILITIES) as u8,
+            config::STATUS => command::STATUS_INTERRUPT as u8,
+            config::CAPABILITIES if has_msi => 0xFF,
+            config::MSI..config::MSI_END if has_msi => 0xFF,
+            config::WDT_CONFIGURATION..config::WDT_END => 0xFF,
+            _ => 0,
+        }
     }
 
     pub(super) fn write_config_dword(&mut self, write: DwordWrite) -> Access {
@@ -63,18 +53,20 @@ impl I6300esb {
         let byte = |lane: u32| (write.mask >> (8 * lane) & 0xFF != 0).then_some((write.value >> (8 * lane)) as u8);
         match offset {
             config::COMMAND_STATUS if write.mask & 0xFFFF != 0 => {
-                let command = write.merged_into(self.header.command.into()) as u16;
-                self.header.command = command & command::WRITABLE;
+                self.header = self.header.with_command(write.merged_into(self.header.command.into()) as u16);
             }
             config::CACHE_LINE_LATENCY if write.mask & 0xFFFF != 0 => {
                 self.header.cache_line_size = byte(0).unwrap_or(self.header.cache_line_size);
                 self.header.latency_timer = byte(1).unwrap_or(self.header.latency_timer);
             }
             config::BAR0 => {
-                self.header.bar0 = write.merged_into(self.header.bar0) & !(spec::BAR0_SIZE - 1);
+                self.header = self.header.with_bar0(write.merged_into(self.header.bar0));
             }
             config::INTERRUPT if write.mask & 0xFF != 0 => {
                 self.header.interrupt_line = byte(0).unwrap_or(self.header.interrupt_line);
+            }
+            config::MSI..config::MSI_END if self.config.msi => {
+                return self.msi.write_dword(offset - config::MSI, write);
             }
             config::WDT_CONFIGURATION if write.mask & 0xFFFF != 0 => {
                 let value = write.merged_into(self.configuration.into()) as u8;
@@ -87,7 +79,9 @@ impl I6300esb {
     }
 
     fn status(&self) -> u16 {
-        if self.is_interrupt_pending() { command::STATUS_INTERRUPT } else { 0 }
+        let capabilities = if self.config.msi { command::STATUS_CAPABILITIES } else { 0 };
+        let interrupt = if self.is_pin_pending() { command::STATUS_INTERRUPT } else { 0 };
+        capabilities | interrupt
     }
 
     fn write_lock(&mut self, value: u8) -> Access {

@@ -12,63 +12,30 @@
 //! - The live counter at 64h reads 0 while the counter is stopped.
 //! - Without an interrupt pin the PCI status bit 3 (interrupt pending) stays 0.
 //! - An access across several dwords is performed dword by dword, lowest first, as on the bus.
+//! - BAR0 decodes nothing at address zero (not assigned). A write of all ones is a sizing write, not an address: BAR0
+//!   stays where it decodes, and decodes nothing if memory is enabled only then. A byte or word write moves BAR0 at once.
 
+mod config;
 mod config_space;
 mod counter;
+mod header;
+mod msi;
 mod registers;
 mod spec;
 mod state;
 
+pub use config::{I6300esbConfig, InterruptPin};
 use counter::{Counter, Prescaler, Stage};
-pub use spec::{BAR0_SIZE, CLASS_CODE, CONFIG_SPACE_SIZE, DEVICE_ID, VENDOR_ID};
-pub use state::{CounterStateV1, I6300esbStateV1};
+pub use header::BarMove;
+pub use spec::{
+    BAR0_SIZE, CLASS_CODE, CONFIG_SPACE_SIZE, DEVICE_ID, MEMORY_ENABLE, MSI_CAPABILITY, REVISION_ID, VENDOR_ID,
+};
+pub use state::{CounterStateV1, I6300esbStateV1, MsiStateV1};
 
-use crate::{Access, Expired, LastReset, Model, StateError, VmInstant, lanes};
-use config_space::PciHeader;
+use crate::{Access, Expired, LastReset, Model, MsiMessage, StateError, VmInstant, lanes};
+use header::PciHeader;
+use msi::{Message, Msi};
 use registers::Unlock;
-
-/// Configuration of the device, which the VMM sets before a guest accesses it.
-///
-/// ```
-/// use vm_watchdog_devices::i6300esb::{I6300esb, I6300esbConfig, InterruptPin};
-///
-/// let config = I6300esbConfig::default().with_interrupt_pin(InterruptPin::IntA);
-/// let watchdog = I6300esb::new(config);
-/// # let _ = watchdog;
-/// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct I6300esbConfig {
-    /// The interrupt pin of the function. If it has one, the VMM must connect the line.
-    pub interrupt_pin: InterruptPin,
-    /// Subsystem vendor at 2Ch; zero means none.
-    pub subsystem_vendor_id: u16,
-    /// Subsystem id at 2Eh.
-    pub subsystem_id: u16,
-}
-
-impl I6300esbConfig {
-    /// The same configuration with this interrupt pin.
-    pub const fn with_interrupt_pin(self, interrupt_pin: InterruptPin) -> Self {
-        Self { interrupt_pin, ..self }
-    }
-
-    /// The same configuration with these ids at 2Ch and 2Eh.
-    pub const fn with_subsystem(self, subsystem_vendor_id: u16, subsystem_id: u16) -> Self {
-        Self { subsystem_vendor_id, subsystem_id, ..self }
-    }
-}
-
-/// The PCI interrupt pin of the function (configuration register 3Dh).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum InterruptPin {
-    /// No interrupt: a guest can poll WDT_INT_ACT instead.
-    #[default]
-    None,
-    /// INTA#, level triggered.
-    IntA,
-}
 
 /// An Intel 6300ESB watchdog timer.
 ///
@@ -104,6 +71,7 @@ pub enum InterruptPin {
 pub struct I6300esb {
     config: I6300esbConfig,
     header: PciHeader,
+    msi: Msi,
     /// 60h, WDT configuration.
     configuration: u8,
     /// 68h, WDT lock.
@@ -128,7 +96,8 @@ impl I6300esb {
     pub const fn new(config: I6300esbConfig) -> Self {
         Self {
             config,
-            header: PciHeader::RESET,
+            header: PciHeader::reset(&config),
+            msi: Msi::RESET,
             configuration: 0,
             lock: 0,
             preload1: spec::PRELOAD_MASK,
@@ -149,7 +118,23 @@ impl I6300esb {
         if known { Access::Accepted } else { Access::Ignored }
     }
 
-    /// Writes configuration space.
+    /// Completes a read of configuration space for a VMM that owns the PCI header.
+    ///
+    /// `data` has the bytes of the VMM's header. The device replaces what is its own: 60h to 6Bh; bit 3 of the status
+    /// register (an interrupt is pending); and with MSI bit 4 of the status register, the capabilities pointer and the
+    /// [capability](MSI_CAPABILITY).
+    pub fn complete_config_read(&mut self, offset: u16, data: &mut [u8], now: VmInstant) -> Access {
+        self.advance(now);
+        for (offset, byte) in (offset..=u16::MAX).zip(data) {
+            let own = self.own_bits(offset);
+            let mut device = [0];
+            lanes::read_dwords(offset.into(), &mut device, |at| self.config_dword(at));
+            *byte = *byte & !own | device[0] & own;
+        }
+        Access::Accepted
+    }
+
+    /// Writes configuration space. A VMM that owns the PCI header passes every write to both.
     pub fn write_config(&mut self, offset: u16, data: &[u8], now: VmInstant) -> Access {
         self.write_dwords(offset.into(), data, now, Self::write_config_dword)
     }
@@ -166,9 +151,12 @@ impl I6300esb {
         self.write_dwords(offset, data, now, Self::write_bar_dword)
     }
 
-    /// The address at which BAR0 decodes; `None` while memory decoding is off.
+    /// The guest-physical address at which BAR0 decodes; `None` while memory decoding is off, or no address is assigned.
+    ///
+    /// While a guest sizes BAR0 with memory decoding on, this is the address before the guest wrote all ones; the
+    /// pattern that the guest reads back is never an address.
     pub fn bar0(&self) -> Option<u32> {
-        self.header.decoded_bar0()
+        self.header.decoded
     }
 
     /// WDT_TIMEOUT: whether the watchdog has timed out since the guest last cleared the bit. Resets do not clear it.
@@ -184,7 +172,12 @@ impl I6300esb {
         write_dword: impl Fn(&mut Self, lanes::DwordWrite) -> Access,
     ) -> Access {
         self.advance(now);
-        let access = lanes::dword_writes(offset, data).map(|dword| write_dword(self, dword)).max();
+        let write = |dword| {
+            let access = write_dword(self, dword);
+            self.latch_message();
+            access
+        };
+        let access = lanes::dword_writes(offset, data).map(write).max();
         // A write can start a stage with preload 0, which ends immediately; the next access must see that.
         self.advance(now);
         access.unwrap_or(Access::Ignored)
@@ -206,11 +199,25 @@ impl I6300esb {
         if self.configuration & spec::configuration::WDT_PRE_SEL == 0 { Prescaler::Khz1 } else { Prescaler::Mhz1 }
     }
 
-    /// Whether WDT_INT_ACT is routed to the pin. INTx disable does not affect this.
-    fn is_interrupt_pending(&self) -> bool {
-        self.config.interrupt_pin == InterruptPin::IntA
-            && self.interrupt_active
+    /// Whether the device has an interrupt, by pin or by message.
+    fn has_interrupt(&self) -> bool {
+        self.interrupt_active
             && self.configuration & spec::configuration::WDT_INT_TYPE == spec::configuration::WDT_INT_TYPE_IRQ
+    }
+
+    /// Whether the interrupt goes to the pin. INTx disable does not affect this; MSI enable does (PCI 3.0, section 6.8).
+    fn is_pin_pending(&self) -> bool {
+        self.has_interrupt() && self.config.interrupt_pin == InterruptPin::IntA && !self.msi.enabled
+    }
+
+    /// Whether the interrupt goes out as a message, which is a write by the device as bus master.
+    fn has_message(&self) -> bool {
+        self.has_interrupt() && self.msi.enabled && self.header.is_bus_master()
+    }
+
+    /// Notes the beginning or the end of an interrupt by message.
+    fn latch_message(&mut self) {
+        self.msi.latch(self.has_message());
     }
 
     fn start_stage(&mut self, stage: Stage, at: VmInstant) {
@@ -254,6 +261,7 @@ impl I6300esb {
                 }
             }
         }
+        self.latch_message();
     }
 
     /// The start of the free running cycle that contains the latest instant, given that a cycle starts at `from`.
@@ -287,7 +295,23 @@ impl Model for I6300esb {
     }
 
     fn interrupt_level(&self) -> bool {
-        self.is_interrupt_pending() && !self.header.is_intx_disabled()
+        self.is_pin_pending() && !self.header.is_intx_disabled()
+    }
+
+    fn message(&self) -> Option<MsiMessage> {
+        self.msi.due()
+    }
+
+    fn take_message(&mut self) {
+        if self.msi.message == Message::Due {
+            self.msi.message = Message::Taken;
+        }
+    }
+
+    fn put_back_message(&mut self) {
+        if self.msi.message == Message::Taken {
+            self.msi.message = Message::Due;
+        }
     }
 
     fn is_armed(&self) -> bool {

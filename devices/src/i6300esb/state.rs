@@ -2,12 +2,13 @@
 
 use core::time::Duration;
 
-use super::config_space::PciHeader;
 use super::counter::{Counter, Prescaler, Stage};
+use super::header::PciHeader;
+use super::msi::{Message, Msi};
 use super::registers::Unlock;
 use super::spec::{self, command, configuration, lock};
 use super::{I6300esb, I6300esbConfig};
-use crate::{Expired, StateError, VmInstant};
+use crate::{Expired, Model, StateError, VmInstant};
 
 /// Version 1 of the saved state of an [`I6300esb`].
 ///
@@ -24,8 +25,14 @@ pub struct I6300esbStateV1 {
     pub latency_timer: u8,
     /// BAR0, without type bits.
     pub bar0: u32,
+    /// Where BAR0 decodes while its register holds the sizing pattern.
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    pub bar0_while_sizing: Option<u32>,
     /// PCI interrupt line.
     pub interrupt_line: u8,
+    /// The MSI capability, if the device has one.
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    pub msi: Option<MsiStateV1>,
     /// 60h, WDT configuration.
     pub wdt_configuration: u8,
     /// 68h, WDT lock.
@@ -60,12 +67,27 @@ pub struct CounterStateV1 {
     pub remaining_ns: u64,
 }
 
+/// The MSI capability in an [`I6300esbStateV1`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
+pub struct MsiStateV1 {
+    /// MSI enable.
+    pub enabled: bool,
+    /// Message address, a multiple of four.
+    pub address: u64,
+    /// Message data.
+    pub data: u16,
+    /// Whether the device has an interrupt whose message is not sent yet.
+    pub is_message_due: bool,
+}
+
 impl I6300esb {
     pub(super) fn to_state(&self) -> I6300esbStateV1 {
         // Exhaustive: a new field does not compile until it is handled here.
         let Self {
-            config: _,
-            header: PciHeader { command, cache_line_size, latency_timer, bar0, interrupt_line },
+            config,
+            header,
+            msi: Msi { enabled, address, data, message },
             configuration,
             lock,
             preload1,
@@ -77,13 +99,16 @@ impl I6300esb {
             expired: Expired { pretimeout, timeout },
             latest,
         } = *self;
+        let PciHeader { command, cache_line_size, latency_timer, bar0, decoded, interrupt_line } = header;
         let age = |instant: VmInstant| nanos(latest.saturating_duration_since(instant));
         I6300esbStateV1 {
             command,
             cache_line_size,
             latency_timer,
             bar0,
+            bar0_while_sizing: decoded.filter(|_| header.is_sizing_while_decoding()),
             interrupt_line,
+            msi: config.msi.then_some(MsiStateV1 { enabled, address, data, is_message_due: message == Message::Due }),
             wdt_configuration: configuration,
             wdt_lock: lock,
             preload1,
@@ -118,7 +143,9 @@ impl I6300esb {
             cache_line_size,
             latency_timer,
             bar0,
+            bar0_while_sizing,
             interrupt_line,
+            msi,
             wdt_configuration,
             wdt_lock,
             preload1,
@@ -132,6 +159,14 @@ impl I6300esb {
         } = *state;
         StateError::unless(command & !command::WRITABLE == 0, "command", command, "bits 0x507")?;
         StateError::unless(bar0 % spec::BAR0_SIZE == 0, "bar0", bar0, "a multiple of 0x10")?;
+        let header =
+            PciHeader { command, cache_line_size, latency_timer, bar0, decoded: bar0_while_sizing, interrupt_line };
+        if let Some(address) = bar0_while_sizing {
+            let before = PciHeader { decoded: None, ..header }.with_bar0(address);
+            let is_possible = header.is_sizing_while_decoding() && before.decoded == Some(address);
+            let accepted = "an address of BAR0, while bar0 is 0xfffffff0 and memory is enabled";
+            StateError::unless(is_possible, "bar0_while_sizing", address, accepted)?;
+        }
         StateError::unless(
             wdt_configuration & !configuration::WRITABLE == 0,
             "wdt_configuration",
@@ -150,9 +185,10 @@ impl I6300esb {
         let enabled = wdt_lock & lock::WDT_ENABLE != 0;
         let counter = counter.map(|counter| running_counter(&counter, enabled, now)).transpose()?;
         let past = |age: u64| now - Duration::from_nanos(age);
-        Ok(Self {
+        let mut restored = Self {
             config,
-            header: PciHeader { command, cache_line_size, latency_timer, bar0, interrupt_line },
+            msi: restored_msi(config, msi)?,
+            header: header.with_bar0(bar0),
             configuration: wdt_configuration,
             lock: wdt_lock,
             preload1,
@@ -163,8 +199,30 @@ impl I6300esb {
             counter,
             expired: Expired { pretimeout: pretimeout_age_ns.map(past), timeout: timeout_age_ns.map(past) },
             latest: now,
-        })
+        };
+        restored.restore_message(msi.is_some_and(|msi| msi.is_message_due))?;
+        Ok(restored)
     }
+
+    /// An interrupt whose message is not due has had its message.
+    fn restore_message(&mut self, is_due: bool) -> Result<(), StateError> {
+        let accepted = "false, unless the device has an interrupt, MSI enable and bus master enable";
+        StateError::unless(!is_due || self.has_message(), "msi.is_message_due", is_due, accepted)?;
+        self.latch_message();
+        if !is_due {
+            self.take_message();
+        }
+        Ok(())
+    }
+}
+
+fn restored_msi(config: I6300esbConfig, state: Option<MsiStateV1>) -> Result<Msi, StateError> {
+    let Some(MsiStateV1 { enabled, address, data, is_message_due: _ }) = state else {
+        return Ok(Msi::RESET);
+    };
+    StateError::unless(config.msi, "msi", true, "none, for a device without MSI")?;
+    StateError::unless(address % 4 == 0, "msi.address", address, "a multiple of four")?;
+    Ok(Msi { enabled, address, data, message: Message::None })
 }
 
 fn running_counter(state: &CounterStateV1, enabled: bool, now: VmInstant) -> Result<Counter, StateError> {

@@ -2,11 +2,14 @@
 //!
 //! The tests restate register offsets and bits instead of importing them, so that a wrong number in the model fails.
 
+mod bar0;
 mod clients;
 mod free_running;
 mod guest;
 mod identity;
 mod interrupt;
+mod msi;
+mod own_header;
 mod properties;
 mod qemu_differences;
 mod reference;

@@ -17,6 +17,8 @@ enum Step {
     Reset,
     /// Saves and restores in another process, whose clock shows the same time.
     SaveAndRestore,
+    /// Sends the message that is due, or fails to.
+    SendMessage(bool),
     WriteConfig(u16, Vec<u8>),
     WriteBar(u64, Vec<u8>),
     /// The unlock keys with a width, then a write.
@@ -50,6 +52,11 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0..0x14_u64, bytes(0..=9)).prop_map(|(offset, data)| Step::WriteBar(offset, data)),
         2 => bytes(1..=2).prop_map(|data| Step::WriteBar(0xC, data)),
         1 => Just(Step::WriteBar(0x8, vec![1])),
+        1 => Just(Step::WriteConfig(0x04, vec![0x06])),
+        1 => prop_oneof![Just(0xFFFF_FFFF_u32), Just(0), any::<u32>()]
+            .prop_map(|address| Step::WriteConfig(0x10, address.to_le_bytes().into())),
+        1 => Just(Step::WriteConfig(0x42, vec![0x01])),
+        1 => (0x40..0x50_u16, bytes(0..=8)).prop_map(|(offset, data)| Step::WriteConfig(offset, data)),
         3 => configuration.prop_map(|value| Step::WriteConfig(0x60, vec![value])),
         4 => lock.prop_map(|value| Step::WriteConfig(0x68, vec![value])),
         1 => (0x5E..0x6C_u16, bytes(0..=8)).prop_map(|(offset, data)| Step::WriteConfig(offset, data)),
@@ -62,6 +69,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Poll),
         1 => Just(Step::Reset),
         1 => Just(Step::SaveAndRestore),
+        1 => any::<bool>().prop_map(Step::SendMessage),
     ]
 }
 
@@ -69,9 +77,10 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step(), 1..60)
 }
 
-fn new_model(has_pin: bool) -> I6300esb {
+fn new_model(has_pin: bool, has_msi: bool) -> I6300esb {
     let interrupt_pin = if has_pin { InterruptPin::IntA } else { InterruptPin::None };
-    I6300esb::new(I6300esbConfig::default().with_interrupt_pin(interrupt_pin))
+    let config = I6300esbConfig::default().with_interrupt_pin(interrupt_pin);
+    I6300esb::new(if has_msi { config.with_msi() } else { config })
 }
 
 /// All state of a device that a guest or a VMM can observe.
@@ -81,6 +90,7 @@ struct Picture {
     bar: Vec<u8>,
     poll_at: Option<u64>,
     interrupt_level: bool,
+    message: Option<(u64, u32)>,
     is_armed: bool,
     timed_out: bool,
     bar0: Option<u32>,
@@ -96,6 +106,7 @@ impl Picture {
             bar,
             poll_at: model.poll_at().map(VmInstant::as_nanos),
             interrupt_level: model.interrupt_level(),
+            message: model.message().map(|message| (message.address, message.data)),
             is_armed: model.is_armed(),
             timed_out: model.timed_out(),
             bar0: model.bar0(),
@@ -109,6 +120,7 @@ impl Picture {
             bar: reference.bar_image().into(),
             poll_at: reference.poll_at(),
             interrupt_level: reference.interrupt_level(),
+            message: reference.message(),
             is_armed: reference.is_enabled(),
             timed_out: reference.timed_out(),
             bar0: reference.bar0(),
@@ -153,8 +165,8 @@ fn after(step: &Step, now: u64, poll_at: Option<u64>) -> u64 {
 
 proptest! {
     #[test]
-    fn the_model_matches_the_reference(steps in steps(), has_pin: bool) {
-        let (mut model, mut reference) = (new_model(has_pin), Reference::new(has_pin));
+    fn the_model_matches_the_reference(steps in steps(), has_pin: bool, has_msi: bool) {
+        let (mut model, mut reference) = (new_model(has_pin, has_msi), Reference::new(has_pin, has_msi));
         let mut now = 0;
         for step in &steps {
             now = after(step, now, reference.poll_at()).min(now + reference.longest_wait());
@@ -170,7 +182,15 @@ proptest! {
                 }
                 Step::SaveAndRestore => {
                     let state = model.save(VmInstant::from_nanos(now));
-                    model = new_model(has_pin).restored(&state, VmInstant::from_nanos(now)).unwrap();
+                    model = new_model(has_pin, has_msi).restored(&state, VmInstant::from_nanos(now)).unwrap();
+                }
+                Step::SendMessage(is_sent) => {
+                    model.take_message();
+                    reference.take_message();
+                    if !is_sent {
+                        model.put_back_message();
+                        reference.put_back_message();
+                    }
                 }
                 _ => {}
             }
@@ -192,8 +212,8 @@ proptest! {
     }
 
     #[test]
-    fn poll_at_is_exact(steps in steps(), has_pin: bool) {
-        let mut model = new_model(has_pin);
+    fn poll_at_is_exact(steps in steps(), has_pin: bool, has_msi: bool) {
+        let mut model = new_model(has_pin, has_msi);
         let mut now = 0;
         for step in &steps {
             now = after(step, now, model.poll_at().map(VmInstant::as_nanos));
@@ -230,8 +250,8 @@ proptest! {
     }
 
     #[test]
-    fn intermediate_polls_and_saves_change_nothing(steps in steps(), has_pin: bool, cuts: [u16; 4], polls: [bool; 4]) {
-        let (mut whole, mut cut) = (new_model(has_pin), new_model(has_pin));
+    fn intermediate_polls_and_saves_change_nothing(steps in steps(), has_pin: bool, has_msi: bool, cuts: [u16; 4], polls: [bool; 4]) {
+        let (mut whole, mut cut) = (new_model(has_pin, has_msi), new_model(has_pin, has_msi));
         let mut now = 0;
         for step in &steps {
             let begin = now;

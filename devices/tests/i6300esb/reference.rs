@@ -24,12 +24,16 @@ impl Running {
 pub struct Reference {
     now: u64,
     has_pin: bool,
+    has_msi: bool,
     /// Configuration space as a guest reads it, except the status and the live counter, which change by themselves.
     config: [u8; 256],
+    bar0: Option<u32>,
     preloads: [u32; 2],
     had_first_key: bool,
     is_unlocked: bool,
     int_act: bool,
+    /// An interrupt by message has begun, and whether its message was sent.
+    message_sent: Option<bool>,
     timeout: bool,
     running: Option<Running>,
     /// For each stage: its first end since the last poll.
@@ -37,19 +41,28 @@ pub struct Reference {
 }
 
 impl Reference {
-    pub fn new(has_pin: bool) -> Self {
+    pub fn new(has_pin: bool, has_msi: bool) -> Self {
         let mut config = [0; 256];
         config[..4].copy_from_slice(&[0x86, 0x80, 0xAB, 0x25]);
         config[8..12].copy_from_slice(&[0x00, 0x00, 0x80, 0x08]);
         config[0x3D] = has_pin.into();
+        if has_msi {
+            config[0x06] = 0x10;
+            config[0x34] = 0x40;
+            config[0x40] = 0x05;
+            config[0x42] = 0x80;
+        }
         Self {
             now: 0,
             has_pin,
+            has_msi,
             config,
+            bar0: None,
             preloads: [0xF_FFFF; 2],
             had_first_key: false,
             is_unlocked: false,
             int_act: false,
+            message_sent: None,
             timeout: false,
             running: None,
             ended: [None; 2],
@@ -57,7 +70,7 @@ impl Reference {
     }
 
     pub fn reset(&mut self) {
-        *self = Self { now: self.now, timeout: self.timeout, ..Self::new(self.has_pin) };
+        *self = Self { now: self.now, timeout: self.timeout, ..Self::new(self.has_pin, self.has_msi) };
     }
 
     pub fn advance(&mut self, now: u64) {
@@ -79,6 +92,35 @@ impl Reference {
                 }
             }
         }
+        self.note_message();
+    }
+
+    fn note_message(&mut self) {
+        let is_bus_master = self.config[0x04] & 0x04 != 0;
+        let has_begun = self.has_interrupt() && self.is_msi_enabled() && is_bus_master;
+        self.message_sent = has_begun.then(|| self.message_sent.unwrap_or(false));
+    }
+
+    pub fn message(&self) -> Option<(u64, u32)> {
+        let address = u64::from_le_bytes(self.config[0x44..0x4C].try_into().unwrap());
+        let data = u16::from_le_bytes([self.config[0x4C], self.config[0x4D]]);
+        (self.message_sent == Some(false)).then_some((address, data.into()))
+    }
+
+    pub fn take_message(&mut self) {
+        self.message_sent = self.message_sent.map(|_| true);
+    }
+
+    pub fn put_back_message(&mut self) {
+        self.message_sent = self.message_sent.map(|_| false);
+    }
+
+    fn is_msi_enabled(&self) -> bool {
+        self.config[0x42] & 0x01 != 0
+    }
+
+    fn has_interrupt(&self) -> bool {
+        self.int_act && self.config[0x60] & 0x03 == 0
     }
 
     fn load(&mut self, stage: usize, at: u64) {
@@ -116,7 +158,7 @@ impl Reference {
     }
 
     fn is_pending(&self) -> bool {
-        self.has_pin && self.int_act && self.config[0x60] & 0x03 == 0
+        self.has_pin && self.has_interrupt() && !self.is_msi_enabled()
     }
 
     pub fn interrupt_level(&self) -> bool {
@@ -124,8 +166,7 @@ impl Reference {
     }
 
     pub fn bar0(&self) -> Option<u32> {
-        let address = u32::from_le_bytes(self.config[0x10..0x14].try_into().unwrap());
-        (self.config[0x04] & 0x02 != 0).then_some(address)
+        self.bar0
     }
 
     pub fn timed_out(&self) -> bool {
@@ -134,7 +175,7 @@ impl Reference {
 
     pub fn config_image(&self) -> [u8; 256] {
         let mut image = self.config;
-        image[0x06] = if self.is_pending() { 0x08 } else { 0 };
+        image[0x06] |= if self.is_pending() { 0x08 } else { 0 };
         let count = self.running.map_or(0, |running| {
             let clocks = running.units * running.clocks_a_unit - (self.now - running.loaded_at) / CLOCK;
             (clocks / running.clocks_a_unit) as u32
@@ -153,6 +194,11 @@ impl Reference {
         self.advance(now);
         let bytes = (usize::from(offset)..).zip(data);
         let access = bytes.map(|(offset, &byte)| self.write_config_byte(offset, byte)).max();
+        let is_enabled = self.config[0x04] & 0x02 != 0;
+        match u32::from_le_bytes(self.config[0x10..0x14].try_into().unwrap()) {
+            0xFFFF_FFF0 if is_enabled => {}
+            address => self.bar0 = Some(address).filter(|&address| is_enabled && address != 0),
+        }
         self.advance(now);
         access.unwrap_or(Access::Ignored)
     }
@@ -165,17 +211,23 @@ impl Reference {
             0x10 => 0xF0,
             0x60 => 0x27,
             0x61 => 0x00,
+            0x42 if self.has_msi => 0x01,
+            0x43 if self.has_msi => 0x00,
+            0x44 if self.has_msi => 0xFC,
+            0x45..=0x4D if self.has_msi => 0xFF,
             0x68 if self.config[0x68] & 0x01 == 0 => 0x07,
             _ => return Access::Ignored,
         };
         let was_enabled = self.is_enabled();
-        self.config[offset] = byte & mask;
+        let read_only = if offset == 0x42 { 0x80 } else { 0x00 };
+        self.config[offset] = byte & mask | read_only;
         if self.is_enabled() && !was_enabled {
             self.load(0, self.now);
         }
         if !self.is_enabled() {
             self.running = None;
         }
+        self.note_message();
         Access::Accepted
     }
 
@@ -191,6 +243,7 @@ impl Reference {
                 .collect();
             if !lanes.is_empty() {
                 access = access.max(self.write_register(register, &lanes));
+                self.note_message();
             }
         }
         self.advance(now);

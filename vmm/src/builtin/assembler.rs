@@ -1,11 +1,11 @@
-//! From the table to machine code: flat 32-bit code without a stack frame, without paging, and with interrupts off.
+//! From the table to machine code: flat 32-bit code without a stack frame and without paging.
 //!
 //! The opcodes are written here because the guests need only a dozen instructions, so an assembler crate would not make
 //! this shorter.
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-use crate::builtin::table::{Data, POWER_OFF, Place, Step};
+use crate::builtin::table::{Data, HANDLE_INTERRUPT, POWER_OFF, Place, Step, VECTOR};
 use crate::devices::test_ports;
 use crate::kvm::entry::{CODE_SELECTOR, EntryPoint, GDT32};
 use crate::memory::GuestMemory;
@@ -19,19 +19,22 @@ const NMI_VECTOR: usize = 2;
 /// The machine code of a built-in guest.
 pub struct BuiltInImage {
     code: Vec<u8>,
+    interrupt_handler: u32,
     start: u32,
 }
 
 /// Assembles a table for a watchdog whose BAR0 is at this address.
 pub fn assemble(steps: &[Step], bar: u32) -> BuiltInImage {
     let mut code = Code::default();
-    code.nmi_handler(number(steps.len()));
+    code.handler(number(steps.len()), &[], bar);
+    let interrupt_handler = CODE + number(code.0.len());
+    code.handler(number(steps.len() + 1), &HANDLE_INTERRUPT, bar);
     let start = CODE + number(code.0.len());
     for (index, step) in steps.iter().enumerate() {
         code.step(number(index), step, bar);
     }
     code.halt();
-    BuiltInImage { code: code.0, start }
+    BuiltInImage { code: code.0, interrupt_handler, start }
 }
 
 /// The number of a step or an offset in the code: tables are small.
@@ -43,9 +46,10 @@ impl BuiltInImage {
     /// Writes the guest into memory, and returns its entry point.
     pub fn load(&self, memory: &GuestMemory) -> Result<EntryPoint, GuestMemoryError> {
         memory.write_obj(GDT32, GuestAddress(GDT.into()))?;
-        let mut idt = [0_u64; NMI_VECTOR + 1];
+        let mut idt = [0_u64; VECTOR as usize + 1];
         idt[NMI_VECTOR] = interrupt_gate(CODE);
-        memory.write_obj(idt, GuestAddress(IDT.into()))?;
+        idt[usize::from(VECTOR)] = interrupt_gate(self.interrupt_handler);
+        memory.write_slice(&idt.map(u64::to_le_bytes).concat(), GuestAddress(IDT.into()))?;
         memory.write_slice(&self.code, GuestAddress(CODE.into()))?;
         let idt_limit = size_of_val(&idt) as u16 - 1;
         Ok(EntryPoint::Flat32 { ip: self.start, stack: STACK, gdt: GDT, idt: IDT, idt_limit })
@@ -68,6 +72,8 @@ impl Code {
             Step::Say(_) => self.write_port(test_ports::REMARK, Data::Long(index)),
             Step::Write(Place::Port(port), data) => self.write_port(port, data),
             Step::Write(Place::Bar(offset), data) => self.store(bar + u32::from(offset), data),
+            Step::Write(Place::Apic(address), data) => self.store(address, data),
+            Step::TakeInterrupts => self.0.extend([0xFB]), // sti
             Step::Expect(place, mask, data) => {
                 self.read(place, mask, bar);
                 self.instruction(&[0x3D], data.value() & mask.value()); // cmp eax, data
@@ -109,16 +115,18 @@ impl Code {
                     Data::Long(_) => self.0.extend([0xED]),       // in eax, dx
                 }
             }
-            Place::Bar(offset) => {
-                let address = bar + u32::from(offset);
-                match mask {
-                    Data::Byte(_) => self.instruction(&[0xA0], address), // mov al, [address]
-                    Data::Word(_) => self.instruction(&[0x66, 0xA1], address), // mov ax, [address]
-                    Data::Long(_) => self.instruction(&[0xA1], address), // mov eax, [address]
-                }
-            }
+            Place::Bar(offset) => self.load(bar + u32::from(offset), mask),
+            Place::Apic(address) => self.load(address, mask),
         }
         self.instruction(&[0x25], mask.value()); // and eax, mask
+    }
+
+    fn load(&mut self, address: u32, width: Data) {
+        match width {
+            Data::Byte(_) => self.instruction(&[0xA0], address), // mov al, [address]
+            Data::Word(_) => self.instruction(&[0x66, 0xA1], address), // mov ax, [address]
+            Data::Long(_) => self.instruction(&[0xA1], address), // mov eax, [address]
+        }
     }
 
     fn read_clock(&mut self) {
@@ -154,11 +162,14 @@ impl Code {
         self.0.extend([0xF4, 0xEB, 0xFD]); // hlt; jmp to hlt
     }
 
-    /// Shows the remark about NMIs, and goes back. KVM's instruction emulator, which some hosts run everything in, has
+    /// Shows a remark, makes accesses, and goes back. KVM's instruction emulator, which some hosts run everything in, has
     /// no IRET for protected mode; without one, later NMIs stay masked.
-    fn nmi_handler(&mut self, remark: u32) {
+    fn handler(&mut self, remark: u32, writes: &[Step], bar: u32) {
         self.0.extend([0x50, 0x52]); // push eax; push edx
         self.write_port(test_ports::REMARK, Data::Long(remark));
+        for step in writes {
+            self.step(remark, step, bar);
+        }
         self.0.extend([0x5A, 0x58]); // pop edx; pop eax
         self.0.extend([0xFF, 0x74, 0x24, 0x08, 0x9D]); // push [esp + 8]; popf
         self.0.extend([0xC2, 0x08, 0x00]); // ret, and drop the code segment and flags

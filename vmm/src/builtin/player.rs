@@ -42,6 +42,8 @@ impl Player {
                 let (port, value) = POWER_OFF;
                 devices.write_port(port, &value.to_le_bytes())
             }
+            // A played guest has no interrupt controller.
+            Step::TakeInterrupts => None,
             Step::Wait(milliseconds) => {
                 let now = self.read(Place::Port(test_ports::CLOCK), Data::Long(u32::MAX), devices);
                 let since = *self.position.waiting_since.get_or_insert(now);
@@ -62,6 +64,7 @@ impl Player {
         match place {
             Place::Port(port) => devices.read_port(port, lanes),
             Place::Bar(offset) => devices.read_memory(self.address(offset), lanes),
+            Place::Apic(address) => devices.read_memory(address.into(), lanes),
         }
         u32::from_le_bytes(data) & mask.value()
     }
@@ -72,6 +75,10 @@ impl Player {
             Place::Port(port) => devices.write_port(port, &bytes[..width]),
             Place::Bar(offset) => {
                 devices.write_memory(self.address(offset), &bytes[..width]);
+                None
+            }
+            Place::Apic(address) => {
+                devices.write_memory(address.into(), &bytes[..width]);
                 None
             }
         }

@@ -17,6 +17,8 @@ pub enum BuiltInGuest {
     Spinning,
     /// Arms the watchdog and halts with interrupts off.
     Halting,
+    /// Enables MSI, and feeds the watchdog only when it interrupts.
+    Interrupted,
 }
 
 /// One thing that the guest does.
@@ -32,6 +34,8 @@ pub enum Step {
     EndIf(Place, Mask, &'static str),
     /// Waits so many milliseconds of the VM's clock.
     Wait(u32),
+    /// Takes interrupts from here on.
+    TakeInterrupts,
 }
 
 /// Where an access goes.
@@ -41,6 +45,8 @@ pub enum Place {
     Port(u16),
     /// An offset in the watchdog's BAR0.
     Bar(u16),
+    /// An address of the processor's interrupt controller.
+    Apic(u32),
 }
 
 /// One to four bytes, little-endian, and so the width of an access.
@@ -83,12 +89,13 @@ impl Data {
 }
 
 use Data::{Byte, Long, Word};
-use Place::{Bar, Port};
-use Step::{EndIf, Expect, Say, Wait, Write};
+use Place::{Apic, Bar, Port};
+use Step::{EndIf, Expect, Say, TakeInterrupts, Wait, Write};
 
 const CONFIG_DATA: Place = Port(0xCFC);
 const PRELOAD_1: Place = Bar(0x00);
 const PRELOAD_2: Place = Bar(0x04);
+const GINTSR: Place = Bar(0x08);
 const RELOAD: Place = Bar(0x0C);
 
 /// Makes the configuration data port mean this register of the device at 00:03.0.
@@ -123,6 +130,41 @@ const ARM: &[Step] = &[
 /// Feeds it, whether it runs or not.
 const FEED: &[Step] = &[UNLOCK_FIRST, UNLOCK_SECOND, HEARTBEAT];
 
+/// The interrupt vector of the watchdog.
+pub const VECTOR: u8 = 0x41;
+/// Registers of the local APIC (Intel SDM volume 3, section 10.4.1).
+const APIC: u32 = 0xFEE0_0000;
+const SPURIOUS_INTERRUPT_VECTOR: Place = Apic(APIC + 0xF0);
+const END_OF_INTERRUPT: Place = Apic(APIC + 0xB0);
+
+/// Has the watchdog interrupt at the end of stage 1, by a message to this processor.
+const ENABLE_MSI: &[Step] = &[
+    // Bus master and memory.
+    select(0x04),
+    Write(CONFIG_DATA, Word(0x0006)),
+    select(0x60),
+    Write(CONFIG_DATA, Word(0x0000)),
+    // The capability, disabled; address and data; enabled.
+    select(0x40),
+    Expect(CONFIG_DATA, Long(u32::MAX), Long(0x0080_0005)),
+    select(0x44),
+    Write(CONFIG_DATA, Long(APIC)),
+    select(0x48),
+    Write(CONFIG_DATA, Long(0)),
+    select(0x4C),
+    Write(CONFIG_DATA, Word(VECTOR as u16)),
+    select(0x40),
+    Write(CONFIG_DATA, Long(0x0001_0000)),
+    // Enable the APIC.
+    Write(SPURIOUS_INTERRUPT_VECTOR, Long(0x1FF)),
+    TakeInterrupts,
+    select(0x68),
+];
+
+/// What the interrupt handler does: it clears the interrupt, feeds the watchdog and ends the interrupt.
+pub const HANDLE_INTERRUPT: [Step; 5] =
+    [Write(GINTSR, Long(1)), UNLOCK_FIRST, UNLOCK_SECOND, HEARTBEAT, Write(END_OF_INTERRUPT, Long(0))];
+
 /// Stops it and powers the machine off.
 const STOP: &[Step] = &[
     select(0x68),
@@ -133,7 +175,7 @@ const STOP: &[Step] = &[
 
 impl BuiltInGuest {
     /// Every guest.
-    pub const ALL: [Self; 4] = [Self::Expiring, Self::Feeding, Self::Spinning, Self::Halting];
+    pub const ALL: [Self; 5] = [Self::Expiring, Self::Feeding, Self::Spinning, Self::Halting, Self::Interrupted];
 
     /// Its name on the command line and in snapshots.
     pub fn as_str(self) -> &'static str {
@@ -142,6 +184,7 @@ impl BuiltInGuest {
             Self::Feeding => "feeding",
             Self::Spinning => "spinning",
             Self::Halting => "halting",
+            Self::Interrupted => "interrupted",
         }
     }
 
@@ -170,6 +213,13 @@ impl BuiltInGuest {
                 steps.push(Wait(u32::MAX));
             }
             Self::Halting => arm(&mut steps, 1024, "armed the watchdog for 2.013 s; halting"),
+            Self::Interrupted => {
+                steps.extend(ENABLE_MSI);
+                arm(&mut steps, 1024, "armed the watchdog for 2.013 s; feeding it when it interrupts");
+                // Three times the end of stage 1, after 1.007 s each.
+                steps.extend([Wait(3500), Say("stopping the watchdog and powering off")]);
+                steps.extend(STOP);
+            }
         }
         steps
     }
@@ -202,12 +252,12 @@ fn feed(steps: &mut Vec<Step>, times: usize) {
     }
 }
 
-/// What the guest says, by the number that it writes to the remark port: the number of the step, or one more than the
-/// last for a non-maskable interrupt.
+/// What the guest says, by the number that it writes to the remark port: the number of the step, or after the last one
+/// those of an NMI and of an interrupt.
 pub fn remarks(steps: &[Step]) -> Vec<Option<&'static str>> {
     let remark = |step: &Step| match *step {
         Say(remark) | EndIf(_, _, remark) => Some(remark),
         _ => None,
     };
-    steps.iter().map(remark).chain([Some("got an NMI")]).collect()
+    steps.iter().map(remark).chain([Some("got an NMI"), Some("got an interrupt; feeding the watchdog")]).collect()
 }

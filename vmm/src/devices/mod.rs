@@ -109,7 +109,7 @@ mod tests {
     use vm_watchdog_timeline::Format;
 
     use super::*;
-    use crate::devices::watchdog::{Resources, WatchdogFunction};
+    use crate::devices::watchdog::WatchdogFunction;
     use crate::timeline::Timeline;
 
     const BASE: u32 = 0xFEB0_0000;
@@ -117,14 +117,13 @@ mod tests {
     fn devices() -> (Devices, Watchdog<I6300esb>) {
         let (clock, _) = VmClock::manual();
         let timeline = Arc::new(Timeline::new(clock.clone(), Format::Json, Box::new(std::io::sink())));
-        let watchdog = Watchdog::builder("watchdog0", I6300esb::new(I6300esbConfig::default()))
+        let watchdog = Watchdog::builder("watchdog0", I6300esb::new(I6300esbConfig::default().with_bar0(BASE)))
             .clock(clock.clone())
             .build(|_: &Event| Ok(()))
             .unwrap();
-        let resources = Resources { base: BASE, interrupt: Some(11) };
         let mut pci = PciBus::default();
         pci.insert(0, Box::new(pci::HostBridge));
-        pci.insert(3, Box::new(WatchdogFunction::new(watchdog.clone(), resources, timeline.clone())));
+        pci.insert(3, Box::new(WatchdogFunction::new(watchdog.clone(), timeline.clone())));
         let console = SerialPort::new(Box::new(|| Box::new(std::io::sink()))).unwrap();
         let test_ports = Some(TestPorts { clock, timeline, remarks: vec![Some("hello"), None] });
         let second_serial = None;
@@ -201,7 +200,7 @@ mod tests {
         let _ = devices.write_port(0xCFC, &[0x02]);
         assert_eq!(read_memory(&mut devices, BASE.into()), [0xFF, 0xFF, 0x0F, 0x00]);
         assert_eq!(read_memory(&mut devices, u64::from(BASE) + 14), [0xFF; 4], "half outside");
-        for base in [0x0000_0000_u32, 0x1234_5670, 0xFFFF_FFF0] {
+        for base in [0x0000_0010_u32, 0x1234_5670, 0xFFFF_FFE0] {
             select(&mut devices, 0x10);
             let _ = devices.write_port(0xCFC, &base.to_le_bytes());
             for address in [0, u64::from(base).wrapping_sub(1), base.into(), u64::from(base) + 15, u64::MAX] {
@@ -211,7 +210,20 @@ mod tests {
                 }
             }
             assert_eq!(watchdog.bar0(), Some(base));
+            assert_eq!(read_memory(&mut devices, base.into()), [0xFF, 0xFF, 0x0F, 0x00]);
+            assert_eq!(read_memory(&mut devices, BASE.into()), [0xFF; 4], "it has left {base:#x}");
         }
+    }
+
+    #[test]
+    fn memory_is_decoded_while_the_guest_sizes_it() {
+        let (mut devices, _) = devices();
+        select(&mut devices, 0x04);
+        let _ = devices.write_port(0xCFC, &[0x02]);
+        select(&mut devices, 0x10);
+        let _ = devices.write_port(0xCFC, &[0xFF; 4]);
+        assert_eq!(read_memory(&mut devices, BASE.into()), [0xFF, 0xFF, 0x0F, 0x00]);
+        assert_eq!(read_memory(&mut devices, 0xFFFF_FFF0), [0xFF; 4]);
     }
 
     #[test]
@@ -223,6 +235,7 @@ mod tests {
         let _ = devices.write_port(0xCFC, &[0; 4]);
         devices.reset();
         assert_eq!(watchdog.bar0(), None, "memory is not enabled");
+        assert_eq!(read_memory(&mut devices, BASE.into()), [0xFF; 4]);
         let mut base = [0; 4];
         watchdog.read_config(0x10, &mut base);
         assert_eq!(base, BASE.to_le_bytes());

@@ -2,57 +2,43 @@
 
 use std::sync::Arc;
 
-use vm_watchdog::i6300esb::{BAR0_SIZE, I6300esb, I6300esbStateV1};
+use vm_watchdog::i6300esb::{BAR0_SIZE, BarMove, I6300esb, I6300esbStateV1};
 use vm_watchdog::{StateError, Stats, Watchdog, WatchdogState};
 
 use crate::devices::pci::PciFunction;
 use crate::timeline::{Entry, Timeline};
 
-const BASE_ADDRESS_0: u16 = 0x10;
-const INTERRUPT_LINE: u16 = 0x3C;
-
 /// A watchdog on the PCI bus.
 pub struct WatchdogFunction {
     watchdog: Watchdog<I6300esb>,
-    resources: Resources,
+    /// Where BAR0 decodes.
+    bar0: Option<u32>,
     timeline: Arc<Timeline>,
     seen: Stats,
 }
 
-/// The resources that the firmware of a PC assigns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Resources {
-    /// The address of BAR0.
-    pub base: u32,
-    /// The interrupt that the interrupt line register names; the ACPI tables name none.
-    pub interrupt: Option<u8>,
-}
-
 impl WatchdogFunction {
-    /// A function with its resources assigned.
-    pub fn new(watchdog: Watchdog<I6300esb>, resources: Resources, timeline: Arc<Timeline>) -> Self {
-        let function = Self { seen: watchdog.stats(), watchdog, resources, timeline };
-        function.assign_resources();
-        function
+    /// A function of this watchdog.
+    pub fn new(watchdog: Watchdog<I6300esb>, timeline: Arc<Timeline>) -> Self {
+        Self { seen: watchdog.stats(), bar0: watchdog.bar0(), watchdog, timeline }
     }
 
-    /// Puts the function into a saved state, its resources included.
+    /// Puts the function into a saved state, with BAR0 where it was.
     pub fn restore(&mut self, state: &WatchdogState<I6300esbStateV1>) -> Result<(), StateError> {
         self.watchdog.restore(state)?;
-        self.seen = self.watchdog.stats();
+        self.look();
         Ok(())
     }
 
-    fn assign_resources(&self) {
-        self.watchdog.write_config(BASE_ADDRESS_0, &self.resources.base.to_le_bytes());
-        if let Some(interrupt) = self.resources.interrupt {
-            self.watchdog.write_config(INTERRUPT_LINE, &[interrupt]);
-        }
+    /// Takes over what a reset or a restored state has changed.
+    fn look(&mut self) {
+        self.bar0 = self.watchdog.bar0();
+        self.seen = self.watchdog.stats();
     }
 
     /// The offset in BAR0 of an access that lies all in it.
     fn decode(&self, address: u64, length: usize) -> Option<u64> {
-        let offset = address.checked_sub(self.watchdog.bar0()?.into())?;
+        let offset = address.checked_sub(self.bar0?.into())?;
         let end = offset.checked_add(u64::try_from(length).ok()?)?;
         (end <= BAR0_SIZE.into()).then_some(offset)
     }
@@ -81,7 +67,9 @@ impl PciFunction for WatchdogFunction {
     }
 
     fn write_config(&mut self, offset: u16, data: &[u8]) {
-        self.watchdog.write_config(offset, data);
+        if let Some(BarMove { to, .. }) = self.watchdog.write_config(offset, data) {
+            self.bar0 = to;
+        }
         self.observe();
     }
 
@@ -102,10 +90,9 @@ impl PciFunction for WatchdogFunction {
         offset.is_some()
     }
 
-    /// A platform reset: the library keeps WDT_TIMEOUT, and firmware assigns the resources again.
+    /// A platform reset: the device keeps WDT_TIMEOUT, and has the resources that firmware assigns.
     fn reset(&mut self) {
         self.watchdog.reset();
-        self.assign_resources();
-        self.seen = self.watchdog.stats();
+        self.look();
     }
 }

@@ -11,12 +11,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use kvm_bindings::{
-    CpuId, KVM_API_VERSION, KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_irqchip,
+    CpuId, KVM_API_VERSION, KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_irqchip, kvm_msi,
     kvm_pit_config, kvm_regs, kvm_sregs, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
-use vm_watchdog::InterruptLine;
+use vm_watchdog::{InterruptLine, MsiMessage, MsiSender};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::devices::Devices;
@@ -80,6 +80,17 @@ impl KvmMachine {
     pub fn interrupt_line(&self, gsi: u32) -> impl InterruptLine + use<> {
         let vm = self.vm.clone();
         move |high: bool| vm.set_irq_line(gsi, high).map_err(io::Error::from)
+    }
+
+    /// A sender of interrupt messages to the in-kernel interrupt controller.
+    pub fn msi_sender(&self) -> impl MsiSender + use<> {
+        let vm = self.vm.clone();
+        move |MsiMessage { address, data, .. }: MsiMessage| {
+            let (address_lo, address_hi) = (address as u32, (address >> 32) as u32);
+            // Not accepting the message is the guest's choice and no error.
+            vm.signal_msi(kvm_msi { address_lo, address_hi, data, ..Default::default() })?;
+            Ok(())
+        }
     }
 
     /// Raises this interrupt whenever the eventfd is written.
