@@ -24,7 +24,7 @@ use std::sync::Arc;
 use libfuzzer_sys::fuzz_target;
 use vm_watchdog::i6300esb::{I6300esb, I6300esbConfig, InterruptPin};
 use vm_watchdog::{Event, VmClock, Watchdog};
-use vm_watchdog_vfio_user::{Framer, Header, Intx, MAX_MESSAGE, Message, Msi, Next, Session};
+use vm_watchdog_vfio_user::{Descriptors, Framer, Header, Intx, MAX_MESSAGE, Message, Msi, Next, Session};
 
 use crate::device::WatchdogDevice;
 
@@ -78,7 +78,7 @@ fn converse(session: &mut Session<WatchdogDevice>, mut stream: &[u8], piece: u8,
         framer.filled(count);
         stream = &stream[count..];
         while let Some(message) = framer.take() {
-            let next = session.answer(message, Vec::new(), &mut reply);
+            let next = session.answer(message, Descriptors::default(), &mut reply);
             check(&message, &reply, is_greeted);
             if next == Next::Close {
                 return next;

@@ -1,7 +1,5 @@
 //! What a device has to offer, and how VFIO names its regions and interrupts.
 
-use std::os::fd::OwnedFd;
-
 use rustix::io::Errno;
 use vfio_bindings::bindings::vfio::{
     VFIO_IRQ_INFO_AUTOMASKED, VFIO_IRQ_INFO_EVENTFD, VFIO_IRQ_INFO_MASKABLE, VFIO_IRQ_INFO_NORESIZE,
@@ -11,8 +9,10 @@ use vfio_bindings::bindings::vfio::{
     VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE,
 };
 
+use crate::eventfd::ClientEventfd;
 use crate::interrupt::Intx;
 use crate::msi::Msi;
+use crate::session::Descriptors;
 use crate::wire::{Fields, MAX_DATA};
 
 /// How many BARs a PCI device can have.
@@ -192,7 +192,7 @@ impl<'a> Interrupt<'a> {
         }
     }
 
-    fn connect(&self, eventfd: Option<OwnedFd>) -> Result<(), Errno> {
+    fn connect(&self, eventfd: Option<ClientEventfd>) -> Result<(), Errno> {
         match self {
             Self::Intx(intx) => intx.connect(eventfd),
             Self::Msi(msi) => msi.connect(eventfd),
@@ -201,7 +201,7 @@ impl<'a> Interrupt<'a> {
 }
 
 /// SET_IRQS with its body and descriptors. Its flags are exactly one of data and one of action.
-pub(crate) fn set_irqs(device: &impl PciDevice, body: &[u8], fds: Vec<OwnedFd>) -> Result<(), Errno> {
+pub(crate) fn set_irqs(device: &impl PciDevice, body: &[u8], fds: Descriptors) -> Result<(), Errno> {
     let mut fields = Fields::new(body);
     let [argsz, flags, index, start, count] =
         [fields.u32()?, fields.u32()?, fields.u32()?, fields.u32()?, fields.u32()?];
@@ -211,7 +211,7 @@ pub(crate) fn set_irqs(device: &impl PciDevice, body: &[u8], fds: Vec<OwnedFd>) 
     }
     let is_disable = flags == VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER && (start, count) == (0, 0);
     let interrupt = Interrupt::from_index(device, index);
-    if is_disable && data.is_empty() && fds.is_empty() {
+    if is_disable && data.is_empty() && fds.received == 0 {
         // An interrupt that the device does not have is already disabled.
         return interrupt.map_or(Ok(()), |interrupt| interrupt.connect(None));
     }
@@ -220,9 +220,11 @@ pub(crate) fn set_irqs(device: &impl PciDevice, body: &[u8], fds: Vec<OwnedFd>) 
         return Err(Errno::INVAL);
     }
     let action = flags & VFIO_IRQ_SET_ACTION_TYPE_MASK;
-    match (flags & !action, data, fds.len()) {
+    match (flags & !action, data, fds.received) {
         (VFIO_IRQ_SET_DATA_EVENTFD, [], 0..=1) if action == VFIO_IRQ_SET_ACTION_TRIGGER => {
-            return interrupt.connect(fds.into_iter().next());
+            // A descriptor that is no eventfd was not kept.
+            let is_eventfd = fds.eventfd.is_some() == (fds.received == 1);
+            return if is_eventfd { interrupt.connect(fds.eventfd) } else { Err(Errno::INVAL) };
         }
         // With an eventfd to mask and unmask, QEMU under KVM would save a round trip. It works without.
         (VFIO_IRQ_SET_DATA_EVENTFD, [], 0..=1) if action.is_power_of_two() => return Err(Errno::OPNOTSUPP),

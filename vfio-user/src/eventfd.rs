@@ -8,26 +8,27 @@ use rustix::io::{Errno, retry_on_intr};
 
 /// An eventfd that a client has sent.
 #[derive(Debug)]
-pub(crate) struct ClientEventfd(OwnedFd);
+pub struct ClientEventfd(OwnedFd);
 
 impl ClientEventfd {
     /// Makes writes to the eventfd non-blocking.
     ///
     /// # Errors
     ///
-    /// EINVAL if it is no eventfd: a write to anything else might never return.
-    pub fn new(fd: OwnedFd) -> Result<Self, Errno> {
+    /// The descriptor, if it is no eventfd: a write to anything else might never return, and a socket of the client's own
+    /// would keep its connection open. Without /proc nothing is an eventfd.
+    pub fn new(fd: OwnedFd) -> Result<Self, OwnedFd> {
         let link = rustix::fs::readlink(format!("/proc/self/fd/{}", fd.as_raw_fd()), Vec::new());
         if !link.is_ok_and(|link| link.to_bytes() == b"anon_inode:[eventfd]") {
-            return Err(Errno::INVAL);
+            return Err(fd);
         }
-        let flags = rustix::fs::fcntl_getfl(&fd)?;
-        rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
-        Ok(Self(fd))
+        let nonblocking =
+            rustix::fs::fcntl_getfl(&fd).and_then(|flags| rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK));
+        if nonblocking.is_ok() { Ok(Self(fd)) } else { Err(fd) }
     }
 
     /// Signals the client.
-    pub fn signal(&self) -> Result<(), Errno> {
+    pub(crate) fn signal(&self) -> Result<(), Errno> {
         // A full counter is a signal that the client has not read yet.
         if !is_writable(self.0.as_fd())? {
             return Ok(());

@@ -29,6 +29,7 @@
 
 mod connection;
 mod device;
+mod disposer;
 mod eventfd;
 mod framer;
 mod interrupt;
@@ -39,8 +40,10 @@ mod wire;
 
 pub use connection::{CloseReason, Connection};
 pub use device::{BARS, PciDevice};
+pub use disposer::Disposer;
+pub use eventfd::ClientEventfd;
 pub use framer::{Framer, Message};
 pub use interrupt::Intx;
 pub use msi::Msi;
-pub use session::{Next, Session, refuse};
+pub use session::{Descriptors, Next, Session, refuse};
 pub use wire::{Header, MAX_DATA, MAX_FDS, MAX_MESSAGE};

@@ -1,6 +1,5 @@
 //! MSI over vfio-user: one message, for which the client has an eventfd.
 
-use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
@@ -41,8 +40,7 @@ impl Msi {
     /// # Errors
     ///
     /// EINVAL if it is no eventfd.
-    pub(crate) fn connect(&self, eventfd: Option<OwnedFd>) -> Result<(), Errno> {
-        let eventfd = eventfd.map(ClientEventfd::new).transpose()?;
+    pub(crate) fn connect(&self, eventfd: Option<ClientEventfd>) -> Result<(), Errno> {
         let mut state = self.state();
         state.is_pending &= eventfd.is_some();
         state.eventfd = eventfd;
@@ -79,7 +77,7 @@ mod tests {
     fn each_message_is_one_signal() {
         let client = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
         let message = Msi::default();
-        message.connect(Some(client.try_clone().unwrap())).unwrap();
+        message.connect(Some(ClientEventfd::new(client.try_clone().unwrap()).unwrap())).unwrap();
         assert_eq!(signals(&client), 0);
         message.send().unwrap();
         message.send().unwrap();
@@ -96,18 +94,18 @@ mod tests {
         let client = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
         let message = Msi::default();
         message.send().unwrap();
-        message.connect(Some(client.try_clone().unwrap())).unwrap();
+        message.connect(Some(ClientEventfd::new(client.try_clone().unwrap()).unwrap())).unwrap();
         assert_eq!(signals(&client), 1);
         message.connect(None).unwrap();
         message.send().unwrap();
         message.connect(None).unwrap();
-        message.connect(Some(client.try_clone().unwrap())).unwrap();
+        message.connect(Some(ClientEventfd::new(client.try_clone().unwrap()).unwrap())).unwrap();
         assert_eq!(signals(&client), 0);
     }
 
     #[test]
     fn other_descriptors_are_refused() {
         let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
-        assert_eq!(Msi::default().connect(Some(socket.into())), Err(Errno::INVAL));
+        assert!(ClientEventfd::new(socket.into()).is_err());
     }
 }

@@ -1,7 +1,5 @@
 //! The session with one client: a message in, a reply out.
 
-use std::os::fd::OwnedFd;
-
 use rustix::io::Errno;
 use vfio_bindings::bindings::vfio::{
     VFIO_DEVICE_FLAGS_PCI, VFIO_DEVICE_FLAGS_RESET, VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE,
@@ -9,6 +7,7 @@ use vfio_bindings::bindings::vfio::{
 };
 
 use crate::device::{self, IrqInfo, PciDevice, Region, RegionInfo};
+use crate::eventfd::ClientEventfd;
 use crate::framer::Message;
 use crate::version;
 use crate::wire::{Fields, Header, REGION_ACCESS_SIZE, command};
@@ -47,12 +46,12 @@ pub enum Next {
 /// #     fn reset(&mut self) {}
 /// #     fn intx(&self) -> Option<&Intx> { None }
 /// # }
-/// use vm_watchdog_vfio_user::{Header, Message, Next, Session};
+/// use vm_watchdog_vfio_user::{Descriptors, Header, Message, Next, Session};
 ///
 /// let mut session = Session::new(Device);
 /// let mut reply = Vec::new();
 /// let reset = Message { header: Header { command: 13, size: 16, ..Default::default() }, body: Some(&[]), is_last: false };
-/// assert_eq!(session.answer(reset, Vec::new(), &mut reply), Next::Close, "VERSION comes first");
+/// assert_eq!(session.answer(reset, Descriptors::default(), &mut reply), Next::Close, "VERSION comes first");
 /// assert_eq!(reply.len(), Header::SIZE, "an error");
 /// ```
 #[derive(Debug)]
@@ -60,6 +59,15 @@ pub struct Session<D: PciDevice> {
     device: D,
     /// The client has sent a VERSION message that was accepted.
     is_negotiated: bool,
+}
+
+/// The descriptors that came with a message.
+#[derive(Debug, Default)]
+pub struct Descriptors {
+    /// The last of them that is an eventfd.
+    pub eventfd: Option<ClientEventfd>,
+    /// How many there were.
+    pub received: usize,
 }
 
 /// What is wrong with a message.
@@ -83,8 +91,13 @@ impl<D: PciDevice> Session<D> {
         Self { device, is_negotiated: false }
     }
 
+    /// Whether the client has agreed on the version.
+    pub fn is_negotiated(&self) -> bool {
+        self.is_negotiated
+    }
+
     /// Performs `message` and writes the whole reply to `reply`, which is left empty if the client wants none.
-    pub fn answer(&mut self, message: Message<'_>, fds: Vec<OwnedFd>, reply: &mut Vec<u8>) -> Next {
+    pub fn answer(&mut self, message: Message<'_>, fds: Descriptors, reply: &mut Vec<u8>) -> Next {
         let Message { header, .. } = message;
         reply.clear();
         reply.resize(Header::SIZE, 0);
@@ -97,7 +110,7 @@ impl<D: PciDevice> Session<D> {
         next
     }
 
-    fn perform(&mut self, message: Message<'_>, fds: Vec<OwnedFd>, reply: &mut Vec<u8>) -> Result<(), Fault> {
+    fn perform(&mut self, message: Message<'_>, fds: Descriptors, reply: &mut Vec<u8>) -> Result<(), Fault> {
         let Message { header, body, is_last } = message;
         if is_last || !header.is_command() {
             return Err(Fault::Fatal(Errno::INVAL));
@@ -111,7 +124,7 @@ impl<D: PciDevice> Session<D> {
         }
         let body = body.ok_or(Errno::MSGSIZE)?;
         let takes_fds = matches!(header.command, command::DMA_MAP | command::DEVICE_SET_IRQS);
-        if !fds.is_empty() && !takes_fds {
+        if fds.received > 0 && !takes_fds {
             return Err(Errno::INVAL.into());
         }
         match header.command {
@@ -134,10 +147,10 @@ impl<D: PciDevice> Session<D> {
         &mut self,
         header: Header,
         body: Option<&[u8]>,
-        fds: &[OwnedFd],
+        fds: &Descriptors,
         reply: &mut Vec<u8>,
     ) -> Result<(), Errno> {
-        if header.command != command::VERSION || header.has_unknown_flags() || !fds.is_empty() {
+        if header.command != command::VERSION || header.has_unknown_flags() || fds.received > 0 {
             return Err(Errno::INVAL);
         }
         reply.extend(version::negotiate(body.ok_or(Errno::MSGSIZE)?)?);
@@ -204,13 +217,13 @@ fn finish(header: Header, outcome: Result<(), Errno>, reply: &mut Vec<u8>) {
 }
 
 /// Accepts a range for DMA without using it: the device has no DMA.
-fn dma_map(body: &[u8], fds: Vec<OwnedFd>) -> Result<(), Errno> {
+fn dma_map(body: &[u8], fds: Descriptors) -> Result<(), Errno> {
     const READABLE_WRITABLE: u32 = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE;
     let mut fields = Fields::exactly(body, DMA_MAP_SIZE)?;
     let (argsz, flags, _offset) = (fields.u32()?, fields.u32()?, fields.u64()?);
     let (address, size) = (fields.u64()?, fields.u64()?);
     let is_range = size > 0 && address.checked_add(size - 1).is_some();
-    if (argsz as usize) < DMA_MAP_SIZE || flags & !READABLE_WRITABLE != 0 || !is_range || fds.len() > 1 {
+    if (argsz as usize) < DMA_MAP_SIZE || flags & !READABLE_WRITABLE != 0 || !is_range || fds.received > 1 {
         return Err(Errno::INVAL);
     }
     Ok(())

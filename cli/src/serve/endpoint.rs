@@ -9,12 +9,10 @@ use vm_watchdog::{Action, ActionHandler, Event, HandlerError, MsiMessage, Watchd
 use vm_watchdog_timeline::Fire;
 use vm_watchdog_vfio_user::{CloseReason, Intx, Msi};
 
-use crate::serve::control::Control;
 use crate::serve::control::qmp::{VmEvent, VmListener};
 use crate::serve::device::WatchdogDevice;
 use crate::serve::events::{Entry, ServerEvent, Timeline};
-use crate::serve::options::EndpointOptions;
-use crate::serve::state::StateWriter;
+use crate::serve::options::WatchdogOptions;
 use crate::serve::vm::Vm;
 
 /// A watchdog of a VM that runs in another process.
@@ -26,8 +24,6 @@ pub struct Endpoint {
     pub vm: Arc<Vm>,
     pub clients: Clients,
     timeline: Timeline,
-    control: Control,
-    state: Option<StateWriter>,
     /// Whether the watchdog was armed, and had timed out, at the last [`observe`](Endpoint::observe).
     seen: Mutex<(bool, bool)>,
 }
@@ -47,13 +43,7 @@ struct Handler(Arc<OnceLock<Weak<Endpoint>>>);
 
 impl Endpoint {
     /// Builds a watchdog and its endpoint.
-    pub fn build(
-        options: &EndpointOptions,
-        vm: Arc<Vm>,
-        control: Control,
-        timeline: Timeline,
-        state: Option<StateWriter>,
-    ) -> Result<Arc<Self>, vm_watchdog::Error> {
+    pub fn build(options: &WatchdogOptions, vm: Arc<Vm>, timeline: Timeline) -> Result<Arc<Self>, vm_watchdog::Error> {
         let has_pin = options.device.interrupt_pin != InterruptPin::None;
         let intx = has_pin.then(Arc::<Intx>::default);
         let msi = options.device.msi.then(Arc::<Msi>::default);
@@ -76,8 +66,6 @@ impl Endpoint {
             vm,
             clients: Clients::default(),
             timeline,
-            control,
-            state,
             seen: Mutex::new((false, false)),
         });
         // The cell is empty: this is the only place that sets it.
@@ -103,7 +91,7 @@ impl Endpoint {
         self.observe();
         self.record(ServerEvent::Listening {
             socket: self.socket.display().to_string(),
-            actions: self.control.as_str(),
+            actions: self.vm.control.as_str(),
         });
     }
 
@@ -155,13 +143,13 @@ impl Endpoint {
 
     /// Saves the state now, if there is a file for it.
     pub fn save_now(&self) {
-        if let Some(state) = &self.state {
+        if let Some(state) = &self.vm.state {
             state.save_now();
         }
     }
 
     fn save_soon(&self) {
-        if let Some(state) = &self.state {
+        if let Some(state) = &self.vm.state {
             state.save_soon();
         }
     }
@@ -177,7 +165,7 @@ impl Endpoint {
         if matches!(action, Action::None | Action::Debug) {
             return Ok(());
         }
-        let outcome = self.control.perform(event, &self.socket);
+        let outcome = self.vm.control.perform(event, &self.socket);
         self.record(match &outcome {
             Ok(()) => ServerEvent::Performed { action },
             Err(error) => ServerEvent::ActionFailed { action, reason: error.to_string() },

@@ -107,7 +107,7 @@ fn render(endpoints: &[Arc<Endpoint>]) -> prometheus::Result<String> {
     metrics
         .state("connected", "Whether a VMM is connected", |e| Some(e.clients.is_connected.load(Ordering::Relaxed)))?;
     metrics.state("paused", "Whether the VM is known to be paused", |e| Some(e.vm.clock.is_paused()))?;
-    metrics.state("qmp_connected", "Whether QMP is connected", |e| Some(e.vm.qmp.as_ref()?.is_connected()))?;
+    metrics.state("qmp_connected", "Whether QMP is connected", |e| Some(e.vm.control.qmp()?.is_connected()))?;
     metrics.last_heartbeat_age()?;
     let mut text = Vec::new();
     TextEncoder::new().encode(&metrics.registry.gather(), &mut text)?;

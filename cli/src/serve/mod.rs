@@ -1,8 +1,8 @@
-//! `vm-watchdog serve`: watchdogs for VMs of other VMMs, over vfio-user.
+//! `vm-watchdog serve`: the watchdogs of a VM of another VMM, over vfio-user.
 //!
-//! Each socket has a thread that serves its client ([`server`]), and each watchdog has a thread of the library that calls
-//! its handler ([`endpoint`]). So a hostile VM cannot delay the watchdog of another one, and an action does not block the
-//! socket that the VMM may need to perform the action. The protocol is in [`vm_watchdog_vfio_user`].
+//! One process serves one VM, so that the kernel keeps VMs apart. Each socket has a thread that serves its client
+//! ([`server`]), and each watchdog has a thread of the library that calls its handler ([`endpoint`]): an action does not
+//! block the socket that the VMM may need to perform the action. The protocol is in [`vm_watchdog_vfio_user`].
 
 mod control;
 mod device;
@@ -16,7 +16,6 @@ mod socket;
 mod state;
 mod vm;
 
-use std::collections::HashMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
@@ -30,17 +29,16 @@ use log::Level;
 use rustix::event::{EventfdFlags, eventfd};
 use vm_watchdog::{VmClock, WatchdogThread};
 use vm_watchdog_timeline::{Format, LogLine, install_logger};
+use vm_watchdog_vfio_user::Disposer;
 
 use crate::serve::control::Control;
-use crate::serve::control::cloud_hypervisor::CloudHypervisor;
 use crate::serve::control::exec::Commands;
-use crate::serve::control::qmp::Qmp;
 use crate::serve::endpoint::Endpoint;
 use crate::serve::events::{Entry, Lines, ServerEvent, Timeline};
-use crate::serve::options::{ControlOptions, EndpointOptions, ServeOptions};
+use crate::serve::options::{ServeOptions, WatchdogOptions};
 use crate::serve::service::Signals;
 use crate::serve::socket::{Socket, SocketError, SocketFile};
-use crate::serve::state::{Found, SetAside, StateFileError, StateWriter};
+use crate::serve::state::{Found, Restored, SetAside, StateFileError, StateWriter};
 use crate::serve::vm::Vm;
 
 /// How long the end of the process waits for its threads.
@@ -100,11 +98,13 @@ fn try_run(options: ServeOptions, commands: &Arc<Commands>) -> Result<(), ServeE
 
     let mut sockets = open_sockets(&options)?;
     let metrics = options.metrics.map(open_metrics).transpose()?;
-    let mut vms = HashMap::new();
+    let state = options.state.map(StateWriter::open).transpose()?;
+    let vm = Vm::new(Control::new(options.control, commands), state);
     let mut endpoints = Vec::new();
-    for options in &options.endpoints {
-        endpoints.push(output.build(options, &mut vms, commands)?);
+    for options in &options.watchdogs {
+        endpoints.push(Endpoint::build(options, vm.clone(), output.timeline(vm.clock.clone()))?);
     }
+    output.restore(&vm, &endpoints)?;
     let mut threads = start(&endpoints, &mut sockets)?;
     let metrics = metrics.map(|listener| metrics::spawn(listener, endpoints.clone())).transpose();
     let metrics = metrics.map_err(ServeError::host("start a thread"))?;
@@ -116,10 +116,8 @@ fn try_run(options: ServeOptions, commands: &Arc<Commands>) -> Result<(), ServeE
         let event = ServerEvent::Metrics { address: address.to_string() };
         output.timeline(VmClock::monotonic()).record(Entry { id: "server".to_owned(), event });
     }
-    for vm in vms.into_values() {
-        if let Some(qmp) = &vm.qmp {
-            qmp.listen(vm.clone()).map_err(ServeError::host("start a thread"))?;
-        }
+    if let Some(qmp) = vm.control.qmp() {
+        qmp.listen(vm.clone()).map_err(ServeError::host("start a thread"))?;
     }
     service::ready(endpoints.len());
     signals.wait(|| threads.are_serving());
@@ -150,65 +148,31 @@ impl Output {
         Timeline::new(clock, self.format, Box::new(self.lines.clone()))
     }
 
-    /// Builds a watchdog with its saved state, and its VM if it is the first watchdog of that VM.
-    fn build(
-        &self,
-        options: &EndpointOptions,
-        vms: &mut HashMap<VmKey, Arc<Vm>>,
-        commands: &Arc<Commands>,
-    ) -> Result<Arc<Endpoint>, ServeError> {
-        let key = VmKey::of(options);
-        let vm = vms
-            .entry(key)
-            .or_insert_with(|| Vm::new(options.control.qmp().map(|path| Qmp::new(path.to_owned()))))
-            .clone();
-        let control = control_of(&options.control, &vm, commands);
-        let timeline = self.timeline(vm.clock.clone());
-        let state = options.state.clone().map(StateWriter::new);
-        let endpoint = Endpoint::build(options, vm, control, timeline, state.clone())?;
-        if let Some(state) = state {
-            let (found, set_aside) = state.start(&endpoint.watchdog, options.policy)?;
-            record_state(&endpoint, found, set_aside);
+    /// Restores what the state file has of the watchdogs, and keeps their states in it from now on.
+    fn restore(&self, vm: &Vm, endpoints: &[Arc<Endpoint>]) -> Result<(), ServeError> {
+        let Some(state) = &vm.state else {
+            return Ok(());
+        };
+        let watchdogs = endpoints.iter().map(|endpoint| endpoint.watchdog.clone()).collect();
+        let Restored { found, set_aside } = state.start(watchdogs)?;
+        for endpoint in endpoints {
+            if let Some(found) = found.get(endpoint.watchdog.id()) {
+                record_state(endpoint, found);
+            }
         }
-        Ok(endpoint)
-    }
-}
-
-/// The identity of a VM: its control socket, or the socket of the watchdog if it has none.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum VmKey {
-    Control(PathBuf),
-    Socket(PathBuf),
-}
-
-impl VmKey {
-    fn of(options: &EndpointOptions) -> Self {
-        let control = options.control.socket();
-        control.map_or_else(|| Self::Socket(options.socket.clone()), |path| Self::Control(path.to_owned()))
-    }
-}
-
-fn control_of(options: &ControlOptions, vm: &Vm, commands: &Arc<Commands>) -> Control {
-    match (options.clone(), &vm.qmp) {
-        (ControlOptions::Exec { command, .. }, _) => Control::Exec { command, commands: commands.clone() },
-        (ControlOptions::Qmp { dump_folder, .. }, Some(qmp)) => Control::Qmp { qmp: qmp.clone(), dump_folder },
-        (ControlOptions::CloudHypervisor { path, poweroff }, _) => {
-            Control::CloudHypervisor(CloudHypervisor::new(path, poweroff))
+        if let Some(SetAside { reason, path }) = set_aside {
+            let message = format!("the state file was invalid ({reason}) and is now {}", path.display());
+            self.timeline(vm.clock.clone()).record(LogLine::new(Level::Error, message).into());
         }
-        (ControlOptions::Qmp { .. } | ControlOptions::None, _) => Control::None,
+        Ok(())
     }
 }
 
-fn record_state(endpoint: &Endpoint, found: Option<Found>, set_aside: Option<SetAside>) {
-    if let Some(Found { wdt_timeout, was_armed, was_pending }) = found {
-        endpoint.record(ServerEvent::Restored { wdt_timeout, was_armed });
-        if was_pending {
-            let message = "the action of the last timeout before the server ended is not performed".to_owned();
-            endpoint.record(ServerEvent::Log(LogLine::new(Level::Error, message)));
-        }
-    }
-    if let Some(SetAside { reason, path }) = set_aside {
-        let message = format!("the state file was invalid ({reason}) and is now {}", path.display());
+fn record_state(endpoint: &Endpoint, found: &Found) {
+    let Found { wdt_timeout, was_armed, was_pending } = *found;
+    endpoint.record(ServerEvent::Restored { wdt_timeout, was_armed });
+    if was_pending {
+        let message = "the action of the last timeout before the server ended is not performed".to_owned();
         endpoint.record(ServerEvent::Log(LogLine::new(Level::Error, message)));
     }
 }
@@ -217,7 +181,7 @@ fn record_state(endpoint: &Endpoint, found: Option<Found>, set_aside: Option<Set
 fn open_sockets(options: &ServeOptions) -> Result<Sockets, ServeError> {
     let mut inherited = service::inherited_sockets().map_err(ServeError::host("take the service manager's sockets"))?;
     let mut sockets = Vec::new();
-    for EndpointOptions { socket, .. } in &options.endpoints {
+    for WatchdogOptions { socket, .. } in &options.watchdogs {
         let (socket, file) = match service::take(&mut inherited, socket) {
             Some(listener) => Socket::inherited(listener).map_err(ServeError::host("take a socket"))?,
             None => Socket::bind(socket, options.socket_mode)?,
@@ -247,11 +211,12 @@ fn start(endpoints: &[Arc<Endpoint>], sockets: &mut Sockets) -> Result<Threads, 
     let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
     let stop = Arc::new(stop.map_err(ServeError::host("create an eventfd"))?);
     let (end, ended): (Sender<()>, _) = channel();
+    let disposer = Disposer::spawn().map_err(ServeError::host("start a thread"))?;
     let mut watchdogs = Vec::new();
     for (endpoint, (socket, _)) in endpoints.iter().zip(sockets) {
         watchdogs.push(endpoint.watchdog.spawn()?);
         if let Some(socket) = socket.take() {
-            server::spawn(endpoint.clone(), socket, stop.clone(), end.clone())
+            server::spawn(endpoint.clone(), socket, disposer.clone(), stop.clone(), end.clone())
                 .map_err(ServeError::host("start a thread"))?;
         }
     }

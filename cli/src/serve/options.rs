@@ -1,4 +1,4 @@
-//! The options of `vm-watchdog serve`, and which of them belong to which socket.
+//! The options of `vm-watchdog serve`.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -12,11 +12,10 @@ use vm_watchdog_timeline::Format;
 
 use crate::format::parser;
 
-/// Puts watchdogs into VMs of Cloud Hypervisor, QEMU 10.1 or newer, and any other VMM that speaks vfio-user.
+/// Puts watchdogs into a VM of QEMU 10.1 or newer, Cloud Hypervisor, or any other VMM that speaks vfio-user.
 ///
-/// Each --socket is one watchdog. The options --watchdog, --qmp, --cloud-hypervisor, --poweroff, --exec, --dump-folder
-/// and --state belong to the --socket before them; those before the first --socket hold for every one that does not
-/// have its own. Sockets with the same --qmp or --cloud-hypervisor are watchdogs of the same VM.
+/// One process serves one VM, with all of its watchdogs. Each --socket is one watchdog; the n-th --watchdog belongs to the n-th
+/// --socket, and a single one to each. Everything else belongs to the VM.
 ///
 /// A new connection, and the end of one, is a power-on reset of the watchdog: it is disarmed, and keeps only whether it
 /// caused the last reset. When the server ends, the guest is not protected until its VM connects again.
@@ -45,17 +44,17 @@ struct Flags {
     ///
     /// QEMU serves one client a QMP socket, so this one should be the watchdog's own.
     #[arg(long = "qmp", value_name = "PATH")]
-    qmp: Vec<PathBuf>,
+    qmp: Option<PathBuf>,
 
     /// Act on a Cloud Hypervisor through its API socket
     #[arg(long = "cloud-hypervisor", value_name = "PATH")]
-    cloud_hypervisor: Vec<PathBuf>,
+    cloud_hypervisor: Option<PathBuf>,
 
     /// What the action poweroff asks a Cloud Hypervisor for [default: vmm.shutdown]
     ///
     /// vmm.shutdown ends its process, vm.shutdown ends the VM alone.
     #[arg(long = "poweroff", value_name = "CALL", value_parser = ["vmm.shutdown", "vm.shutdown"])]
-    poweroff: Vec<String>,
+    poweroff: Option<String>,
 
     /// Act by running COMMAND in a shell
     ///
@@ -64,15 +63,15 @@ struct Flags {
     /// input. It has 30 s. A status other than 0 means that the action was not done: it is tried again. With --qmp, QMP
     /// is followed and COMMAND acts.
     #[arg(long = "exec", value_name = "COMMAND")]
-    exec: Vec<String>,
+    exec: Option<String>,
 
     /// Where the action dump has QEMU write the guest's memory
     #[arg(long = "dump-folder", value_name = "PATH")]
-    dump_folder: Vec<PathBuf>,
+    dump_folder: Option<PathBuf>,
 
-    /// Keep the watchdog's state in this file across restarts of the server
+    /// Keep the state of the watchdogs in this file across restarts of the server
     #[arg(long = "state", value_name = "FILE")]
-    state: Vec<PathBuf>,
+    state: Option<PathBuf>,
 
     /// Permissions of the sockets, in octal
     #[arg(long, value_name = "MODE", default_value = "600", value_parser = parse_mode)]
@@ -95,22 +94,22 @@ struct Flags {
 /// The options of `vm-watchdog serve`.
 #[derive(Clone, Debug)]
 pub struct ServeOptions {
-    pub endpoints: Vec<EndpointOptions>,
+    pub watchdogs: Vec<WatchdogOptions>,
+    pub control: ControlOptions,
+    pub state: Option<PathBuf>,
     pub socket_mode: Mode,
     pub metrics: Option<SocketAddr>,
     pub events: Format,
 }
 
-/// What belongs to one socket.
+/// A watchdog and its socket.
 #[derive(Clone, Debug)]
-pub struct EndpointOptions {
+pub struct WatchdogOptions {
     pub socket: PathBuf,
     /// The name of the watchdog.
     pub id: String,
     pub device: I6300esbConfig,
     pub policy: Policy,
-    pub control: ControlOptions,
-    pub state: Option<PathBuf>,
 }
 
 /// The control channel of a VM, which performs the actions of its watchdogs.
@@ -139,7 +138,7 @@ impl Args for ServeOptions {
 impl FromArgMatches for ServeOptions {
     fn from_arg_matches(matches: &ArgMatches) -> clap::error::Result<Self> {
         let flags = Flags::from_arg_matches(matches)?;
-        pair(flags, matches).map_err(|message| clap::Error::raw(ErrorKind::ValueValidation, format!("{message}\n")))
+        flags.parse().map_err(|message| clap::Error::raw(ErrorKind::ValueValidation, format!("{message}\n")))
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> clap::error::Result<()> {
@@ -148,87 +147,74 @@ impl FromArgMatches for ServeOptions {
     }
 }
 
-/// Gives each option to the socket before it.
-fn pair(flags: Flags, matches: &ArgMatches) -> Result<ServeOptions, String> {
-    let sockets: Vec<usize> = matches.indices_of("sockets").into_iter().flatten().collect();
-    let positions = Positions { matches, sockets: &sockets };
-    let watchdogs = positions.pair("watchdogs", "--watchdog", flags.watchdogs)?;
-    let qmp = positions.pair("qmp", "--qmp", flags.qmp)?;
-    let cloud_hypervisor = positions.pair("cloud_hypervisor", "--cloud-hypervisor", flags.cloud_hypervisor)?;
-    let poweroff = positions.pair("poweroff", "--poweroff", flags.poweroff)?;
-    let exec = positions.pair("exec", "--exec", flags.exec)?;
-    let dump_folder = positions.pair("dump_folder", "--dump-folder", flags.dump_folder)?;
-    let state = positions.pair("state", "--state", flags.state)?;
-
-    let mut endpoints = Vec::new();
-    for (index, socket) in flags.sockets.into_iter().enumerate() {
-        let watchdog = watchdogs[index].clone().unwrap_or_else(default_watchdog);
-        let device = pci_device(&watchdog).map_err(|message| of_socket(&socket, &message))?;
-        let control = ControlFlags {
-            qmp: qmp[index].clone(),
-            cloud_hypervisor: cloud_hypervisor[index].clone(),
-            poweroff: poweroff[index].clone(),
-            exec: exec[index].clone(),
-            dump_folder: dump_folder[index].clone(),
-        };
-        let control = control.parse().map_err(|message| of_socket(&socket, &message))?;
-        endpoints.push(EndpointOptions {
-            socket,
-            id: watchdog.id().map_or_else(|| format!("watchdog{index}"), str::to_owned),
-            device,
-            policy: watchdog.policy(),
-            control,
-            state: state[index].clone(),
-        });
-    }
-    let Flags { socket_mode, metrics, events, .. } = flags;
-    check(&endpoints)?;
-    Ok(ServeOptions { endpoints, socket_mode, metrics, events })
-}
-
-/// Where on the command line the sockets are.
-struct Positions<'a> {
-    matches: &'a ArgMatches,
-    sockets: &'a [usize],
-}
-
-impl Positions<'_> {
-    /// The value that each socket has: its own, or the one before the first socket.
-    fn pair<T: Clone>(&self, argument: &str, name: &str, values: Vec<T>) -> Result<Vec<Option<T>>, String> {
-        let indices = self.matches.indices_of(argument).into_iter().flatten();
-        let mut common = None;
-        let mut own = vec![None; self.sockets.len()];
-        for (index, value) in indices.zip(values) {
-            let before = self.sockets.partition_point(|&socket| socket < index);
-            let place = before.checked_sub(1).map_or(&mut common, |last| &mut own[last]);
-            if place.replace(value).is_some() {
-                return Err(format!("{name}: given twice for the same --socket"));
+impl Flags {
+    /// Refuses what cannot work together, before any socket is created.
+    fn parse(self) -> Result<ServeOptions, String> {
+        let control = self.control()?;
+        let watchdogs = self.watchdogs()?;
+        for (index, WatchdogOptions { socket, id, policy, .. }) in watchdogs.iter().enumerate() {
+            let others = &watchdogs[..index];
+            if others.iter().any(|other| other.socket == *socket) {
+                return Err(of_socket(socket, "given twice"));
+            }
+            if others.iter().any(|other| other.id == *id) {
+                return Err(format!("--watchdog: two watchdogs are called {id:?}"));
+            }
+            for action in policy.actions() {
+                control.check(action).map_err(|message| of_socket(socket, &message))?;
             }
         }
-        Ok(own.into_iter().map(|own| own.or_else(|| common.clone())).collect())
+        let Self { state, socket_mode, metrics, events, .. } = self;
+        Ok(ServeOptions { watchdogs, control, state, socket_mode, metrics, events })
     }
-}
 
-/// Refuses watchdogs that cannot work together, before any socket is created.
-fn check(endpoints: &[EndpointOptions]) -> Result<(), String> {
-    for (index, endpoint) in endpoints.iter().enumerate() {
-        let EndpointOptions { socket, id, device: _, policy, control, state } = endpoint;
-        let others = &endpoints[..index];
-        let of_socket = |message: &str| Err(of_socket(socket, message));
-        if others.iter().any(|other| other.socket == *socket) {
-            return of_socket("given twice");
-        }
-        if others.iter().any(|other| other.id == *id) {
-            return Err(format!("--watchdog: two watchdogs are called {id:?}"));
-        }
-        if state.is_some() && others.iter().any(|other| other.state == *state) {
-            return of_socket("another watchdog has the same --state file");
-        }
-        for action in policy.actions() {
-            control.check(action).or_else(|message| of_socket(&message))?;
-        }
+    fn watchdogs(&self) -> Result<Vec<WatchdogOptions>, String> {
+        let (sockets, configs) = (self.sockets.len(), self.watchdogs.len());
+        let default = default_watchdog();
+        let config = |index: usize| match configs {
+            0 => Ok(&default),
+            1 => Ok(&self.watchdogs[0]),
+            _ if configs == sockets => Ok(&self.watchdogs[index]),
+            _ => Err(format!(
+                "--watchdog: given {configs} times with {sockets} --socket, accepted are once or {sockets} times"
+            )),
+        };
+        let watchdog = |(index, socket): (usize, &PathBuf)| {
+            let config = config(index)?;
+            Ok(WatchdogOptions {
+                socket: socket.clone(),
+                id: config.id().map_or_else(|| format!("watchdog{index}"), str::to_owned),
+                device: pci_device(config).map_err(|message| of_socket(socket, &message))?,
+                policy: config.policy(),
+            })
+        };
+        self.sockets.iter().enumerate().map(watchdog).collect()
     }
-    Ok(())
+
+    fn control(&self) -> Result<ControlOptions, String> {
+        let Self { qmp, cloud_hypervisor, poweroff, exec, dump_folder, .. } = self.clone();
+        if cloud_hypervisor.is_some() && (qmp.is_some() || exec.is_some()) {
+            return Err("--cloud-hypervisor goes with neither --qmp nor --exec".into());
+        }
+        if exec.as_ref().is_some_and(|command| command.trim().is_empty()) {
+            return Err("--exec: an empty command does nothing".into());
+        }
+        if dump_folder.is_some() && (qmp.is_none() || exec.is_some()) {
+            return Err("--dump-folder goes with --qmp and without --exec".into());
+        }
+        if poweroff.is_some() && cloud_hypervisor.is_none() {
+            return Err("--poweroff goes with --cloud-hypervisor, which is missing".into());
+        }
+        Ok(match (exec, qmp, cloud_hypervisor) {
+            (Some(command), qmp, _) => ControlOptions::Exec { command, qmp },
+            (None, Some(path), _) => ControlOptions::Qmp { path, dump_folder },
+            (None, None, Some(path)) => {
+                let poweroff = poweroff.unwrap_or_else(|| "vmm.shutdown".to_owned());
+                ControlOptions::CloudHypervisor { path, poweroff }
+            }
+            (None, None, None) => ControlOptions::None,
+        })
+    }
 }
 
 /// The device of a watchdog, if vfio-user can have it and another process than the VMM can run it.
@@ -246,54 +232,7 @@ fn of_socket(socket: &Path, message: &str) -> String {
     format!("socket {}: {message}", socket.display())
 }
 
-/// The options for the control channel of one socket, as they were given.
-struct ControlFlags {
-    qmp: Option<PathBuf>,
-    cloud_hypervisor: Option<PathBuf>,
-    poweroff: Option<String>,
-    exec: Option<String>,
-    dump_folder: Option<PathBuf>,
-}
-
-impl ControlFlags {
-    fn parse(self) -> Result<ControlOptions, String> {
-        let Self { qmp, cloud_hypervisor, poweroff, exec, dump_folder } = self;
-        if cloud_hypervisor.is_some() && (qmp.is_some() || exec.is_some()) {
-            return Err("--cloud-hypervisor goes with neither --qmp nor --exec".into());
-        }
-        if poweroff.is_some() && cloud_hypervisor.is_none() {
-            return Err("--poweroff goes with --cloud-hypervisor, which is missing".into());
-        }
-        Ok(match (exec, qmp, cloud_hypervisor) {
-            (Some(command), qmp, _) => ControlOptions::Exec { command, qmp },
-            (None, Some(path), _) => ControlOptions::Qmp { path, dump_folder },
-            (None, None, Some(path)) => {
-                let poweroff = poweroff.unwrap_or_else(|| "vmm.shutdown".to_owned());
-                ControlOptions::CloudHypervisor { path, poweroff }
-            }
-            (None, None, None) => ControlOptions::None,
-        })
-    }
-}
-
 impl ControlOptions {
-    /// The QMP socket, if there is one.
-    pub fn qmp(&self) -> Option<&Path> {
-        match self {
-            Self::Qmp { path, .. } => Some(path),
-            Self::Exec { qmp, .. } => qmp.as_deref(),
-            Self::CloudHypervisor { .. } | Self::None => None,
-        }
-    }
-
-    /// The control socket of the VM, if there is one.
-    pub fn socket(&self) -> Option<&Path> {
-        match self {
-            Self::CloudHypervisor { path, .. } => Some(path),
-            Self::None | Self::Qmp { .. } | Self::Exec { .. } => self.qmp(),
-        }
-    }
-
     /// Refuses an action that the control channel cannot perform.
     fn check(&self, action: Action) -> Result<(), String> {
         match (self, action) {
@@ -342,26 +281,27 @@ mod tests {
     }
 
     #[test]
-    fn an_option_belongs_to_the_socket_before_it() {
-        let options = parse(
-            "--socket a --watchdog i6300esb,action=poweroff --qmp qa --socket b --qmp qb --state sb --socket c --exec x",
-        )
-        .unwrap();
-        let [a, b, c] = &options.endpoints[..] else { panic!() };
-        let qmp = |path: &str| ControlOptions::Qmp { path: path.into(), dump_folder: None };
-        assert_eq!((a.policy.timeout, &a.control), (Action::Poweroff, &qmp("qa")));
-        assert_eq!((b.policy.timeout, &b.control), (Action::Reset, &qmp("qb")));
-        assert_eq!((&b.state, &a.state), (&Some("sb".into()), &None));
-        assert_eq!(c.control, ControlOptions::Exec { command: "x".into(), qmp: None });
-        assert_eq!((a.id.as_str(), c.id.as_str()), ("watchdog0", "watchdog2"));
+    fn each_watchdog_belongs_to_the_socket_of_the_same_number() {
+        let two = "--watchdog i6300esb,action=pause --socket a --socket b --watchdog i6300esb,action=dump,id=second";
+        let options = parse(&format!("{two} --qmp q --dump-folder d --state s")).unwrap();
+        let watchdogs: Vec<_> = options
+            .watchdogs
+            .iter()
+            .map(|it| (it.socket.to_str().unwrap(), it.id.as_str(), it.policy.timeout))
+            .collect();
+        assert_eq!(watchdogs, [("a", "watchdog0", Action::Pause), ("b", "second", Action::Dump)]);
+        assert_eq!(options.control, ControlOptions::Qmp { path: "q".into(), dump_folder: Some("d".into()) });
+        assert_eq!(options.state, Some("s".into()));
     }
 
     #[test]
-    fn an_option_before_the_first_socket_is_the_default_of_all() {
-        let options = parse("--qmp q --watchdog i6300esb,action=pause --socket a --socket b --qmp qb").unwrap();
-        let qmp: Vec<_> = options.endpoints.iter().map(|endpoint| endpoint.control.qmp().unwrap()).collect();
-        assert_eq!(qmp, [Path::new("q"), Path::new("qb")]);
-        assert!(options.endpoints.iter().all(|endpoint| endpoint.policy.timeout == Action::Pause));
+    fn one_watchdog_or_none_holds_for_every_socket() {
+        for (line, action) in [("--watchdog i6300esb,action=pause", Action::Pause), ("", Action::Reset)] {
+            let options = parse(&format!("--qmp q --socket a --socket b {line}")).unwrap();
+            let ids: Vec<_> = options.watchdogs.iter().map(|it| it.id.as_str()).collect();
+            assert_eq!(ids, ["watchdog0", "watchdog1"]);
+            assert!(options.watchdogs.iter().all(|it| it.policy.timeout == action));
+        }
     }
 
     #[test]
@@ -369,9 +309,15 @@ mod tests {
         for (line, reason) in [
             ("", "--socket"),
             ("--socket a", "the action reset needs one of --qmp, --cloud-hypervisor, --exec"),
-            ("--socket a --qmp q --socket a --qmp q", "socket a: given twice"),
-            ("--socket a --qmp q --qmp r", "--qmp: given twice"),
-            ("--qmp q --state s --socket a --socket b", "same --state"),
+            ("--socket a --qmp q --socket a", "socket a: given twice"),
+            ("--socket a --qmp q --qmp r", "'--qmp <PATH>' cannot be used multiple times"),
+            ("--socket a --qmp q --state s --state t", "'--state <FILE>' cannot be used multiple times"),
+            (
+                "--socket a --socket b --socket c --qmp q --watchdog i6300esb --watchdog i6300esb",
+                "--watchdog: given 2 times with 3 --socket, accepted are once or 3 times",
+            ),
+            ("--socket a --exec=", "--exec: an empty command does nothing"),
+            ("--socket a --exec x --dump-folder d", "--dump-folder goes with --qmp and without --exec"),
             ("--qmp q --watchdog i6300esb,id=x --socket a --socket b", "two watchdogs are called \"x\""),
             ("--socket a --qmp q --cloud-hypervisor c", "goes with neither"),
             ("--socket a --qmp q --poweroff vm.shutdown", "which is missing"),

@@ -1,7 +1,7 @@
 //! The thread that serves one socket: one client at a time, until the server stops.
 //!
-//! Each socket has a thread of its own, so that a client cannot delay the watchdog of another VM, not even with a
-//! descriptor that blocks. One poll() covers all descriptors of the thread.
+//! One poll() covers all descriptors of the thread, and nothing that it does can block: a client's descriptors are closed
+//! and written to by other threads.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
-use vm_watchdog_vfio_user::{Connection, Next, Session, refuse};
+use vm_watchdog_vfio_user::{CloseReason, Connection, Disposer, Next, Session, refuse};
 
 use crate::serve::device::WatchdogDevice;
 use crate::serve::endpoint::Endpoint;
@@ -21,7 +21,8 @@ use crate::serve::socket::Socket;
 
 /// How many surplus clients are connected at the same time.
 const MOST_SURPLUS_CLIENTS: usize = 4;
-/// How long a surplus client waits for the current client to disconnect. When a VMM reconnects, its new connection may
+/// How long a surplus client waits for the current client to disconnect, and how long the current one is waited for to
+/// agree on the version while another client is there. When a VMM reconnects, its new connection may
 /// arrive before the end of the old one, as when it has just forked.
 const HANDOVER_TIMEOUT: Duration = Duration::from_millis(250);
 /// How long a surplus client has, after that, to send a message that can be refused.
@@ -36,8 +37,14 @@ const STACK: usize = 256 << 10;
 /// # Errors
 ///
 /// The error of the host if it cannot start a thread.
-pub fn spawn(endpoint: Arc<Endpoint>, socket: Socket, stop: Arc<OwnedFd>, end: Sender<()>) -> io::Result<()> {
-    let mut server = Server { endpoint, socket, client: None, surplus: Vec::new(), accept_again: None };
+pub fn spawn(
+    endpoint: Arc<Endpoint>,
+    socket: Socket,
+    disposer: Disposer,
+    stop: Arc<OwnedFd>,
+    end: Sender<()>,
+) -> io::Result<()> {
+    let mut server = Server { endpoint, socket, disposer, client: None, surplus: Vec::new(), accept_again: None };
     let name = format!("serve {}", server.endpoint.watchdog.id()).replace('\0', "?");
     thread::Builder::new().name(name).stack_size(STACK).spawn(move || {
         let _end = End(end);
@@ -60,6 +67,7 @@ impl Drop for End {
 struct Server {
     endpoint: Arc<Endpoint>,
     socket: Socket,
+    disposer: Disposer,
     client: Option<Client>,
     surplus: Vec<SurplusClient>,
     /// When clients are accepted again.
@@ -69,6 +77,7 @@ struct Server {
 struct Client {
     connection: Connection,
     session: Session<WatchdogDevice>,
+    since: Instant,
 }
 
 /// A client that connects while another one is connected. It takes over when that one disconnects, or is refused.
@@ -96,7 +105,7 @@ impl Server {
                 self.accept();
             }
         }
-        if let Some(Client { connection, session }) = &mut self.client {
+        if let Some(Client { connection, session, .. }) = &mut self.client {
             connection.finish(|message, fds, reply| session.answer(message, fds, reply));
         }
         // Saved before the end of the session resets the device.
@@ -106,8 +115,13 @@ impl Server {
     /// Waits for the next event or deadline; true if the server stops.
     fn wait(&self, stop: &OwnedFd) -> io::Result<bool> {
         let now = Instant::now();
-        let deadlines = self.surplus.iter().map(|client| client.deadline(now)).chain(self.accept_again);
-        let timeout = deadlines.min().map(|deadline| timespec(deadline.saturating_duration_since(now)));
+        let surplus = self.surplus.iter().map(|client| client.deadline(now));
+        let clients = self.client.iter().flat_map(|client| client.deadlines(!self.surplus.is_empty()));
+        let timeout = surplus
+            .chain(clients)
+            .chain(self.accept_again)
+            .min()
+            .map(|deadline| timespec(deadline.saturating_duration_since(now)));
         let mut fds = vec![PollFd::new(stop, PollFlags::IN)];
         if self.accept_again.is_none() {
             fds.push(PollFd::new(&self.socket.listener, PollFlags::IN));
@@ -125,16 +139,18 @@ impl Server {
     }
 
     fn serve_client(&mut self) {
-        let Some(Client { connection, session }) = &mut self.client else {
+        let Some(Client { connection, session, .. }) = &mut self.client else {
             return;
         };
         match connection.serve(|message, fds, reply| session.answer(message, fds, reply)) {
             None => self.endpoint.observe(),
-            Some(reason) => {
-                self.client = None;
-                self.endpoint.disconnected(reason);
-            }
+            Some(reason) => self.end_client(reason),
         }
+    }
+
+    fn end_client(&mut self, reason: CloseReason) {
+        self.client = None;
+        self.endpoint.disconnected(reason);
     }
 
     fn accept(&mut self) {
@@ -152,13 +168,17 @@ impl Server {
         while self.client.as_ref().is_some_and(|client| client.connection.has_hung_up()) {
             self.serve_client();
         }
+        // Its process may be gone although another one, to which it gave its socket, keeps the connection open.
+        if self.client.as_ref().is_some_and(|client| client.connection.peer_has_ended()) {
+            self.end_client(CloseReason::Left);
+        }
         if let Err(error) = self.admit(stream) {
             log::error!("watchdog {}: a client cannot be served: {error}", self.endpoint.watchdog.id());
         }
     }
 
     fn admit(&mut self, stream: UnixStream) -> io::Result<()> {
-        let connection = Connection::new(stream)?;
+        let connection = Connection::new(stream, self.disposer.clone())?;
         if self.client.is_none() {
             self.begin(connection);
             return Ok(());
@@ -173,20 +193,32 @@ impl Server {
 
     fn begin(&mut self, connection: Connection) {
         let session = Session::new(self.endpoint.device());
-        self.client = Some(Client { connection, session });
+        self.client = Some(Client { connection, session, since: Instant::now() });
         self.endpoint.connected();
     }
 
     /// Serves the first surplus client if no other one is connected, and refuses those that have waited too long.
     fn serve_surplus(&mut self, now: Instant) {
+        let is_silent = self.client.as_ref().is_some_and(|client| client.is_silent(now));
+        if is_silent && !self.surplus.is_empty() {
+            self.end_client(CloseReason::Silent);
+        }
         if self.client.is_none() && !self.surplus.is_empty() {
-            let SurplusClient { connection, .. } = self.surplus.remove(0);
+            // One that has sent something, if there is one.
+            let speaks = |client: &SurplusClient| client.connection.has_something_to_receive();
+            let next = self.surplus.iter().position(speaks).unwrap_or(0);
+            let SurplusClient { connection, .. } = self.surplus.remove(next);
             self.begin(connection);
         }
         let endpoint = &self.endpoint;
+        let is_taken = self.client.as_ref().is_some_and(|client| client.session.is_negotiated());
         self.surplus.retain_mut(|client| {
             if !client.is_refused(now) {
                 return true;
+            }
+            if !is_taken {
+                // The current client may turn out to be silent, and this one is next.
+                return now < client.deadline(now);
             }
             let closed = client.connection.serve(|message, _, reply| {
                 refuse(message, Errno::BUSY, reply);
@@ -198,6 +230,19 @@ impl Server {
             }
             stays
         });
+    }
+}
+
+impl Client {
+    /// Whether it has had the time to agree on the version and has not.
+    fn is_silent(&self, now: Instant) -> bool {
+        !self.session.is_negotiated() && now >= self.since + HANDOVER_TIMEOUT
+    }
+
+    /// When it has to be looked at although it sends nothing.
+    fn deadlines(&self, another_waits: bool) -> impl Iterator<Item = Instant> {
+        let silence = (another_waits && !self.session.is_negotiated()).then(|| self.since + HANDOVER_TIMEOUT);
+        self.connection.deadline().into_iter().chain(silence)
     }
 }
 

@@ -1,22 +1,26 @@
-//! A VM that runs in another process: its clock, its QMP connection and its watchdogs.
+//! The VM that this process serves, which runs in another process: its clock, its control channel, its state and its
+//! watchdogs.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use vm_watchdog::VmClock;
 
-use crate::serve::control::qmp::{Qmp, VmEvent, VmListener};
+use crate::serve::control::Control;
+use crate::serve::control::qmp::{VmEvent, VmListener};
+use crate::serve::state::StateWriter;
 
 /// A VM.
 pub struct Vm {
     pub clock: VmClock,
-    /// Its QMP connection, if there is one.
-    pub qmp: Option<Arc<Qmp>>,
+    pub control: Control,
+    /// The file that keeps the state of its watchdogs, if there is one.
+    pub state: Option<StateWriter>,
     watchdogs: Mutex<Vec<Weak<dyn VmListener>>>,
 }
 
 impl Vm {
-    pub fn new(qmp: Option<Arc<Qmp>>) -> Arc<Self> {
-        Arc::new(Self { clock: VmClock::monotonic(), qmp, watchdogs: Mutex::default() })
+    pub fn new(control: Control, state: Option<StateWriter>) -> Arc<Self> {
+        Arc::new(Self { clock: VmClock::monotonic(), control, state, watchdogs: Mutex::default() })
     }
 
     /// Adds a watchdog, which is notified of the events of the VM from now on.

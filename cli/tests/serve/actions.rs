@@ -212,7 +212,8 @@ fn a_reset_or_shutdown_of_the_vm_ends_the_escalation() {
 
 #[test]
 fn two_watchdogs_of_one_vm_share_its_qmp_socket() {
-    let builder = Builder::new().options("--qmp q --socket s --socket t --watchdog i6300esb,action=inject-nmi");
+    let watchdogs = "--watchdog i6300esb --watchdog i6300esb,action=inject-nmi";
+    let builder = Builder::new().options("--qmp q --socket s --socket t").options(watchdogs);
     let qmp = FakeQmp::listen(&builder.path().join("q"));
     let server = builder.start();
     let mut qmp = qmp.accept(&server, true);

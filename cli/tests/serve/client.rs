@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
+use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 
 use crate::server::TIMEOUT;
@@ -101,12 +102,15 @@ impl Client {
         self.stream.write_all(bytes).unwrap();
     }
 
-    pub fn send_with_fds(&mut self, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(64))];
+    pub fn send_with_fds(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
+        assert_eq!(self.try_send_with_fds(bytes, fds), Ok(bytes.len()));
+    }
+
+    pub fn try_send_with_fds(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<usize, Errno> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         assert!(control.push(SendAncillaryMessage::ScmRights(fds)));
-        let sent = rustix::net::sendmsg(self.stream.as_fd(), &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL);
-        assert_eq!(sent, Ok(bytes.len()));
+        rustix::net::sendmsg(self.stream.as_fd(), &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)
     }
 
     /// The next reply, None if the server has closed the connection.
@@ -131,7 +135,7 @@ impl Client {
     }
 
     pub fn ask_with_fds(&mut self, command: u16, body: &[u8], fds: &[BorrowedFd<'_>]) -> Result<Vec<u8>, u32> {
-        self.next_id += 1;
+        self.next_id = self.next_id.wrapping_add(1);
         let bytes = message(self.next_id, command, 0, body);
         if fds.is_empty() {
             self.send(&bytes)

@@ -104,7 +104,8 @@ fn with_both_a_command_acts_and_qmp_only_reports() {
 
 #[test]
 fn an_action_that_takes_long_delays_no_other_watchdog() {
-    let server = Builder::new().options("--exec true --socket s --socket t").option("--exec", "sleep 60").start();
+    let script = "[ $WATCHDOG_ID = watchdog0 ] || sleep 60";
+    let server = Builder::new().options("--socket s --socket t").option("--exec", script).start();
     let mut slow = server.client_of("t");
     slow.arm(1);
     server.expect_where("fire", is_timeout);

@@ -14,15 +14,15 @@ use crate::client::CONFIG;
 use crate::server::{Builder, Server, TIMEOUT};
 
 const OPTIONS: &str = "--socket s --watchdog i6300esb,action=none --state state";
-/// The least time between two writes.
-const INTERVAL: Duration = Duration::from_millis(100);
+/// The least time between two writes that a guest causes.
+const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Waits until the state in the file is that of an armed watchdog.
 fn wait_until_armed(server: &Server) {
     let deadline = Instant::now() + TIMEOUT;
     loop {
         let saved: Value = serde_json::from_slice(&fs::read(server.path("state")).unwrap()).expect("a whole state");
-        if saved["device"]["wdt_lock"] == 2 {
+        if saved["watchdogs"]["watchdog0"]["device"]["wdt_lock"] == 2 {
             return;
         }
         assert!(Instant::now() < deadline, "{saved}");
@@ -62,13 +62,13 @@ fn a_state_is_synced_before_the_rename_and_its_folder_after() {
         // Whether the content of the new file, and the folder after the rename, are still to be synced.
         let (mut unsynced, mut unlinked) = (false, false);
         for call in trace.lines() {
-            let is_new = call.contains("/state.new>");
+            let is_new = call.contains("/.state.");
             match call.split('(').next().unwrap() {
                 "write" | "pwrite64" if is_new => unsynced = true,
                 "fsync" | "fdatasync" if is_new => unsynced = false,
                 "fsync" if !call.contains("/state") => unlinked = false,
                 "rename" | "renameat" | "renameat2" if call.contains("\"state\"") => {
-                    assert!(call.contains("\"state.new\"") && !unsynced, "{call} in\n{trace}");
+                    assert!(call.contains("/.state.") && !unsynced, "{call} in\n{trace}");
                     unlinked = true;
                     replacements += 1;
                 }

@@ -13,3 +13,4 @@ mod pauses;
 mod protocol;
 mod server;
 mod state;
+mod tenants;

@@ -214,7 +214,9 @@ fn each_gauge_has_its_current_value() {
     let (server, mut qmp, port) = with_qmp("i6300esb,action=none,id=wd", "true");
     let states = || {
         let metrics = scrape(port);
-        assert_eq!(value(&metrics, "qmp_connected", "watchdog1"), None, "it has no QMP");
+        for of_the_vm in ["qmp_connected", "paused"] {
+            assert_eq!(value(&metrics, of_the_vm, "watchdog1"), value(&metrics, of_the_vm, "wd"));
+        }
         ["qmp_connected", "paused", "connected", "armed", "timed_out"].map(|name| value(&metrics, name, "wd").unwrap())
     };
     assert_eq!(states(), [1.0, 0.0, 0.0, 0.0, 0.0]);

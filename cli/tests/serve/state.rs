@@ -12,8 +12,14 @@ use crate::server::{Builder, Server, TIMEOUT};
 
 const OPTIONS: &str = "--socket s --watchdog i6300esb,action=none --state state";
 
+/// The state in this file of the one watchdog.
+fn saved_in(server: &Server, file: &str) -> Value {
+    let states: Value = serde_json::from_str(&fs::read_to_string(server.path(file)).unwrap()).unwrap();
+    states["watchdogs"]["watchdog0"].clone()
+}
+
 fn saved(server: &Server) -> Value {
-    serde_json::from_str(&fs::read_to_string(server.path("state")).unwrap()).unwrap()
+    saved_in(server, "state")
 }
 
 /// Waits until this field of the device is on the disk.
@@ -72,8 +78,7 @@ fn the_state_is_saved_before_the_action() {
     let mut client = server.client();
     client.arm(1);
     server.expect("performed");
-    let then: Value = serde_json::from_str(&fs::read_to_string(server.path("state.at-the-action")).unwrap()).unwrap();
-    assert_eq!(then["device"]["wdt_timeout"], true);
+    assert_eq!(saved_in(&server, "state.at-the-action")["device"]["wdt_timeout"], true);
 }
 
 #[test]
@@ -131,6 +136,15 @@ fn a_corrupt_file_is_set_aside_with_a_message() {
     assert_eq!(fs::read_to_string(server.path("state.corrupt")).unwrap(), "{\"version\":1");
     assert_eq!(saved(&server)["version"], 1);
     assert!(!server.client().timed_out());
+}
+
+#[test]
+fn two_servers_never_share_a_file() {
+    let server = Builder::new().options(OPTIONS).start();
+    let state = server.path("state").display().to_string();
+    let second = Builder::new().options("--socket s --watchdog i6300esb,action=none").option("--state", &state);
+    assert_eq!(second.fail(), (1, format!("vm-watchdog: state {state}: another process uses it\n")));
+    drop(server.client());
 }
 
 #[test]

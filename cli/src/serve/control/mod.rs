@@ -13,20 +13,44 @@ use vm_watchdog::{Event, HandlerError};
 use crate::serve::control::cloud_hypervisor::CloudHypervisor;
 use crate::serve::control::exec::Commands;
 use crate::serve::control::qmp::Qmp;
+use crate::serve::options::ControlOptions;
 
-/// The backend that performs the actions of a watchdog.
+/// The backend that performs the actions of a VM's watchdogs.
 pub enum Control {
-    /// No backend: the watchdog only reports.
+    /// No backend: the watchdogs only report.
     None,
     /// QEMU, and the folder for its dumps.
     Qmp { qmp: Arc<Qmp>, dump_folder: Option<PathBuf> },
     /// Cloud Hypervisor.
     CloudHypervisor(CloudHypervisor),
-    /// A command of the operator.
-    Exec { command: String, commands: Arc<Commands> },
+    /// A command of the operator. QMP, if there is one, only reports the events of the VM.
+    Exec { command: String, commands: Arc<Commands>, qmp: Option<Arc<Qmp>> },
 }
 
 impl Control {
+    /// The backend that the options name. `commands` runs those of the operator.
+    pub fn new(options: ControlOptions, commands: &Arc<Commands>) -> Self {
+        match options {
+            ControlOptions::None => Self::None,
+            ControlOptions::Qmp { path, dump_folder } => Self::Qmp { qmp: Qmp::new(path), dump_folder },
+            ControlOptions::CloudHypervisor { path, poweroff } => {
+                Self::CloudHypervisor(CloudHypervisor::new(path, poweroff))
+            }
+            ControlOptions::Exec { command, qmp } => {
+                Self::Exec { command, commands: commands.clone(), qmp: qmp.map(Qmp::new) }
+            }
+        }
+    }
+
+    /// The QMP connection, if there is one.
+    pub fn qmp(&self) -> Option<&Arc<Qmp>> {
+        match self {
+            Self::Qmp { qmp, .. } => Some(qmp),
+            Self::Exec { qmp, .. } => qmp.as_ref(),
+            Self::None | Self::CloudHypervisor(_) => None,
+        }
+    }
+
     /// Performs `event.action`.
     ///
     /// # Errors
@@ -37,7 +61,7 @@ impl Control {
             Self::None => Err("no backend can perform it".into()),
             Self::Qmp { qmp, dump_folder } => qmp.perform(event, dump_folder.as_deref()),
             Self::CloudHypervisor(api) => api.perform(event.action),
-            Self::Exec { command, commands } => commands.run(command, event, socket),
+            Self::Exec { command, commands, .. } => commands.run(command, event, socket),
         }
     }
 

@@ -1,0 +1,150 @@
+//! A tenant that has taken over its VMM: what its process leaves behind keeps neither the watchdog armed nor the next VMM
+//! out, and none of its descriptors blocks the server.
+
+use std::env;
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::client::*;
+use crate::server::{Builder, Server, TIMEOUT};
+
+/// Less than any time for which the descriptors of these tests block.
+const SOON: Duration = Duration::from_secs(5);
+
+/// The path of the socket for [`connects_and_ends`].
+const SOCKET: &str = "VM_WATCHDOG_TEST_SOCKET";
+
+fn server_with_an_armed_watchdog() -> (Server, Client) {
+    let server = Server::harmless();
+    let mut client = server.client();
+    client.arm(60_000);
+    server.expect("armed");
+    (server, client)
+}
+
+#[test]
+fn a_client_that_sends_its_own_socket_with_half_a_message_is_gone_when_it_ends() {
+    for half in [1, 15, 20] {
+        let (server, client) = server_with_an_armed_watchdog();
+        let message = message(1, REGION_WRITE, 0, &access(BAR0, 0, 4, &[0; 4]));
+        client.send_with_fds(&message[..half], &[client.stream.as_fd()]);
+        drop(client);
+        server.expect("disconnected");
+        let mut next = server.client();
+        assert!(!next.is_enabled(), "the watchdog of the old VM is disarmed");
+    }
+}
+
+#[test]
+fn a_client_that_takes_no_replies_and_sends_its_own_socket_behind_them_is_gone_after_a_while() {
+    let (server, mut client) = server_with_an_armed_watchdog();
+    client.stream.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+    let request = message(1, REGION_READ, 0, &access(CONFIG, 0, 4096, &[]));
+    // The server stops to read when its replies are not taken. A few of these messages then wait for it.
+    let mut sent = 0;
+    while sent < 100_000 && client.stream.write_all(&request).is_ok() {
+        sent += 1;
+        if sent % 16 == 0 {
+            let own = client.stream.try_clone().unwrap();
+            // Fails when the socket is full, as the write before it.
+            let _ = client.try_send_with_fds(&request, &[own.as_fd()]);
+        }
+    }
+    drop(client);
+    let started = Instant::now();
+    server.expect("disconnected");
+    assert!(started.elapsed() < TIMEOUT);
+    assert!(!server.client().is_enabled());
+}
+
+/// A TCP socket whose close waits for a minute: it lingers, and its peer takes none of what it has sent.
+fn lingering() -> (OwnedFd, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (peer, _) = listener.accept().unwrap();
+    rustix::net::sockopt::set_socket_linger(&socket, Some(Duration::from_secs(60))).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    while socket.write(&[0; 1 << 16]).is_ok() {}
+    socket.set_nonblocking(false).unwrap();
+    (socket.into(), peer)
+}
+
+#[test]
+fn a_socket_that_lingers_does_not_block_the_server() {
+    let (server, mut client) = server_with_an_armed_watchdog();
+    let (socket, _peer) = lingering();
+    let reset = message(1, RESET, 0, &[]);
+    client.send_with_fds(&reset, &[socket.as_fd()]);
+    drop(socket);
+    let started = Instant::now();
+    assert_eq!(client.receive().unwrap().error, EINVAL, "RESET takes no descriptor");
+    assert!(client.is_enabled());
+    drop(client);
+    server.expect("disconnected");
+    assert!(!server.client().is_enabled());
+    assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
+}
+
+#[test]
+fn more_descriptors_than_are_taken_do_not_block_the_server_either() {
+    let (server, mut client) = server_with_an_armed_watchdog();
+    let (socket, _peer) = lingering();
+    let reset = message(1, RESET, 0, &[]);
+    client.send_with_fds(&reset, &[socket.as_fd(); 253]);
+    drop(socket);
+    let started = Instant::now();
+    assert_eq!(client.receive().unwrap().error, EINVAL);
+    drop(client);
+    server.expect("disconnected");
+    server.client();
+    assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
+}
+
+#[test]
+fn a_client_that_says_nothing_does_not_keep_a_vmm_out() {
+    let server = Server::harmless();
+    let silent: Vec<UnixStream> = (0..3).map(|_| server.stream()).collect();
+    server.expect("connected");
+    let started = Instant::now();
+    let mut client = server.client();
+    assert!(!client.is_enabled());
+    assert!(started.elapsed() < TIMEOUT);
+    drop(silent);
+}
+
+/// Not a test: a VMM in a process of its own, which arms its watchdog, leaves its socket to another process, and ends.
+#[test]
+#[expect(clippy::zombie_processes, reason = "it outlives this process")]
+fn connects_and_ends() {
+    let Ok(socket) = env::var(SOCKET) else {
+        return;
+    };
+    let mut client = Client::connect(socket.as_ref());
+    client.negotiate();
+    client.arm(60_000);
+    let socket = OwnedFd::from(client.stream.try_clone().unwrap());
+    Command::new("sleep")
+        .arg("60")
+        .stdin(Stdio::from(socket))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+}
+
+#[test]
+fn a_new_vmm_replaces_a_connection_whose_process_has_ended() {
+    let server = Builder::new().options("--socket s --watchdog i6300esb,action=none").start();
+    let mut vmm = Command::new(env::current_exe().unwrap());
+    vmm.args(["tenants::connects_and_ends", "--exact"]).env(SOCKET, server.path("s")).stdout(Stdio::null());
+    assert!(vmm.status().unwrap().success());
+    server.expect("armed");
+    let mut next = server.client();
+    assert!(!next.is_enabled(), "a power-on");
+    server.expect("disconnected");
+    server.expect_none("refused", Duration::from_millis(400));
+}
