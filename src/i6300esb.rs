@@ -24,7 +24,8 @@ impl Watchdog<I6300esb> {
     /// the VMM has it. With [MSI](I6300esbConfig::with_msi) the capability and the pointer to it are the device's too, and
     /// the VMM's header has no other capability.
     ///
-    /// [`bar0`](Self::bar0) and the [`BarMove`]s mean nothing to this VMM: its header says where BAR0 is.
+    /// [`bar0`](Self::bar0) and the [`BarMove`]s mean nothing to this VMM: its header says where BAR0 is. What its header has in the
+    /// command register after a reset goes into [`with_command`](I6300esbConfig::with_command).
     ///
     /// ```
     /// use vm_watchdog::i6300esb::{

@@ -4,8 +4,7 @@ use std::io;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
-use rustix::io::{Errno, write};
+use rustix::io::{Errno, ioctl_fionbio, write};
 use vm_watchdog_devices::MsiMessage;
 
 /// A level-triggered interrupt line of the VM, set by a watchdog. Implemented for closures.
@@ -148,7 +147,7 @@ impl EventFdLine {
     /// The host's error if the process has no descriptor left.
     pub fn with_resample(self, resample: impl AsFd) -> io::Result<Self> {
         let resample = resample.as_fd().try_clone_to_owned()?;
-        fcntl_setfl(&resample, fcntl_getfl(&resample)? | OFlags::NONBLOCK)?;
+        ioctl_fionbio(&resample, true)?;
         Ok(Self { resample: Some(resample), ..self })
     }
 }

@@ -10,9 +10,9 @@ use rustix::time::{ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTim
 
 /// A descriptor that is readable at an instant of CLOCK_MONOTONIC, or at once when another thread wakes it.
 ///
-/// It is an epoll of a timerfd, an eventfd, and the eventfd of an interrupt line that reports the end of interrupts. The thread that serves the watchdog sets the timerfd; other threads, such
-/// as that of a vCPU, only write to the eventfd, because the seccomp filters of VMMs let a vCPU thread write to an
-/// eventfd and not set a timer.
+/// It is an epoll of a timerfd, an eventfd, and the eventfd by which an interrupt line reports the end of an interrupt. The
+/// thread that serves the watchdog sets the timerfd; other threads, such as that of a vCPU, only write to the eventfd,
+/// because the seccomp filters of VMMs let a vCPU thread write to an eventfd and not set a timer.
 ///
 /// Setting a timerfd clears its readiness, so it is never read.
 #[derive(Debug)]

@@ -6,12 +6,13 @@
 //! - an expiry of the device is delivered, once, at its own deadline, not early, by the timer alone;
 //! - there is no deadlock, also where a handler or an interrupt line calls back;
 //! - nothing of the VMM is called between `quiesce` and `resume`, and a call that had begun has ended before;
-//! - the interrupt line has the device's level in the end;
+//! - the interrupt line has the device's level in the end, and an interrupt by message has one message;
 //! - the guest that boots next is protected.
 #![cfg(shuttle)]
 
 #[path = "../common/mod.rs"]
 mod common;
+mod messages;
 mod vm;
 
 use std::sync::Arc;

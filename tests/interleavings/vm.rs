@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use shuttle::sync::atomic::{AtomicBool, Ordering};
 use shuttle::thread::{self, JoinHandle};
-use vm_watchdog::i6300esb::{I6300esb, I6300esbStateV1, InterruptPin};
+use vm_watchdog::i6300esb::{I6300esb, I6300esbConfig, I6300esbStateV1, InterruptPin};
 use vm_watchdog::{
-    Event, HandlerError, MIN_WAKE_INTERVAL, Model, Policy, RunDelay, Stage, VcpuDelay, VmClock, VmInstant, Watchdog,
-    WatchdogState, WeakWatchdog, simulated,
+    Event, HandlerError, MIN_WAKE_INTERVAL, Model, MsiMessage, Policy, RunDelay, Stage, VcpuDelay, VmClock, VmInstant,
+    Watchdog, WatchdogState, WeakWatchdog, simulated,
 };
 
-use crate::common::{Driver, UNIT, device};
+use crate::common::{Driver, UNIT};
 
 /// The first stage of a watchdog that was [started](Vm::start).
 pub const STAGE: Duration = UNIT.saturating_mul(512);
@@ -64,6 +64,7 @@ struct Observed {
     resumes: (u32, u32),
     calls: Vec<&'static str>,
     level: bool,
+    messages: u32,
     events: Vec<Event>,
     failures: u64,
     /// Each heartbeat, and the start: the VM's time before and after it.
@@ -123,10 +124,23 @@ impl Setup {
                 Ok(())
             }
         };
-        let mut builder = Watchdog::builder("wd", device(InterruptPin::IntA))
+        let sender = {
+            let seen = seen.clone();
+            move |_: MsiMessage| -> io::Result<()> {
+                let _call = seen.begin("sender");
+                seen.switch();
+                seen.observed().messages += 1;
+                seen.switch();
+                Ok(())
+            }
+        };
+        // A guest that does not enable MSI gets levels.
+        let config = I6300esbConfig::default().with_interrupt_pin(InterruptPin::IntA).with_msi().with_command(0x0006);
+        let mut builder = Watchdog::builder("wd", I6300esb::new(config))
             .clock(clock.clone())
             .policy(policy)
-            .interrupt_line(line);
+            .interrupt_line(line)
+            .msi(sender);
         if has_run_delay {
             builder = builder.compensate_steal_time(NoDelay(seen.clone()), 4);
         }
@@ -197,6 +211,11 @@ impl Vm {
     /// The guest's interrupt handler clears WDT_INT_ACT.
     pub fn clear_interrupt(&self) {
         self.watchdog.write_bar(0x08, &[0x01]);
+    }
+
+    /// The guest enables MSI.
+    pub fn enable_msi(&self) {
+        self.watchdog.write_config(0x42, &[0x01, 0x00]);
     }
 
     /// What an event loop does: serves the timer if it has gone off, some times.
@@ -353,6 +372,11 @@ impl Seen {
     /// The level of the interrupt line.
     pub fn level(&self) -> bool {
         self.observed().level
+    }
+
+    /// How many interrupt messages were sent.
+    pub fn messages(&self) -> u32 {
+        self.observed().messages
     }
 
     pub fn assert_no_violations(&self) {

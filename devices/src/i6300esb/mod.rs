@@ -11,6 +11,9 @@
 //!   stage with preload 0 then lasts one prescaler unit, so that the model cannot loop without end.
 //! - The live counter at 64h reads 0 while the counter is stopped.
 //! - Without an interrupt pin the PCI status bit 3 (interrupt pending) stays 0.
+//! - MSI is an option of this model, not of the chip. While a guest has it enabled, the pin is not used and status bit 3
+//!   is 0. A message goes out when WDT_INT_ACT is set, MSI, bus master and the interrupt type IRQ are enabled, whichever
+//!   comes last; there is no other one until one of them has ended.
 //! - An access across several dwords is performed dword by dword, lowest first, as on the bus.
 //! - BAR0 decodes nothing at address zero (not assigned). A write of all ones is a sizing write, not an address: BAR0
 //!   stays where it decodes, and decodes nothing if memory is enabled only then. A byte or word write moves BAR0 at once.
