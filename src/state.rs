@@ -85,7 +85,7 @@ pub struct WatchdogStateV1<D> {
     pub timeout: Option<DeliveryStateV1>,
     /// In files written before the field `escalation` existed: nanoseconds until the escalation, negative if it is
     /// overdue. No longer written.
-    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    #[cfg_attr(feature = "serde", serde(default))]
     pub grace_remaining_ns: Option<i64>,
     /// An escalation that is to come, or that the handler has not performed yet.
     #[cfg_attr(feature = "serde", serde(default))]
@@ -129,13 +129,13 @@ pub struct DeliveryStateV1 {
     /// 1 before the first call, one more each time the handler failed.
     pub attempt: u32,
     /// Whether the guest chose the action.
-    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "std::ops::Not::not"))]
+    #[cfg_attr(feature = "serde", serde(default))]
     pub is_requested: bool,
     /// Whether the guest has fed the watchdog since.
-    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "std::ops::Not::not"))]
+    #[cfg_attr(feature = "serde", serde(default))]
     pub has_recovered: bool,
     /// For an escalation: whether a heartbeat ends it.
-    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "std::ops::Not::not"))]
+    #[cfg_attr(feature = "serde", serde(default))]
     pub ends_with_heartbeat: bool,
 }
 
@@ -147,7 +147,7 @@ pub struct PolicyV1 {
     /// The pretimeout action.
     pub pretimeout: ActionV1,
     /// How long before the timeout it is due.
-    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    #[cfg_attr(feature = "serde", serde(default))]
     pub pretimeout_before: Option<Duration>,
     /// The action at the timeout.
     pub timeout: ActionV1,

@@ -17,9 +17,10 @@ use vm_watchdog::{
 
 type State = WatchdogState<I6300esbStateV1>;
 
-/// Files of version 1: without the fields of episodes, and as it is written now.
+/// Files of version 1: without the fields of episodes, without fields that are false or none, and as it is written now.
 const FIRST_GOLDEN: &str = include_str!("golden/i6300esb-v1.json");
-const GOLDEN: &str = include_str!("golden/i6300esb-v1-episodes.json");
+const SECOND_GOLDEN: &str = include_str!("golden/i6300esb-v1-episodes.json");
+const GOLDEN: &str = include_str!("golden/i6300esb-v1-every-field.json");
 
 fn policy() -> Policy {
     Policy::new(Action::Shutdown)
@@ -165,7 +166,7 @@ fn busy() -> Watchdog<I6300esb> {
 
 #[test]
 fn every_state_of_version_1_can_be_read() {
-    for golden in [FIRST_GOLDEN, GOLDEN] {
+    for golden in [FIRST_GOLDEN, SECOND_GOLDEN, GOLDEN] {
         let state: State = serde_json::from_str(golden).expect("a golden file of version 1");
         let (handler, events) = recorder();
         let (clock, time) = VmClock::manual();
@@ -184,6 +185,14 @@ fn every_state_of_version_1_can_be_read() {
 #[test]
 fn a_busy_watchdog_is_saved_as_in_the_golden_file() {
     assert_eq!(serde_json::to_string_pretty(&busy().save()).unwrap() + "\n", GOLDEN);
+}
+
+/// Firecracker's snapshots are in this format.
+#[test]
+fn a_state_can_be_written_in_a_format_without_field_names() {
+    let state = busy().save();
+    let written = bitcode::serialize(&state).unwrap();
+    assert_eq!(bitcode::deserialize::<State>(&written).unwrap(), state);
 }
 
 #[test]

@@ -158,7 +158,7 @@ fn a_watchdog_of_the_other_flavour_takes_no_command() {
     assert_eq!(other, Intercept::NotOurs);
 }
 
-/// Both files are of version 1: the first without the fields of episodes, the second as it is written now.
+/// The files are of version 1: without the fields of episodes, without fields that are false or none, and as it is written now.
 #[cfg(feature = "serde")]
 #[test]
 fn a_state_is_saved_as_in_the_golden_file() {
@@ -172,10 +172,16 @@ fn a_state_is_saved_as_in_the_golden_file() {
         assert_eq!(diag(&watchdog, &memory, INIT_WITH_CONCEAL, 0x3000, command.len()), Intercept::Done);
         time.advance(Duration::from_secs(seconds));
     }
-    let golden = include_str!("golden/diag288-v1-episodes.json");
-    assert_eq!(serde_json::to_string_pretty(&watchdog.save()).unwrap() + "\n", golden);
+    let golden = include_str!("golden/diag288-v1-every-field.json");
+    let state = watchdog.save();
+    assert_eq!(serde_json::to_string_pretty(&state).unwrap() + "\n", golden);
+    assert_eq!(
+        bitcode::deserialize::<vm_watchdog::diag288::Diag288State>(&bitcode::serialize(&state).unwrap()).unwrap(),
+        state
+    );
 
-    for golden in [golden, include_str!("golden/diag288-v1.json")] {
+    let first = include_str!("golden/diag288-v1.json");
+    for golden in [first, include_str!("golden/diag288-v1-episodes.json"), golden] {
         let (handler, events) = recorder();
         let restored = Watchdog::builder("wd", Diag288::zvm(unknown)).build(handler).unwrap();
         restored.restore(&serde_json::from_str(golden).unwrap()).unwrap();

@@ -23,7 +23,7 @@ pub struct Diag288StateV1 {
     /// The guest's command for the last timeout.
     pub timeout_command: Option<CpCommand>,
     /// Whether it has timed out since the guest last armed it, in this boot or the one before. Older files lack it.
-    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "core::ops::Not::not"))]
+    #[cfg_attr(feature = "serde", serde(default))]
     pub has_timed_out: bool,
 }
 
