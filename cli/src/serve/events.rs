@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use vm_watchdog::Action;
-use vm_watchdog_timeline::{Fire, Kind, LogLine, TimelineEntry};
+use vm_watchdog_timeline::{GuestExpiry, Kind, LogLine, TimelineEntry};
 use vm_watchdog_vfio_user::CloseReason;
 
 /// The timeline of one watchdog.
@@ -45,8 +45,8 @@ pub enum ServerEvent {
     Armed,
     /// The guest has stopped it, or a reset has.
     Disarmed,
-    /// A watchdog fired.
-    Fire(Fire),
+    /// A stage of the watchdog has expired.
+    Expiry(GuestExpiry),
     /// Its action was performed.
     Performed { action: Action },
     /// Its action failed.
@@ -78,8 +78,8 @@ impl TimelineEntry for Entry {
     fn kind(&self) -> Option<Kind> {
         match self.event {
             ServerEvent::Armed | ServerEvent::Disarmed => Some(Kind::Feeding),
-            ServerEvent::Fire(_) | ServerEvent::Performed { .. } | ServerEvent::ActionFailed { .. } => {
-                Some(Kind::Firing)
+            ServerEvent::Expiry(_) | ServerEvent::Performed { .. } | ServerEvent::ActionFailed { .. } => {
+                Some(Kind::Expiry)
             }
             ServerEvent::Listening { .. }
             | ServerEvent::Metrics { .. }
@@ -109,7 +109,7 @@ impl fmt::Display for Entry {
             ServerEvent::Refused => f.write_str("a second VMM was refused"),
             ServerEvent::Armed => f.write_str("armed"),
             ServerEvent::Disarmed => f.write_str("disarmed"),
-            ServerEvent::Fire(fire) => write!(f, "{fire}"),
+            ServerEvent::Expiry(expiry) => write!(f, "{expiry}"),
             ServerEvent::Performed { action } => write!(f, "{action} done"),
             ServerEvent::ActionFailed { action, reason } => write!(f, "{action} failed: {reason}"),
             ServerEvent::Control { socket, connected: true, .. } => write!(f, "{socket} connected"),

@@ -30,7 +30,7 @@ impl FakeQmp {
 
     /// Waits for the server to connect, greets it, says whether the VM runs, and waits until the server is ready to act.
     ///
-    /// There is no other way to a [`QmpClient`], so no test lets a watchdog fire for QMP before that by accident.
+    /// There is no other way to a [`QmpClient`], so no test lets a watchdog expire for QMP before that by accident.
     pub fn accept(&self, server: &Server, running: bool) -> QmpClient {
         let stream = self.accept_silently();
         stream.set_read_timeout(Some(TIMEOUT)).unwrap();

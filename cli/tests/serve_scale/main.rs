@@ -82,9 +82,9 @@ fn two_hundred_idle_watchdogs_use_little_processor_time_and_fire_in_time() {
     }
     let mut lateness = HashMap::new();
     while lateness.len() < WATCHDOGS {
-        let fire = server.expect_where("fire", |event| event["stage"] == "timeout");
-        let late = Duration::from_nanos(fire["lateness_ns"].as_u64().unwrap());
-        assert_eq!(lateness.insert(fire["id"].as_str().unwrap().to_owned(), late), None, "once: {fire}");
+        let expiry = server.expect_where("expiry", |event| event["stage"] == "timeout");
+        let late = Duration::from_nanos(expiry["lateness_ns"].as_u64().unwrap());
+        assert_eq!(lateness.insert(expiry["id"].as_str().unwrap().to_owned(), late), None, "once: {expiry}");
     }
     let mut lateness: Vec<_> = lateness.into_values().collect();
     lateness.sort();

@@ -160,7 +160,7 @@ impl Qmp {
                 listener.vm_event(VmEvent::Control { socket: socket.clone(), connected: false, reason });
                 reported = Some(lost);
             }
-            // Without QMP a resume would not be noticed, and a watchdog with a paused clock never fires. So the VM counts
+            // Without QMP a resume would not be noticed, and a watchdog with a paused clock never expires. So the VM counts
             // as running; the next connection corrects that.
             listener.vm_event(VmEvent::Runs(true));
             thread::sleep(delay);
