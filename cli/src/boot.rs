@@ -6,6 +6,7 @@ use vm_watchdog::WatchdogConfig;
 use vm_watchdog_timeline::Format;
 use vm_watchdog_vmm::{BootOptions, BuiltInGuest, ExitStatus, MemorySize};
 
+use crate::exit::complain;
 use crate::format::parser;
 
 /// Boots a guest in a small VMM on KVM and acts when its watchdog expires.
@@ -93,7 +94,7 @@ pub struct BootArguments {
 /// Runs the VM to its end.
 pub fn run(arguments: BootArguments) -> ExitStatus {
     vm_watchdog_vmm::run(arguments.into()).unwrap_or_else(|error| {
-        eprintln!("vm-watchdog: {error}");
+        complain(&error);
         error.exit_status()
     })
 }

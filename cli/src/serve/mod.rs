@@ -8,6 +8,7 @@ mod control;
 mod device;
 mod endpoint;
 mod events;
+mod lines;
 mod metrics;
 pub mod options;
 mod server;
@@ -31,12 +32,14 @@ use vm_watchdog::{VmClock, WatchdogThread};
 use vm_watchdog_timeline::{Format, LogLine, install_logger};
 use vm_watchdog_vfio_user::Disposer;
 
+use crate::exit;
 use crate::serve::control::Control;
 use crate::serve::control::exec::Commands;
 use crate::serve::endpoint::Endpoint;
-use crate::serve::events::{Entry, Lines, ServerEvent, Timeline};
+use crate::serve::events::{Entry, ServerEvent, Timeline};
+use crate::serve::lines::Lines;
 use crate::serve::options::{ServeOptions, WatchdogOptions};
-use crate::serve::service::Signals;
+use crate::serve::service::{FileLimitError, Signals};
 use crate::serve::socket::{Socket, SocketError, SocketFile};
 use crate::serve::state::{Found, Restored, SetAside, StateFileError, StateWriter};
 use crate::serve::vm::Vm;
@@ -60,6 +63,12 @@ enum ServeError {
     /// The address for the metrics cannot be used.
     #[error("metrics {address}: {source}")]
     Metrics { address: SocketAddr, source: io::Error },
+    /// The file for the events cannot be used.
+    #[error("events file {}: {source}", path.display())]
+    EventsFile { path: PathBuf, source: io::Error },
+    /// Too few files may be open.
+    #[error(transparent)]
+    FileLimit(#[from] FileLimitError),
     /// The library cannot build a watchdog.
     #[error(transparent)]
     Watchdog(#[from] vm_watchdog::Error),
@@ -83,7 +92,7 @@ pub fn run(options: ServeOptions) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("vm-watchdog: {error}");
+            exit::complain(&error);
             ExitCode::FAILURE
         }
     }
@@ -91,8 +100,12 @@ pub fn run(options: ServeOptions) -> ExitCode {
 
 fn try_run(options: ServeOptions, commands: &Arc<Commands>) -> Result<(), ServeError> {
     let signals = Signals::catch().map_err(ServeError::host("catch signals"))?;
-    service::raise_file_limit();
-    let lines = events::open().map_err(ServeError::host("start a thread"))?;
+    service::check_file_limit(options.watchdogs.len())?;
+    let lines =
+        lines::open(options.events_file.clone(), options.events).map_err(|source| match &options.events_file {
+            Some(path) => ServeError::EventsFile { path: path.clone(), source },
+            None => ServeError::host("write events")(source),
+        })?;
     let output = Output { lines: lines.clone(), format: options.events };
     install_logger(Arc::new(output.timeline(VmClock::monotonic())));
 
@@ -114,13 +127,13 @@ fn try_run(options: ServeOptions, commands: &Arc<Commands>) -> Result<(), ServeE
     }
     if let Some(address) = metrics {
         let event = ServerEvent::Metrics { address: address.to_string() };
-        output.timeline(VmClock::monotonic()).record(Entry { id: "server".to_owned(), event });
+        output.timeline(VmClock::monotonic()).record(Entry::of_server(event));
     }
     if let Some(qmp) = vm.control.qmp() {
         qmp.listen(vm.clone()).map_err(ServeError::host("start a thread"))?;
     }
     service::ready(endpoints.len());
-    signals.wait(|| threads.are_serving());
+    signals.wait(|| threads.are_serving(), || lines.reopen());
     service::stopping();
     // While the VMMs are still served: a command may wait for one of them.
     commands.stop();
@@ -183,7 +196,7 @@ fn open_sockets(options: &ServeOptions) -> Result<Sockets, ServeError> {
     let mut sockets = Vec::new();
     for WatchdogOptions { socket, .. } in &options.watchdogs {
         let (socket, file) = match service::take(&mut inherited, socket) {
-            Some(listener) => Socket::inherited(listener).map_err(ServeError::host("take a socket"))?,
+            Some(listener) => Socket::inherited(socket, listener)?,
             None => Socket::bind(socket, options.socket_mode)?,
         };
         sockets.push((Some(socket), file));

@@ -89,6 +89,12 @@ struct Flags {
     /// clock of the VM, which is paused with it.
     #[arg(long, value_name = "FORMAT", value_parser = parser(), default_value = "text")]
     events: Format,
+
+    /// Append events to this file instead [default: standard output]
+    ///
+    /// SIGHUP opens it anew, for programs that rotate logs.
+    #[arg(long, value_name = "FILE")]
+    events_file: Option<PathBuf>,
 }
 
 /// The options of `vm-watchdog serve`.
@@ -100,6 +106,8 @@ pub struct ServeOptions {
     pub socket_mode: Mode,
     pub metrics: Option<SocketAddr>,
     pub events: Format,
+    /// Where events go, if not to standard output.
+    pub events_file: Option<PathBuf>,
 }
 
 /// A watchdog and its socket.
@@ -164,8 +172,8 @@ impl Flags {
                 control.check(action).map_err(|message| of_socket(socket, &message))?;
             }
         }
-        let Self { state, socket_mode, metrics, events, .. } = self;
-        Ok(ServeOptions { watchdogs, control, state, socket_mode, metrics, events })
+        let Self { state, socket_mode, metrics, events, events_file, .. } = self;
+        Ok(ServeOptions { watchdogs, control, state, socket_mode, metrics, events, events_file })
     }
 
     fn watchdogs(&self) -> Result<Vec<WatchdogOptions>, String> {

@@ -9,6 +9,8 @@ mod hostile;
 mod lifecycle;
 mod metrics;
 mod observability;
+mod operations;
+mod output;
 mod pauses;
 mod protocol;
 mod server;
