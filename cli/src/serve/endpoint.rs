@@ -157,6 +157,9 @@ impl Endpoint {
     fn perform(&self, event: &Event) -> Result<(), HandlerError> {
         self.record(ServerEvent::Expiry(GuestExpiry::new(event, self.watchdog.stats().heartbeats)));
         self.observe();
+        if let Some(metrics) = &self.vm.metrics {
+            metrics.write_soon();
+        }
         if event.attempt == 1 {
             // The action may end the VM, and then this server may be ended too.
             self.save_now();

@@ -9,6 +9,7 @@ mod device;
 mod endpoint;
 mod events;
 mod lines;
+mod locked_file;
 mod metrics;
 pub mod options;
 mod server;
@@ -28,6 +29,7 @@ use std::time::{Duration, Instant};
 
 use log::Level;
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::Mode;
 use vm_watchdog::{VmClock, WatchdogThread};
 use vm_watchdog_timeline::{Format, LogLine, install_logger};
 use vm_watchdog_vfio_user::Disposer;
@@ -38,7 +40,8 @@ use crate::serve::control::exec::Commands;
 use crate::serve::endpoint::Endpoint;
 use crate::serve::events::{Entry, ServerEvent, Timeline};
 use crate::serve::lines::Lines;
-use crate::serve::options::{ServeOptions, WatchdogOptions};
+use crate::serve::metrics::file::MetricsFile;
+use crate::serve::options::{MetricsAddress, ServeOptions, WatchdogOptions};
 use crate::serve::service::{FileLimitError, Signals};
 use crate::serve::socket::{Socket, SocketError, SocketFile};
 use crate::serve::state::{Found, Restored, SetAside, StateFileError, StateWriter};
@@ -63,6 +66,9 @@ enum ServeError {
     /// The address for the metrics cannot be used.
     #[error("metrics {address}: {source}")]
     Metrics { address: SocketAddr, source: io::Error },
+    /// The file for the metrics cannot be used.
+    #[error("metrics file {}: {source}", path.display())]
+    MetricsFile { path: PathBuf, source: io::Error },
     /// The file for the events cannot be used.
     #[error("events file {}: {source}", path.display())]
     EventsFile { path: PathBuf, source: io::Error },
@@ -110,23 +116,29 @@ fn try_run(options: ServeOptions, commands: &Arc<Commands>) -> Result<(), ServeE
     install_logger(Arc::new(output.timeline(VmClock::monotonic())));
 
     let mut sockets = open_sockets(&options)?;
-    let metrics = options.metrics.map(open_metrics).transpose()?;
+    let metrics = options.metrics.map(|address| open_metrics(address, options.socket_mode)).transpose()?;
+    let metrics_file = options.metrics_file.map(open_metrics_file).transpose()?;
     let state = options.state.map(StateWriter::open).transpose()?;
-    let vm = Vm::new(Control::new(options.control, commands), state);
+    let vm = Vm::new(Control::new(options.control, commands), state, metrics_file);
     let mut endpoints = Vec::new();
     for options in &options.watchdogs {
         endpoints.push(Endpoint::build(options, vm.clone(), output.timeline(vm.clock.clone()))?);
     }
     output.restore(&vm, &endpoints)?;
     let mut threads = start(&endpoints, &mut sockets)?;
-    let metrics = metrics.map(|listener| metrics::spawn(listener, endpoints.clone())).transpose();
-    let metrics = metrics.map_err(ServeError::host("start a thread"))?;
+    let metrics = metrics.map(|Metrics { listener, address, file }| {
+        metrics::http::spawn(listener, endpoints.clone()).map(|()| (address, file))
+    });
+    let metrics = metrics.transpose().map_err(ServeError::host("start a thread"))?;
+    if let Some(file) = &vm.metrics {
+        file.start(endpoints.clone()).map_err(ServeError::host("write the metrics file"))?;
+    }
 
     for endpoint in &endpoints {
         endpoint.listening();
     }
-    if let Some(address) = metrics {
-        let event = ServerEvent::Metrics { address: address.to_string() };
+    if let Some((address, _)) = &metrics {
+        let event = ServerEvent::Metrics { address: address.clone() };
         output.timeline(VmClock::monotonic()).record(Entry::of_server(event));
     }
     if let Some(qmp) = vm.control.qmp() {
@@ -141,8 +153,11 @@ fn try_run(options: ServeOptions, commands: &Arc<Commands>) -> Result<(), ServeE
     for endpoint in &endpoints {
         endpoint.record(ServerEvent::Stopped);
     }
+    if let Some(file) = &vm.metrics {
+        file.remove();
+    }
     // Removes the socket files.
-    drop(sockets);
+    drop((sockets, metrics));
     lines.finish();
     Ok(())
 }
@@ -207,8 +222,36 @@ fn open_sockets(options: &ServeOptions) -> Result<Sockets, ServeError> {
     }
 }
 
-fn open_metrics(address: SocketAddr) -> Result<TcpListener, ServeError> {
-    TcpListener::bind(address).map_err(|source| ServeError::Metrics { address, source })
+/// A listener for scrapers.
+struct Metrics {
+    listener: OwnedFd,
+    /// The address for people and for the event.
+    address: String,
+    /// Its file, if it is a Unix socket.
+    file: Option<SocketFile>,
+}
+
+fn open_metrics(address: MetricsAddress, mode: Mode) -> Result<Metrics, ServeError> {
+    match address {
+        MetricsAddress::Tcp(address) => {
+            let listener = || -> io::Result<Metrics> {
+                let listener = TcpListener::bind(address)?;
+                listener.set_nonblocking(true)?;
+                let address = listener.local_addr()?.to_string();
+                Ok(Metrics { listener: listener.into(), address, file: None })
+            };
+            listener().map_err(|source| ServeError::Metrics { address, source })
+        }
+        MetricsAddress::Unix(path) => {
+            let (socket, file) = Socket::bind(&path, mode)?;
+            let address = format!("unix:{}", path.display());
+            Ok(Metrics { listener: socket.listener.into(), address, file: Some(file) })
+        }
+    }
+}
+
+fn open_metrics_file(path: PathBuf) -> Result<MetricsFile, ServeError> {
+    MetricsFile::open(path.clone()).map_err(|source| ServeError::MetricsFile { path, source })
 }
 
 /// The threads that serve.

@@ -141,7 +141,7 @@ fn each_counter_counts_what_its_name_says() {
         ("ignored_accesses", 31..=31),
         ("heartbeats", 38..=38),
         ("pretimeouts", 7..=7),
-        ("expiries", 1..=1),
+        ("timeouts", 1..=1),
         ("action_failures", 2..=2),
         ("actions", 8..=8),
         ("timer_wakes", 9..=30),
