@@ -1,4 +1,6 @@
-//! How a VMM embeds a watchdog, a page for each subject. These modules hold documentation only.
+#![doc = include_str!("../docs/embedding/README.md")]
+//!
+//! The modules below hold documentation only.
 
 #[doc = include_str!("../docs/embedding/bus.md")]
 pub mod bus {}

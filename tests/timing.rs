@@ -130,6 +130,28 @@ fn a_free_running_timer_of_one_microsecond_wakes_the_host_a_thousand_times_a_sec
 }
 
 #[test]
+fn a_guest_that_keeps_moving_its_deadline_nearer_wakes_the_host_no_more_often() {
+    let (handler, _events) = recorder();
+    let watchdog = Watchdog::builder("wd", device(InterruptPin::None)).build(handler).unwrap();
+    let _thread = watchdog.spawn().unwrap();
+    let started = Instant::now();
+    watchdog.start(0xF_FFFF);
+    let mut moves = 0;
+    while started.elapsed() < Duration::from_millis(500) {
+        moves += 1;
+        watchdog.set_preloads(0xF_FFFF - moves);
+        watchdog.ping();
+        if moves % 1000 == 0 {
+            watchdog.disable();
+            watchdog.enable();
+        }
+    }
+    let wakes = u128::from(watchdog.stats().wakes);
+    let most = started.elapsed().as_nanos() / MIN_WAKE_INTERVAL.as_nanos() + 2;
+    assert!(wakes <= most, "{wakes} wakes for {moves} moves, at most {most} are allowed");
+}
+
+#[test]
 fn the_descriptor_wakes_any_event_loop_and_is_quiet_afterwards() {
     let (handler, events) = recorder();
     let watchdog = Watchdog::builder("wd", device(InterruptPin::None)).build(handler).unwrap();

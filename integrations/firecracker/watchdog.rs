@@ -29,7 +29,7 @@ pub struct PciWatchdog {
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Place {
     sbdf: PciSBDF,
-    bar0: u64,
+    bar0: u32,
 }
 
 /// What a snapshot keeps.
@@ -47,9 +47,7 @@ impl PciWatchdog {
     pub fn attach(vm: &KvmVm, segment: &PciSegment) -> Result<Self, PciManagerError> {
         let sbdf = segment.next_device_sbdf()?;
         let bar0 = vm.resource_allocator().mmio32_memory.allocate(PAGE, PAGE, AllocPolicy::FirstMatch)?.start();
-        let it = Self::insert(vm, segment, Place { sbdf, bar0 }, VmInstant::ZERO)?;
-        it.watchdog.write_config(0x10, &bar0.to_le_bytes()[..4]);
-        Ok(it)
+        Self::insert(vm, segment, Place { sbdf, bar0: bar0 as u32 }, VmInstant::ZERO)
     }
 
     /// Adds the watchdog of a snapshot.
@@ -61,7 +59,7 @@ impl PciWatchdog {
 
     fn insert(vm: &KvmVm, segment: &PciSegment, place: Place, start: VmInstant) -> Result<Self, PciManagerError> {
         let exit = vm.vcpus_exit_evt().try_clone().map_err(|error| PciManagerError::Kvm(error.into()))?;
-        let watchdog = Watchdog::builder("watchdog", I6300esb::new(I6300esbConfig::default()))
+        let watchdog = Watchdog::builder("watchdog", I6300esb::new(I6300esbConfig::default().with_bar0(place.bar0)))
             .clock(VmClock::monotonic_paused_at(start))
             .policy(Policy::new(Action::Poweroff))
             .build(move |_: &Event| Ok(exit.write(1)?))?;
@@ -69,7 +67,7 @@ impl PciWatchdog {
         let registers = Arc::new(Mutex::new(Registers(watchdog.clone())));
         // The PCI bus keeps the device, the MMIO bus does not.
         segment.pci_bus.lock().expect("Poisoned lock").add_device(place.sbdf.device(), registers.clone())?;
-        vm.common.mmio_bus.insert(registers, place.bar0, BAR0_SIZE.into())?;
+        vm.common.mmio_bus.insert(registers, place.bar0.into(), BAR0_SIZE.into())?;
         Ok(Self { watchdog, place, _thread: thread })
     }
 

@@ -39,7 +39,7 @@ impl Guest {
         let config = functions.into_iter().find(|&config| read(config) == 0x25AB_8086).unwrap();
         bus.write(config + 0x10, &[0xFF; 4]).unwrap();
         assert_eq!(read(config + 0x10), 0xFFFF_FFF0, "the size of BAR0");
-        let bar0 = watchdog(vmm).place.bar0;
+        let bar0 = u64::from(watchdog(vmm).place.bar0);
         bus.write(config + 0x10, &bar0.to_le_bytes()[..4]).unwrap();
         bus.write(config + 0x04, &[0x02, 0x00]).unwrap();
         let guest = Self { bus, config, bar0 };

@@ -14,9 +14,9 @@ use rustix::process::PidfdFlags;
 use serde::Serialize;
 
 use crate::disposer::Disposer;
-use crate::eventfd::ClientEventfd;
+use crate::eventfd::{ClientEventfd, Descriptors};
 use crate::framer::{Framer, Message};
-use crate::session::{Descriptors, Next, refuse};
+use crate::session::{Next, refuse};
 
 /// How many messages one call of [`Connection::serve`] answers, so that the caller can serve its other descriptors.
 const MESSAGES_AT_ONCE: usize = 64;

@@ -9,10 +9,9 @@ use vfio_bindings::bindings::vfio::{
     VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE,
 };
 
-use crate::eventfd::ClientEventfd;
+use crate::eventfd::{ClientEventfd, Descriptors};
 use crate::interrupt::Intx;
 use crate::msi::Msi;
-use crate::session::Descriptors;
 use crate::wire::{Fields, MAX_DATA};
 
 /// How many BARs a PCI device can have.

@@ -10,6 +10,15 @@ use rustix::io::{Errno, retry_on_intr};
 #[derive(Debug)]
 pub struct ClientEventfd(OwnedFd);
 
+/// The descriptors that came with a message.
+#[derive(Debug, Default)]
+pub struct Descriptors {
+    /// The last of them that is an eventfd.
+    pub eventfd: Option<ClientEventfd>,
+    /// How many there were.
+    pub received: usize,
+}
+
 impl ClientEventfd {
     /// Makes writes to the eventfd non-blocking.
     ///

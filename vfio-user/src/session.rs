@@ -7,7 +7,7 @@ use vfio_bindings::bindings::vfio::{
 };
 
 use crate::device::{self, IrqInfo, PciDevice, Region, RegionInfo};
-use crate::eventfd::ClientEventfd;
+use crate::eventfd::Descriptors;
 use crate::framer::Message;
 use crate::version;
 use crate::wire::{Fields, Header, REGION_ACCESS_SIZE, command};
@@ -59,15 +59,6 @@ pub struct Session<D: PciDevice> {
     device: D,
     /// The client has sent a VERSION message that was accepted.
     is_negotiated: bool,
-}
-
-/// The descriptors that came with a message.
-#[derive(Debug, Default)]
-pub struct Descriptors {
-    /// The last of them that is an eventfd.
-    pub eventfd: Option<ClientEventfd>,
-    /// How many there were.
-    pub received: usize,
 }
 
 /// What is wrong with a message.

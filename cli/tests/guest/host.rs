@@ -6,15 +6,15 @@
 
 use std::cell::RefCell;
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use vm_watchdog_test_support::Unavailable;
 use vm_watchdog_test_support::channel::{Decoder, Message, Piece};
 use vm_watchdog_test_support::initramfs::Initramfs;
 use vm_watchdog_test_support::kernel::Kernel;
+use vm_watchdog_test_support::nested::{self, CMDLINE, Image, SERIAL_PORTS};
 use vm_watchdog_test_support::process::{self, Process, Reply};
 use vm_watchdog_test_support::qemu::Qemu;
 
@@ -25,14 +25,8 @@ const VMM: &str = env!("CARGO_BIN_EXE_vm-watchdog");
 
 /// How long one guest may take from its start to its end. On an idle machine the longest takes 30 s.
 const RUN_LIMIT: Duration = Duration::from_secs(600);
-/// How long the outer guest may take to boot, and to answer.
+/// How long the outer guest may take to answer.
 const OUTER_LIMIT: Duration = Duration::from_secs(300);
-
-/// The kernel's console is the first serial port, the guest's channel the second.
-const SERIAL_PORTS: [&str; 7] = ["-display", "none", "-nodefaults", "-serial", "file:/dev/stderr", "-serial", "stdio"];
-
-/// For every kernel. The self-tests of its ciphers take a second of every boot.
-const CMDLINE: &str = "console=ttyS0 quiet panic=-1 cryptomgr.notests";
 
 /// What guests run on.
 pub struct Hosts {
@@ -62,7 +56,7 @@ impl Hosts {
         let qemu = Qemu::current()?;
         let guest = guest_initramfs(&kernel)?;
         let elf = kernel.elf()?;
-        let ours = if kvm_is_real() {
+        let ours = if nested::kvm_is_real() {
             Ours::Direct
         } else {
             let initramfs = write("outer.cpio", &outer_initramfs(&kernel, &elf, &guest)?)?;
@@ -78,7 +72,8 @@ impl Hosts {
             Ours::Nested { qemu, initramfs } => {
                 let mut running = match OUTER.take() {
                     Some(running) => running,
-                    None => boot_outer(qemu, &self.kernel, initramfs)?,
+                    None => nested::boot(qemu, &self.kernel, initramfs, 1, 2048)
+                        .map_err(|error| format!("the outer guest: {error}"))?,
                 };
                 let transcript = run_nested(scenario, &mut running)?;
                 // Kept only after a success: after an error the next test gets a new one.
@@ -144,17 +139,6 @@ fn run_directly(scenario: &Scenario, kernel: &Path, guest: &Path) -> Result<Tran
     Transcript::new(ended.status.code(), took, ended.record, messages(&read(&channel)?), &read(&events)?)
 }
 
-fn boot_outer(qemu: &Qemu, kernel: &Path, initramfs: &Path) -> Result<Process, String> {
-    let mut machine = qemu.system("x86_64");
-    machine.args(["-machine", "pc", "-accel", "tcg", "-cpu", "max", "-m", "2048", "-no-reboot"]);
-    machine.args(SERIAL_PORTS);
-    machine.arg("-kernel").arg(kernel).arg("-initrd").arg(initramfs);
-    machine.args(["-append", &format!("{CMDLINE} mitigations=off")]);
-    let mut outer = Process::start(machine).map_err(|error| error.to_string())?;
-    outer.wait_until_ready(OUTER_LIMIT).map_err(|error| format!("the outer guest: {error}"))?;
-    Ok(outer)
-}
-
 fn run_nested(scenario: &Scenario, outer: &mut Process) -> Result<Transcript, String> {
     let [kernel, initrd, events, channel] = ["/vmlinux", "/guest.cpio", "/events.json", "/channel"].map(Path::new);
     let quoted: Vec<String> = arguments(scenario, Files { kernel, initrd, events, channel })
@@ -200,33 +184,8 @@ fn guest_initramfs(kernel: &Kernel) -> Result<Vec<u8>, Unavailable> {
 }
 
 fn outer_initramfs(kernel: &Kernel, elf: &Path, guest: &[u8]) -> Result<Vec<u8>, Unavailable> {
-    let modules = kernel.module("kvm-amd")?;
-    let mut initramfs = Initramfs::with_busybox(&kernel.busybox()?, include_str!("outer_init.sh"))
-        .modules(&modules)
-        .program("vm-watchdog", &read(Path::new(VMM))?)
-        .file("vmlinux", &read(elf)?)
-        .file("guest.cpio", guest);
-    let names: String = modules.iter().map(|module| format!("{}\n", module.name)).collect();
-    for library in shared_libraries(Path::new(VMM))? {
-        let path = library.strip_prefix("/").unwrap_or(&library).to_string_lossy().into_owned();
-        initramfs = initramfs.program(&path, &read(&library)?);
-    }
-    Ok(initramfs.file("modules", names.as_bytes()).build())
-}
-
-/// The libraries a program is linked with, and the loader that finds them.
-fn shared_libraries(program: &Path) -> Result<Vec<PathBuf>, Unavailable> {
-    let listing = Command::new("ldd").arg(program).output().map_err(Unavailable::while_doing("ldd"))?;
-    let listing = String::from_utf8_lossy(&listing.stdout).into_owned();
-    let paths = listing.split_whitespace().filter(|word| word.starts_with('/'));
-    Ok(paths.map(PathBuf::from).collect())
-}
-
-/// Whether KVM here is backed by the processor, and open to us. A software backend runs no stock Linux.
-fn kvm_is_real() -> bool {
-    let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let can_virtualize = processor.split_whitespace().any(|flag| flag == "svm" || flag == "vmx");
-    can_virtualize && File::options().read(true).write(true).open("/dev/kvm").is_ok()
+    let image = Image::new(kernel)?.program(Path::new("/vm-watchdog"), Path::new(VMM))?;
+    Ok(image.file(Path::new("/vmlinux"), &read(elf)?).file(Path::new("/guest.cpio"), guest).build())
 }
 
 fn scratch(name: &str) -> PathBuf {

@@ -32,7 +32,7 @@ fn a_client_that_sends_its_own_socket_with_half_a_message_is_gone_when_it_ends()
         let (server, client) = server_with_an_armed_watchdog();
         let message = message(1, REGION_WRITE, 0, &access(BAR0, 0, 4, &[0; 4]));
         client.send_with_fds(&message[..half], &[client.stream.as_fd()]);
-        drop(client);
+        client.kill();
         server.expect("disconnected");
         let mut next = server.client();
         assert!(!next.is_enabled(), "the watchdog of the old VM is disarmed");
@@ -54,7 +54,7 @@ fn a_client_that_takes_no_replies_and_sends_its_own_socket_behind_them_is_gone_a
             let _ = client.try_send_with_fds(&request, &[own.as_fd()]);
         }
     }
-    drop(client);
+    client.kill();
     let started = Instant::now();
     server.expect("disconnected");
     assert!(started.elapsed() < TIMEOUT);
@@ -83,7 +83,7 @@ fn a_socket_that_lingers_does_not_block_the_server() {
     let started = Instant::now();
     assert_eq!(client.receive().unwrap().error, EINVAL, "RESET takes no descriptor");
     assert!(client.is_enabled());
-    drop(client);
+    client.kill();
     server.expect("disconnected");
     assert!(!server.client().is_enabled());
     assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
@@ -98,7 +98,7 @@ fn more_descriptors_than_are_taken_do_not_block_the_server_either() {
     drop(socket);
     let started = Instant::now();
     assert_eq!(client.receive().unwrap().error, EINVAL);
-    drop(client);
+    client.kill();
     server.expect("disconnected");
     server.client();
     assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
@@ -134,6 +134,7 @@ fn connects_and_ends() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
+    client.kill();
 }
 
 #[test]
@@ -143,6 +144,8 @@ fn a_new_vmm_replaces_a_connection_whose_process_has_ended() {
     vmm.args(["tenants::connects_and_ends", "--exact"]).env(SOCKET, server.path("s")).stdout(Stdio::null());
     assert!(vmm.status().unwrap().success());
     server.expect("armed");
+    // The connection is still open.
+    server.expect_none("disconnected", Duration::from_millis(300));
     let mut next = server.client();
     assert!(!next.is_enabled(), "a power-on");
     server.expect("disconnected");

@@ -71,7 +71,12 @@ fn guest_initramfs(kernel: &Kernel) -> Result<Vec<u8>, Unavailable> {
 impl Guest {
     /// Starts a machine whose standard input and output are its guest's channel.
     pub fn boot(machine: Command) -> Self {
-        Self { process: Process::start(machine).unwrap() }
+        Self::of(Process::start(machine).unwrap())
+    }
+
+    /// The guest of a machine that runs.
+    pub fn of(process: Process) -> Self {
+        Self { process }
     }
 
     /// Waits for the end of a boot, and gives the boot status that the driver reports.

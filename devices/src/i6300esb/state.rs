@@ -26,12 +26,12 @@ pub struct I6300esbStateV1 {
     /// BAR0, without type bits.
     pub bar0: u32,
     /// Where BAR0 decodes while its register holds the sizing pattern.
-    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    #[cfg_attr(feature = "serde", serde(default))]
     pub bar0_while_sizing: Option<u32>,
     /// PCI interrupt line.
     pub interrupt_line: u8,
     /// The MSI capability, if the device has one.
-    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    #[cfg_attr(feature = "serde", serde(default))]
     pub msi: Option<MsiStateV1>,
     /// 60h, WDT configuration.
     pub wdt_configuration: u8,

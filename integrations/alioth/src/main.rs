@@ -44,11 +44,11 @@ fn main() -> Result<ExitCode> {
     };
     let (sender, happened) = channel();
     let clock = VmClock::monotonic();
-    let to_main = Mutex::new(sender.clone());
+    let to_main = sender.clone();
     let watchdog = Watchdog::builder("watchdog0", I6300esb::new(I6300esbConfig::default()))
         .clock(clock.clone())
         .policy(Policy::new(vm_watchdog::Action::Poweroff))
-        .build(move |event: &Event| Ok(to_main.lock().unwrap().send(Happened::Fired(event.clone()))?))?;
+        .build(move |event: &Event| Ok(to_main.send(Happened::Fired(event.clone()))?))?;
     let _thread = watchdog.spawn()?;
 
     let payload = Payload {
@@ -110,11 +110,12 @@ fn pause_for(
         thread::sleep(Duration::from_millis(100));
         board.vcpus.read().iter().try_for_each(|vcpu| board.vm.stop_vcpu(0, vcpu))?;
     }
-    while let Ok(Happened::Printed(line)) = happened.try_recv() {
+    for before in happened.try_iter() {
+        let Happened::Printed(line) = before else { return Err(format!("{before:?}, before the pause").into()) };
         println!("{line}");
     }
-    if let Ok(happened) = happened.recv_timeout(time) {
-        return Err(format!("{happened:?}, while the guest is paused").into());
+    if let Ok(meanwhile) = happened.recv_timeout(time) {
+        return Err(format!("{meanwhile:?}, while the guest is paused").into());
     }
     board.resume()?;
     clock.resume();
@@ -137,7 +138,7 @@ fn machine(hypervisor: &Kvm, sender: &Sender<Happened>) -> Result<Arc<Board<<Kvm
     state.recv()?;
     board.vcpus.write().push(vcpu);
     board.arch_init()?;
-    let console = Console { line: Mutex::default(), sender: Mutex::new(sender.clone()) };
+    let console = Console { line: Mutex::default(), sender: sender.clone() };
     board.io_devs.write().push((PORT_COM1, Arc::new(console)));
     let sender = sender.clone();
     thread::spawn(move || {
@@ -159,7 +160,7 @@ fn add_pci_device(board: &Board<<Kvm as Hypervisor>::Vm>, device: Arc<dyn Pci>) 
 #[derive(Debug)]
 struct Console {
     line: Mutex<Vec<u8>>,
-    sender: Mutex<Sender<Happened>>,
+    sender: Sender<Happened>,
 }
 
 impl Mmio for Console {
@@ -179,7 +180,7 @@ impl Mmio for Console {
             (0, b'\n') => {
                 let line = String::from_utf8_lossy(&std::mem::take(&mut *line)).trim_end().to_owned();
                 // Only fails once the main thread has returned.
-                let _ = self.sender.lock().unwrap().send(Happened::Printed(line));
+                let _ = self.sender.send(Happened::Printed(line));
             }
             (0, byte) if line.len() < 1024 => line.push(byte),
             _ => {}

@@ -17,7 +17,7 @@ pub struct PciWatchdog {
     config: Config,
 }
 
-/// Configuration space: alioth has the header with BAR0, the watchdog has what follows it.
+/// Configuration space: alioth has the header with BAR0, the watchdog has the rest, and sees what the guest writes to the header.
 #[derive(Debug)]
 struct Config {
     header: EmulatedConfig,
@@ -86,18 +86,14 @@ impl Mmio for Config {
     }
 
     fn read(&self, offset: u64, size: u8) -> mem::Result<u64> {
-        if offset < size_of::<DeviceHeader>() as u64 {
-            return self.header.read(offset, size);
-        }
-        Ok(value(size, |bytes| self.watchdog.read_config(offset as u16, bytes)))
+        let mut bytes = self.header.read(offset, size)?.to_le_bytes();
+        self.watchdog.complete_config_read(offset as u16, &mut bytes[..size.into()]);
+        Ok(u64::from_le_bytes(bytes))
     }
 
     fn write(&self, offset: u64, size: u8, value: u64) -> mem::Result<Action> {
-        if offset < size_of::<DeviceHeader>() as u64 {
-            return self.header.write(offset, size, value);
-        }
         self.watchdog.write_config(offset as u16, &value.to_le_bytes()[..size.into()]);
-        Ok(Action::None)
+        self.header.write(offset, size, value)
     }
 }
 
@@ -107,18 +103,13 @@ impl Mmio for Bar0 {
     }
 
     fn read(&self, offset: u64, size: u8) -> mem::Result<u64> {
-        Ok(value(size, |bytes| self.0.read_bar(offset, bytes)))
+        let mut bytes = [0; 8];
+        self.0.read_bar(offset, &mut bytes[..size.into()]);
+        Ok(u64::from_le_bytes(bytes))
     }
 
     fn write(&self, offset: u64, size: u8, value: u64) -> mem::Result<Action> {
         self.0.write_bar(offset, &value.to_le_bytes()[..size.into()]);
         Ok(Action::None)
     }
-}
-
-/// What `read` puts into the first `size` bytes of a register.
-fn value(size: u8, read: impl FnOnce(&mut [u8])) -> u64 {
-    let mut bytes = [0; 8];
-    read(&mut bytes[..size.into()]);
-    u64::from_le_bytes(bytes)
 }

@@ -9,15 +9,19 @@
 //! - [`debian`]: packages, with a private apt configuration
 //! - [`kernel`]: Debian's kernel, its modules and its busybox
 //! - [`initramfs`]: the archive that a kernel boots from
+//! - [`nested`]: an outer guest whose KVM works
+//! - [`cloud_hypervisor`]: Cloud Hypervisor as the VMM, where the environment names its binary
 //! - [`qemu`]: a current QEMU, independent of the machine's own
 //! - [`process`]: a program that runs a guest, with time limits
 //! - [`skip`]: tests that cannot run on this machine
 
 pub mod assets;
 pub mod channel;
+pub mod cloud_hypervisor;
 pub mod debian;
 pub mod initramfs;
 pub mod kernel;
+pub mod nested;
 pub mod process;
 pub mod qemu;
 pub mod skip;

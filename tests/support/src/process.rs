@@ -8,12 +8,15 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::process::{Child, Command, ExitStatus};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{Mode, OFlags, open};
 use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
 use crate::channel::{Decoder, Message, Piece};
 
@@ -29,7 +32,7 @@ pub fn that_dies_with_us(program: &Path) -> Command {
 #[derive(Debug)]
 pub struct Process {
     child: Child,
-    input: Option<ChildStdin>,
+    input: File,
     output: Receiver<Chunk>,
     decoder: Decoder,
     /// Messages that are not yet taken.
@@ -56,6 +59,14 @@ pub struct Reply {
     pub status: i32,
     /// Its output, without trailing white space.
     pub output: String,
+}
+
+/// The two ends of a guest's channel.
+struct Channel {
+    /// Standard input and output of the program.
+    theirs: [OwnedFd; 2],
+    input: OwnedFd,
+    output: OwnedFd,
 }
 
 #[derive(Debug)]
@@ -110,22 +121,61 @@ pub enum ProcessError {
 
 impl Process {
     /// Starts `command`, whose standard input and output are a guest's channel.
-    pub fn start(mut command: Command) -> Result<Self, ProcessError> {
+    pub fn start(command: Command) -> Result<Self, ProcessError> {
+        let channel = (|| {
+            let (theirs_in, ours_in) = pipe_with(PipeFlags::CLOEXEC)?;
+            let (ours_out, theirs_out) = pipe_with(PipeFlags::CLOEXEC)?;
+            Ok(Channel { theirs: [theirs_in, theirs_out], input: ours_in, output: ours_out })
+        })();
+        Self::start_with(command, channel)
+    }
+
+    /// The same on a terminal of its own, for a VMM that reads its guest's input only from a terminal.
+    pub fn start_on_terminal(command: Command) -> Result<Self, ProcessError> {
+        let channel = (|| {
+            let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+            grantpt(&ours)?;
+            unlockpt(&ours)?;
+            let name = ptsname(&ours, Vec::new())?;
+            // Two openings: a VMM that makes its input non-blocking does not lose output.
+            let terminal = || open(&name, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty());
+            let theirs = [terminal()?, terminal()?];
+            let mut settings = tcgetattr(&theirs[0])?;
+            settings.make_raw();
+            tcsetattr(&theirs[0], OptionalActions::Now, &settings)?;
+            Ok(Channel { theirs, input: ours.try_clone()?, output: ours })
+        })();
+        Self::start_with(command, channel)
+    }
+
+    fn start_with(mut command: Command, channel: io::Result<Channel>) -> Result<Self, ProcessError> {
         let name = command.get_program().to_string_lossy().into_owned();
         let io_error = |source| ProcessError::Io { doing: format!("starting {name}"), source };
-        let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(|error| io_error(error.into()));
-        let (channel_reader, channel_writer) = pipe()?;
-        let (console_reader, console_writer) = pipe()?;
-        command.stdin(Stdio::piped()).stdout(channel_writer).stderr(console_writer);
-        let mut child = command.spawn().map_err(io_error)?;
-        // The command owns writing ends of the pipes, and the readers see the end only when all of them are closed.
+        let Channel { theirs: [stdin, stdout], input, output } = channel.map_err(io_error)?;
+        let console = pipe_with(PipeFlags::CLOEXEC).map_err(|error| io_error(error.into()))?;
+        let (console_reader, console_writer) = console;
+        command.stdin(stdin).stdout(stdout).stderr(console_writer);
+        let child = command.spawn().map_err(io_error)?;
+        // The command owns writing ends of the channel, and the readers see the end only when all of them are closed.
         drop(command);
-        let input = child.stdin.take();
-        let (sender, output) = channel();
-        forward(channel_reader, sender.clone(), Chunk::Channel);
+        let (sender, chunks) = std::sync::mpsc::channel();
+        forward(output, sender.clone(), Chunk::Channel);
         forward(console_reader, sender, Chunk::Console);
         let (decoder, messages) = Default::default();
-        Ok(Self { child, input, output, decoder, messages, record: String::new(), last_command: 0 })
+        Ok(Self {
+            child,
+            input: input.into(),
+            output: chunks,
+            decoder,
+            messages,
+            record: String::new(),
+            last_command: 0,
+        })
+    }
+
+    /// The program's process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Waits at most `limit` for the guest to announce that it has booted. Returns the text of the announcement.
@@ -159,6 +209,21 @@ impl Process {
         }
     }
 
+    /// Waits at most `limit` until the program prints `text` on its standard error, and gives the line so far.
+    pub fn wait_until_printed(&mut self, text: &str, limit: Duration) -> Result<String, ProcessError> {
+        let awaited = format!("{text:?}");
+        let deadline = Instant::now() + limit;
+        let before = self.record.len();
+        loop {
+            if let Some(line) = self.record[before..].lines().find(|line| line.contains(text)) {
+                return Ok(line.to_owned());
+            }
+            if !self.receive(&awaited, deadline, limit)? {
+                return Err(ProcessError::Ended { awaited, status: self.status()?, record: self.record.clone() });
+            }
+        }
+    }
+
     /// Waits at most `limit` for the program to end.
     pub fn wait(&mut self, limit: Duration) -> Result<Ended, ProcessError> {
         let deadline = Instant::now() + limit;
@@ -169,10 +234,8 @@ impl Process {
     }
 
     fn send(&mut self, line: &str) -> Result<(), ProcessError> {
-        let input = self.input.as_mut().expect("held until dropped");
-        input
+        self.input
             .write_all(line.as_bytes())
-            .and_then(|()| input.flush())
             .map_err(|source| ProcessError::Io { doing: format!("sending {line:?}"), source })
     }
 
@@ -254,9 +317,17 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(60);
 
     fn shell(script: &str) -> Process {
+        Process::start(command(script)).unwrap()
+    }
+
+    fn on_a_terminal(script: &str) -> Process {
+        Process::start_on_terminal(command(script)).unwrap()
+    }
+
+    fn command(script: &str) -> Command {
         let mut command = that_dies_with_us(Path::new("/bin/sh"));
         command.args(["-c", script]);
-        Process::start(command).unwrap()
+        command
     }
 
     /// A stand-in for a guest: it announces its boot, executes two commands, and ends with status 3. It adds `shift` to
@@ -285,6 +356,32 @@ mod tests {
         let ended = process.wait(LIMIT).unwrap();
         assert_eq!((ended.status.code(), ended.messages), (Some(3), vec![Message::Said("aside".to_owned())]));
         assert!(ended.record.contains("a kernel speaks"), "{}", ended.record);
+    }
+
+    #[test]
+    fn a_program_that_reads_only_from_a_terminal_has_one_that_changes_nothing() {
+        let mut process = on_a_terminal(&format!(
+            "[ -t 0 ] && [ -t 1 ] || exit 4
+            {GUEST}
+            echo ready 0 | frame
+            read -r mark number command; {{ echo \"done $number 0\"; echo \"$command\"; }} | frame"
+        ));
+        process.wait_until_ready(LIMIT).unwrap();
+        // A control character would be an action of a terminal, and an echo would be in the record.
+        let reply = process.run("echo \u{4}\u{15}", LIMIT).unwrap();
+        assert_eq!(reply.output, "echo \u{4}\u{15}");
+        let record = process.wait(LIMIT).unwrap().record;
+        assert!(!record.contains("run 1"), "{record:?}");
+    }
+
+    #[test]
+    fn text_is_awaited_that_was_not_printed_before() {
+        let mut process = shell("echo up at 1 >&2; read line; echo down >&2; echo up at 2 >&2; read line");
+        assert_eq!(process.wait_until_printed("up", LIMIT).unwrap(), "up at 1");
+        process.send("go on\n").unwrap();
+        assert_eq!(process.wait_until_printed("up", LIMIT).unwrap(), "up at 2");
+        let error = process.wait_until_printed("up", Duration::from_millis(100)).unwrap_err();
+        assert!(matches!(error, ProcessError::TooSlow { .. }), "{error}");
     }
 
     #[test]

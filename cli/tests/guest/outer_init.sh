@@ -1,7 +1,0 @@
-# Init of the outer guest, which has KVM and runs our VMM as it is told on its second serial port.
-while read -r module; do
-    insmod "/lib/$module.ko"
-done </modules
-
-obey /dev/ttyS1
-poweroff -f
