@@ -131,7 +131,9 @@ fn try_run(options: ServeOptions, commands: &Arc<Commands>) -> Result<(), ServeE
     });
     let metrics = metrics.transpose().map_err(ServeError::host("start a thread"))?;
     if let Some(file) = &vm.metrics {
-        file.start(endpoints.clone()).map_err(ServeError::host("write the metrics file"))?;
+        let endpoints = endpoints.clone();
+        let render = move || metrics::render(&endpoints).map_err(io::Error::other);
+        file.start(render).map_err(ServeError::host("write the metrics file"))?;
     }
 
     for endpoint in &endpoints {

@@ -6,9 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use crate::serve::endpoint::Endpoint;
 use crate::serve::locked_file::LockedFile;
-use crate::serve::metrics::render;
 
 /// The longest time between two writes.
 const INTERVAL: Duration = Duration::from_secs(15);
@@ -43,15 +41,15 @@ impl MetricsFile {
         Ok(Self { shared: Arc::new(Shared { path, file, changed: Mutex::default(), signal: Condvar::new() }) })
     }
 
-    /// Writes the metrics of `endpoints` from now on.
+    /// Writes what `render` gives from now on.
     ///
     /// # Errors
     ///
     /// The file cannot be written, or the host cannot start a thread.
-    pub fn start(&self, endpoints: Vec<Arc<Endpoint>>) -> io::Result<()> {
-        self.shared.write(&endpoints)?;
+    pub fn start(&self, render: impl Fn() -> io::Result<String> + Send + 'static) -> io::Result<()> {
+        self.shared.write(&render()?)?;
         let shared = self.shared.clone();
-        thread::Builder::new().name("metrics-file".into()).spawn(move || shared.keep_writing(&endpoints))?;
+        thread::Builder::new().name("metrics-file".into()).spawn(move || shared.keep_writing(&render))?;
         Ok(())
     }
 
@@ -71,14 +69,14 @@ impl MetricsFile {
 }
 
 impl Shared {
-    fn keep_writing(&self, endpoints: &[Arc<Endpoint>]) {
+    fn keep_writing(&self, render: &dyn Fn() -> io::Result<String>) {
         let mut failing = false;
         loop {
             thread::sleep(LEAST_INTERVAL);
             let changed = self.changed.lock().unwrap_or_else(PoisonError::into_inner);
             let waited = self.signal.wait_timeout_while(changed, INTERVAL - LEAST_INTERVAL, |changed| !*changed);
             *waited.unwrap_or_else(PoisonError::into_inner).0 = false;
-            match self.write(endpoints) {
+            match render().and_then(|text| self.write(&text)) {
                 Ok(()) => failing = false,
                 // Tried again after the interval; the first failure is told.
                 Err(error) if !std::mem::replace(&mut failing, true) => {
@@ -89,8 +87,7 @@ impl Shared {
         }
     }
 
-    fn write(&self, endpoints: &[Arc<Endpoint>]) -> io::Result<()> {
-        let text = render(endpoints).map_err(io::Error::other)?;
+    fn write(&self, text: &str) -> io::Result<()> {
         match &mut *self.file.lock().unwrap_or_else(PoisonError::into_inner) {
             Some(file) => file.replace(text.as_bytes()),
             None => Ok(()),

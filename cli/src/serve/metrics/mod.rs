@@ -11,7 +11,7 @@ use prometheus::{Encoder, GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry, 
 use crate::serve::endpoint::Endpoint;
 
 /// Every metric as of now.
-fn render(endpoints: &[Arc<Endpoint>]) -> prometheus::Result<String> {
+pub fn render(endpoints: &[Arc<Endpoint>]) -> prometheus::Result<String> {
     let metrics = Metrics { registry: Registry::new(), endpoints };
     metrics.count("heartbeats", "Heartbeats of the guest", |e| e.watchdog.stats().heartbeats)?;
     metrics.count("pretimeouts", "First stages that ended", |e| e.watchdog.stats().pretimeouts)?;
