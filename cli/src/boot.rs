@@ -6,6 +6,7 @@ use vm_watchdog::WatchdogConfig;
 use vm_watchdog_timeline::Format;
 use vm_watchdog_vmm::{BootOptions, BuiltInGuest, ExitStatus, MemorySize};
 
+use crate::exit::complain;
 use crate::format::parser;
 
 /// Boots a guest in a small VMM on KVM and acts when its watchdog expires.
@@ -57,9 +58,9 @@ pub struct BootArguments {
 
     /// How the timeline is written
     ///
-    /// json writes one object a line. "event" names it: boot, armed, disarmed, heartbeat, fire, nmi, power-button,
+    /// json writes one object a line. "event" names it: boot, armed, disarmed, heartbeat, expiry, nmi, power-button,
     /// paused, resumed, saved, restored, dump, action-failed, reset, guest, log or exit; "vm_time_ns" is when it was
-    /// written, on the clock of the VM, which is paused with it. "fire" has id, stage, action, attempt, deadline_ns,
+    /// written, on the clock of the VM, which is paused with it. "expiry" has id, stage, action, attempt, deadline_ns,
     /// observed_ns, lateness_ns, heartbeats and last_heartbeat_ns. What a guest can cause is written at most 20 times a
     /// second; "suppressed" counts what was left out since the line before.
     #[arg(long, value_name = "FORMAT", value_parser = parser(), default_value = "text")]
@@ -93,7 +94,7 @@ pub struct BootArguments {
 /// Runs the VM to its end.
 pub fn run(arguments: BootArguments) -> ExitStatus {
     vm_watchdog_vmm::run(arguments.into()).unwrap_or_else(|error| {
-        eprintln!("vm-watchdog: {error}");
+        complain(&error);
         error.exit_status()
     })
 }

@@ -1,10 +1,19 @@
-//! Exit statuses, as `--help` explains them. The numbers are an interface: scripts and guest tests depend on them.
+//! The last message of the process, and exit statuses, as `--help` explains them. The numbers are an interface: scripts and guest tests depend on them.
+
+use std::fmt;
+use std::io::{self, Write};
+
+/// Writes an error to standard error. If that is full or closed, the exit status says it.
+pub fn complain(error: &dyn fmt::Display) {
+    let _ = io::stderr().write_all(format!("vm-watchdog: {error}\n").as_bytes());
+}
 
 /// What the statuses mean after `vm-watchdog serve`, for its `--help`.
 pub const SERVE_HELP: &str = "\
 Exit status:
   0  SIGTERM or SIGINT ended the server
-  1  a socket, a state file or the address for the metrics cannot be used, or the host refuses something else
+  1  a socket, a file or the address for the metrics cannot be used, too few files may be open, or the host refuses
+     something else
   2  the command line cannot be used";
 
 /// What the statuses mean after `vm-watchdog boot`, for its `--help`.

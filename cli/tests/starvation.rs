@@ -121,17 +121,17 @@ struct Timeout {
 /// The timeout that ended this run. Checks that neither the timeout nor its deadline is early.
 fn timeout(run: &Run) -> Timeout {
     assert_eq!(run.status, Some(3), "{}", run.messages);
-    let fire = run.fire("timeout");
-    let (started_after, started_before) = match fire["last_heartbeat_ns"].as_u64() {
+    let expiry = run.expiry("timeout");
+    let (started_after, started_before) = match expiry["last_heartbeat_ns"].as_u64() {
         Some(last_heartbeat) => (last_heartbeat, last_heartbeat),
         None => (number(&run.all("guest")[0], "vm_time_ns"), number(&run.all("armed")[0], "vm_time_ns")),
     };
-    let deadline = number(&fire, "deadline_ns");
-    assert!(number(&fire, "observed_ns") >= deadline, "early: {fire}");
-    assert!(deadline >= started_after + PERIOD_NS, "early: {fire}");
+    let deadline = number(&expiry, "deadline_ns");
+    assert!(number(&expiry, "observed_ns") >= deadline, "early: {expiry}");
+    assert!(deadline >= started_after + PERIOD_NS, "early: {expiry}");
     Timeout {
         due_after: (deadline - started_before, deadline - started_after),
-        after: number(&fire, "observed_ns") - started_before,
+        after: number(&expiry, "observed_ns") - started_before,
     }
 }
 
@@ -157,7 +157,12 @@ fn a_starved_guest_does_not_time_out_with_compensation() {
         assert!(ran < STARVED / 10, "not starved: it ran for {ran:?} of {STARVED:?}");
         let run = running.finish(END);
         assert_eq!(run.status, Some(0), "{}", run.messages);
-        assert_eq!(run.all("fire").iter().filter(|fire| fire["stage"] == "timeout").count(), 0, "{}", run.messages);
+        assert_eq!(
+            run.all("expiry").iter().filter(|expiry| expiry["stage"] == "timeout").count(),
+            0,
+            "{}",
+            run.messages
+        );
         assert_eq!(run.all("disarmed").len(), 1, "{}", run.messages);
     }
 }

@@ -1,15 +1,15 @@
 //! The timeline of a command: what happened, and when on the VM's clock, as text for people or JSON lines for programs.
 //!
 //! `vm-watchdog boot` and `vm-watchdog serve` both write one. Each has entries of its own, which implement
-//! [`TimelineEntry`]; [`Fire`] and [`LogLine`] are in both.
+//! [`TimelineEntry`]; [`GuestExpiry`] and [`LogLine`] are in both.
 #![forbid(unsafe_code)]
 
-mod fire;
+mod expiry;
 mod format;
 mod logger;
 mod timeline;
 
-pub use fire::{Expiry, Fire};
+pub use expiry::{Expiry, GuestExpiry};
 pub use format::Format;
 pub use logger::{LogLine, install_logger};
-pub use timeline::{ENTRIES_AT_ONCE, ENTRIES_PER_SECOND, Kind, Timeline, TimelineEntry};
+pub use timeline::{ENTRIES_AT_ONCE, ENTRIES_PER_SECOND, Kind, Timeline, TimelineEntry, to_line};

@@ -1,4 +1,4 @@
-//! Logged errors as entries. Warnings are left out: the library warns when a watchdog fires, which has its own entry.
+//! Logged errors as entries. Warnings are left out: the library warns when a watchdog expires, which has its own entry.
 
 use std::fmt;
 use std::sync::Arc;

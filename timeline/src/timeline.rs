@@ -30,8 +30,8 @@ pub trait TimelineEntry: Serialize + fmt::Display {
 pub enum Kind {
     /// The guest drives its watchdog.
     Feeding,
-    /// A watchdog fires, or an action follows.
-    Firing,
+    /// A watchdog expires, or an action follows.
+    Expiry,
     /// Anything else.
     Remark,
 }
@@ -47,7 +47,7 @@ pub struct Timeline<E> {
 struct State {
     out: Box<dyn Write + Send>,
     feeding: Budget,
-    firing: Budget,
+    expiries: Budget,
     remarks: Budget,
     suppressed: u64,
 }
@@ -66,7 +66,7 @@ impl<E: TimelineEntry> Timeline<E> {
     /// A timeline on this clock.
     pub fn new(clock: VmClock, format: Format, out: Box<dyn Write + Send>) -> Self {
         let budget = || Budget::new(Instant::now());
-        let state = State { out, feeding: budget(), firing: budget(), remarks: budget(), suppressed: 0 };
+        let state = State { out, feeding: budget(), expiries: budget(), remarks: budget(), suppressed: 0 };
         Self { clock, format, state: Mutex::new(state), entries: PhantomData }
     }
 
@@ -79,7 +79,7 @@ impl<E: TimelineEntry> Timeline<E> {
         let now = Instant::now();
         let in_budget = match entry.kind() {
             Some(Kind::Feeding) => state.feeding.take(now),
-            Some(Kind::Firing) => state.firing.take(now),
+            Some(Kind::Expiry) => state.expiries.take(now),
             Some(Kind::Remark) => state.remarks.take(now),
             None => true,
         };
@@ -97,7 +97,8 @@ impl<E: TimelineEntry> Timeline<E> {
     }
 }
 
-fn to_line<E: TimelineEntry>(format: Format, entry: &E, vm_time: VmInstant, suppressed: u64) -> String {
+/// An entry as a line. `suppressed` is how many entries before it were left out.
+pub fn to_line<E: TimelineEntry>(format: Format, entry: &E, vm_time: VmInstant, suppressed: u64) -> String {
     let vm_time_ns = vm_time.as_nanos();
     let mut line = match format {
         Format::Text if suppressed > 0 => format!("{} {entry} ({suppressed} entries left out)", Stamp(vm_time_ns)),

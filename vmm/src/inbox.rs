@@ -21,7 +21,7 @@ const CAPACITY: usize = 16;
 
 /// A message to the main loop.
 pub enum Message {
-    /// A watchdog fired.
+    /// A watchdog has expired.
     Watchdog(Event),
     /// The guest requests something, and does not run until it is done.
     Guest(GuestRequest),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use vm_watchdog::i6300esb::I6300esb;
 use vm_watchdog::{Action, Event, VmClock, Watchdog};
-use vm_watchdog_timeline::Fire;
+use vm_watchdog_timeline::GuestExpiry;
 
 use crate::builtin::assembler::BuiltInImage;
 use crate::core_dump;
@@ -129,7 +129,7 @@ impl Machine {
     }
 
     fn perform(&mut self, event: &Event) -> Result<Option<ExitStatus>, BootError> {
-        self.record_fire(event);
+        self.record_expiry(event);
         match event.action {
             Action::Reset => self.reset(Cause::Watchdog)?,
             Action::Shutdown => {
@@ -246,9 +246,10 @@ impl Machine {
         self.timeline.record(Entry::ActionFailed { action: action.to_owned(), reason: reason.to_string() });
     }
 
-    fn record_fire(&self, event: &Event) {
+    fn record_expiry(&self, event: &Event) {
         let stats = self.watchdogs.iter().find(|watchdog| *watchdog.id() == *event.id).map(Watchdog::stats);
         let stats = stats.unwrap_or_default();
-        self.timeline.record(Entry::Fire { id: event.id.to_string(), fire: Fire::new(event, stats.heartbeats) });
+        self.timeline
+            .record(Entry::Expiry { id: event.id.to_string(), expiry: GuestExpiry::new(event, stats.heartbeats) });
     }
 }

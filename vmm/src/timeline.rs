@@ -3,7 +3,7 @@
 use std::fmt;
 
 use serde::Serialize;
-use vm_watchdog_timeline::{Fire, Kind, LogLine, TimelineEntry};
+use vm_watchdog_timeline::{GuestExpiry, Kind, LogLine, TimelineEntry};
 
 /// The timeline of a run.
 pub type Timeline = vm_watchdog_timeline::Timeline<Entry>;
@@ -32,11 +32,11 @@ pub enum Entry {
     Disarmed { id: String },
     /// The guest fed a watchdog.
     Heartbeat { id: String, heartbeats: u64, last_heartbeat_ns: Option<u64> },
-    /// A watchdog fired.
-    Fire {
+    /// A stage of a watchdog has expired.
+    Expiry {
         id: String,
         #[serde(flatten)]
-        fire: Fire,
+        expiry: GuestExpiry,
     },
     /// The guest got a non-maskable interrupt.
     Nmi,
@@ -84,8 +84,8 @@ impl TimelineEntry for Entry {
     fn kind(&self) -> Option<Kind> {
         match self {
             Self::Armed { .. } | Self::Disarmed { .. } | Self::Heartbeat { .. } => Some(Kind::Feeding),
-            Self::Fire { .. } | Self::Nmi | Self::PowerButton | Self::Dump { .. } | Self::ActionFailed { .. } => {
-                Some(Kind::Firing)
+            Self::Expiry { .. } | Self::Nmi | Self::PowerButton | Self::Dump { .. } | Self::ActionFailed { .. } => {
+                Some(Kind::Expiry)
             }
             Self::Guest { .. } | Self::Log(_) | Self::Reset { .. } => Some(Kind::Remark),
             Self::Boot { .. }
@@ -111,7 +111,7 @@ impl fmt::Display for Entry {
             Self::Armed { id } => write!(f, "{id}: armed"),
             Self::Disarmed { id } => write!(f, "{id}: disarmed by the guest"),
             Self::Heartbeat { id, heartbeats, .. } => write!(f, "{id}: heartbeat {heartbeats}"),
-            Self::Fire { id, fire } => write!(f, "{id}: {fire}"),
+            Self::Expiry { id, expiry } => write!(f, "{id}: {expiry}"),
             Self::Nmi => f.write_str("NMI injected"),
             Self::PowerButton => f.write_str("power button pressed"),
             Self::Paused => f.write_str("paused; SIGUSR2 resumes"),
@@ -159,7 +159,7 @@ mod tests {
         }
     }
 
-    fn fire() -> Entry {
+    fn expiry() -> Entry {
         let expiry = Expiry {
             stage: Stage::Timeout,
             action: Action::Reset,
@@ -168,9 +168,9 @@ mod tests {
             observed_ns: 2_000_100_000,
             lateness_ns: 100_000,
         };
-        Entry::Fire {
+        Entry::Expiry {
             id: "watchdog0".into(),
-            fire: Fire { expiry, heartbeats: 3, last_heartbeat_ns: Some(993_367_040) },
+            expiry: GuestExpiry { expiry, heartbeats: 3, last_heartbeat_ns: Some(993_367_040) },
         }
     }
 
@@ -180,12 +180,12 @@ mod tests {
         let written = Written::default();
         let timeline = Timeline::new(clock, Format::Json, Box::new(written.clone()));
         time.advance(Duration::from_nanos(2_000_200_000));
-        timeline.record(fire());
+        timeline.record(expiry());
         let line: serde_json::Value = serde_json::from_str(&written.lines()[0]).unwrap();
         assert_eq!(
             line,
             serde_json::json!({
-                "event": "fire", "vm_time_ns": 2_000_200_000_u64, "id": "watchdog0", "stage": "timeout",
+                "event": "expiry", "vm_time_ns": 2_000_200_000_u64, "id": "watchdog0", "stage": "timeout",
                 "action": "reset", "attempt": 1, "deadline_ns": 2_000_000_000_u64, "observed_ns": 2_000_100_000_u64,
                 "lateness_ns": 100_000, "heartbeats": 3, "last_heartbeat_ns": 993_367_040,
             })
@@ -198,7 +198,7 @@ mod tests {
         let written = Written::default();
         let timeline = Timeline::new(clock, Format::Text, Box::new(written.clone()));
         time.advance(Duration::from_millis(2_000));
-        timeline.record(fire());
+        timeline.record(expiry());
         assert_eq!(
             written.lines(),
             [
@@ -216,11 +216,11 @@ mod tests {
         for heartbeats in 0..100_000 {
             timeline.record(Entry::Heartbeat { id: "watchdog0".into(), heartbeats, last_heartbeat_ns: None });
         }
-        timeline.record(fire());
+        timeline.record(expiry());
         let lines = written.lines();
         let limit = f64::from(ENTRIES_AT_ONCE + 1) + started.elapsed().as_secs_f64() * f64::from(ENTRIES_PER_SECOND);
         assert!(lines.len() as f64 <= limit, "{}", lines.len());
-        assert!(lines.last().unwrap().contains("\"fire\""));
+        assert!(lines.last().unwrap().contains("\"expiry\""));
         assert!(lines.last().unwrap().contains("\"suppressed\":"));
     }
 }

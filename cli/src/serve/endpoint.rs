@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use vm_watchdog::i6300esb::{I6300esb, InterruptPin};
 use vm_watchdog::{Action, ActionHandler, Event, HandlerError, MsiMessage, Watchdog};
-use vm_watchdog_timeline::Fire;
+use vm_watchdog_timeline::GuestExpiry;
 use vm_watchdog_vfio_user::{CloseReason, Intx, Msi};
 
 use crate::serve::control::qmp::{VmEvent, VmListener};
@@ -155,8 +155,11 @@ impl Endpoint {
     }
 
     fn perform(&self, event: &Event) -> Result<(), HandlerError> {
-        self.record(ServerEvent::Fire(Fire::new(event, self.watchdog.stats().heartbeats)));
+        self.record(ServerEvent::Expiry(GuestExpiry::new(event, self.watchdog.stats().heartbeats)));
         self.observe();
+        if let Some(metrics) = &self.vm.metrics {
+            metrics.write_soon();
+        }
         if event.attempt == 1 {
             // The action may end the VM, and then this server may be ended too.
             self.save_now();

@@ -1,23 +1,14 @@
-//! The entries of the server's timeline, and an output that never blocks a watchdog.
+//! The entries of the server's timeline.
 
 use std::fmt;
-use std::io::{self, Write};
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
-use std::thread;
-use std::time::Duration;
 
 use serde::Serialize;
 use vm_watchdog::Action;
-use vm_watchdog_timeline::{Fire, Kind, LogLine, TimelineEntry};
+use vm_watchdog_timeline::{GuestExpiry, Kind, LogLine, TimelineEntry};
 use vm_watchdog_vfio_user::CloseReason;
 
 /// The timeline of one watchdog.
 pub type Timeline = vm_watchdog_timeline::Timeline<Entry>;
-
-/// How many lines the queue to the writer holds. Further lines are dropped.
-const QUEUE_LENGTH: usize = 1024;
-/// How long the end of the process waits for the last lines.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Something that happened to the watchdog `id`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -45,8 +36,8 @@ pub enum ServerEvent {
     Armed,
     /// The guest has stopped it, or a reset has.
     Disarmed,
-    /// A watchdog fired.
-    Fire(Fire),
+    /// A stage of the watchdog has expired.
+    Expiry(GuestExpiry),
     /// Its action was performed.
     Performed { action: Action },
     /// Its action failed.
@@ -63,14 +54,23 @@ pub enum ServerEvent {
     Restored { wdt_timeout: bool, was_armed: bool },
     /// A log line of the watchdog library or of the server.
     Log(LogLine),
+    /// So many events before this one could not be written.
+    Lost { events: u64 },
     /// The socket is closed.
     Stopped,
+}
+
+impl Entry {
+    /// An entry of the server itself.
+    pub fn of_server(event: ServerEvent) -> Self {
+        Self { id: "server".to_owned(), event }
+    }
 }
 
 /// A log line of the server.
 impl From<LogLine> for Entry {
     fn from(line: LogLine) -> Self {
-        Self { id: "server".to_owned(), event: ServerEvent::Log(line) }
+        Self::of_server(ServerEvent::Log(line))
     }
 }
 
@@ -78,12 +78,13 @@ impl TimelineEntry for Entry {
     fn kind(&self) -> Option<Kind> {
         match self.event {
             ServerEvent::Armed | ServerEvent::Disarmed => Some(Kind::Feeding),
-            ServerEvent::Fire(_) | ServerEvent::Performed { .. } | ServerEvent::ActionFailed { .. } => {
-                Some(Kind::Firing)
+            ServerEvent::Expiry(_) | ServerEvent::Performed { .. } | ServerEvent::ActionFailed { .. } => {
+                Some(Kind::Expiry)
             }
             ServerEvent::Listening { .. }
             | ServerEvent::Metrics { .. }
             | ServerEvent::Restored { .. }
+            | ServerEvent::Lost { .. }
             | ServerEvent::Stopped => None,
             ServerEvent::Connected
             | ServerEvent::Disconnected { .. }
@@ -103,13 +104,13 @@ impl fmt::Display for Entry {
         write!(f, "{}: ", self.id)?;
         match &self.event {
             ServerEvent::Listening { socket, actions } => write!(f, "listening on {socket}, actions by {actions}"),
-            ServerEvent::Metrics { address } => write!(f, "metrics at http://{address}/metrics"),
+            ServerEvent::Metrics { address } => write!(f, "metrics at {address}"),
             ServerEvent::Connected => f.write_str("a VMM has connected"),
             ServerEvent::Disconnected { reason } => write!(f, "{reason}"),
             ServerEvent::Refused => f.write_str("a second VMM was refused"),
             ServerEvent::Armed => f.write_str("armed"),
             ServerEvent::Disarmed => f.write_str("disarmed"),
-            ServerEvent::Fire(fire) => write!(f, "{fire}"),
+            ServerEvent::Expiry(expiry) => write!(f, "{expiry}"),
             ServerEvent::Performed { action } => write!(f, "{action} done"),
             ServerEvent::ActionFailed { action, reason } => write!(f, "{action} failed: {reason}"),
             ServerEvent::Control { socket, connected: true, .. } => write!(f, "{socket} connected"),
@@ -130,63 +131,8 @@ impl fmt::Display for Entry {
                 Ok(())
             }
             ServerEvent::Log(line) => write!(f, "{line}"),
+            ServerEvent::Lost { events } => write!(f, "{events} events could not be written"),
             ServerEvent::Stopped => f.write_str("no longer listening"),
         }
-    }
-}
-
-/// Queues lines for a thread that writes them to standard output, so that a slow reader blocks no watchdog.
-#[derive(Clone)]
-pub struct Lines {
-    waiting: SyncSender<Line>,
-}
-
-/// A message to the thread.
-enum Line {
-    Next(Vec<u8>),
-    /// The last one. The sender waits until this is dropped.
-    Last(SyncSender<()>),
-}
-
-/// Starts the thread.
-pub fn open() -> io::Result<Lines> {
-    let (waiting, lines) = sync_channel(QUEUE_LENGTH);
-    thread::Builder::new().name("events".into()).spawn(move || {
-        for line in lines {
-            match line {
-                Line::Next(line) => {
-                    let mut out = io::stdout().lock();
-                    // If standard output is closed, there is no place left to report that.
-                    let _ = out.write_all(&line).and_then(|()| out.flush());
-                }
-                Line::Last(done) => drop(done),
-            }
-        }
-    })?;
-    Ok(Lines { waiting })
-}
-
-impl Lines {
-    /// Waits up to a second until the queued lines are written.
-    pub fn finish(self) {
-        let (done, is_done) = sync_channel(0);
-        if self.waiting.try_send(Line::Last(done)).is_ok() {
-            // Ends when the thread drops the other end, or after the timeout if the reader does not read.
-            let _ = is_done.recv_timeout(FLUSH_TIMEOUT);
-        }
-    }
-}
-
-impl Write for Lines {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        match self.waiting.try_send(Line::Next(line.to_vec())) {
-            Ok(()) => Ok(line.len()),
-            Err(TrySendError::Full(_)) => Err(io::ErrorKind::WouldBlock.into()),
-            Err(TrySendError::Disconnected(_)) => Err(io::ErrorKind::BrokenPipe.into()),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }

@@ -8,6 +8,8 @@ mod control;
 mod device;
 mod endpoint;
 mod events;
+mod lines;
+mod locked_file;
 mod metrics;
 pub mod options;
 mod server;
@@ -27,16 +29,20 @@ use std::time::{Duration, Instant};
 
 use log::Level;
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::Mode;
 use vm_watchdog::{VmClock, WatchdogThread};
 use vm_watchdog_timeline::{Format, LogLine, install_logger};
 use vm_watchdog_vfio_user::Disposer;
 
+use crate::exit;
 use crate::serve::control::Control;
 use crate::serve::control::exec::Commands;
 use crate::serve::endpoint::Endpoint;
-use crate::serve::events::{Entry, Lines, ServerEvent, Timeline};
-use crate::serve::options::{ServeOptions, WatchdogOptions};
-use crate::serve::service::Signals;
+use crate::serve::events::{Entry, ServerEvent, Timeline};
+use crate::serve::lines::Lines;
+use crate::serve::metrics::file::MetricsFile;
+use crate::serve::options::{MetricsAddress, ServeOptions, WatchdogOptions};
+use crate::serve::service::{FileLimitError, Signals};
 use crate::serve::socket::{Socket, SocketError, SocketFile};
 use crate::serve::state::{Found, Restored, SetAside, StateFileError, StateWriter};
 use crate::serve::vm::Vm;
@@ -60,6 +66,15 @@ enum ServeError {
     /// The address for the metrics cannot be used.
     #[error("metrics {address}: {source}")]
     Metrics { address: SocketAddr, source: io::Error },
+    /// The file for the metrics cannot be used.
+    #[error("metrics file {}: {source}", path.display())]
+    MetricsFile { path: PathBuf, source: io::Error },
+    /// The file for the events cannot be used.
+    #[error("events file {}: {source}", path.display())]
+    EventsFile { path: PathBuf, source: io::Error },
+    /// Too few files may be open.
+    #[error(transparent)]
+    FileLimit(#[from] FileLimitError),
     /// The library cannot build a watchdog.
     #[error(transparent)]
     Watchdog(#[from] vm_watchdog::Error),
@@ -83,7 +98,7 @@ pub fn run(options: ServeOptions) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("vm-watchdog: {error}");
+            exit::complain(&error);
             ExitCode::FAILURE
         }
     }
@@ -91,36 +106,46 @@ pub fn run(options: ServeOptions) -> ExitCode {
 
 fn try_run(options: ServeOptions, commands: &Arc<Commands>) -> Result<(), ServeError> {
     let signals = Signals::catch().map_err(ServeError::host("catch signals"))?;
-    service::raise_file_limit();
-    let lines = events::open().map_err(ServeError::host("start a thread"))?;
+    service::check_file_limit(options.watchdogs.len())?;
+    let lines =
+        lines::open(options.events_file.clone(), options.events).map_err(|source| match &options.events_file {
+            Some(path) => ServeError::EventsFile { path: path.clone(), source },
+            None => ServeError::host("write events")(source),
+        })?;
     let output = Output { lines: lines.clone(), format: options.events };
     install_logger(Arc::new(output.timeline(VmClock::monotonic())));
 
     let mut sockets = open_sockets(&options)?;
-    let metrics = options.metrics.map(open_metrics).transpose()?;
+    let metrics = options.metrics.map(|address| open_metrics(address, options.socket_mode)).transpose()?;
+    let metrics_file = options.metrics_file.map(open_metrics_file).transpose()?;
     let state = options.state.map(StateWriter::open).transpose()?;
-    let vm = Vm::new(Control::new(options.control, commands), state);
+    let vm = Vm::new(Control::new(options.control, commands), state, metrics_file);
     let mut endpoints = Vec::new();
     for options in &options.watchdogs {
         endpoints.push(Endpoint::build(options, vm.clone(), output.timeline(vm.clock.clone()))?);
     }
     output.restore(&vm, &endpoints)?;
     let mut threads = start(&endpoints, &mut sockets)?;
-    let metrics = metrics.map(|listener| metrics::spawn(listener, endpoints.clone())).transpose();
-    let metrics = metrics.map_err(ServeError::host("start a thread"))?;
+    let metrics = metrics.map(|Metrics { listener, address, file }| {
+        metrics::http::spawn(listener, endpoints.clone()).map(|()| (address, file))
+    });
+    let metrics = metrics.transpose().map_err(ServeError::host("start a thread"))?;
+    if let Some(file) = &vm.metrics {
+        file.start(endpoints.clone()).map_err(ServeError::host("write the metrics file"))?;
+    }
 
     for endpoint in &endpoints {
         endpoint.listening();
     }
-    if let Some(address) = metrics {
-        let event = ServerEvent::Metrics { address: address.to_string() };
-        output.timeline(VmClock::monotonic()).record(Entry { id: "server".to_owned(), event });
+    if let Some((address, _)) = &metrics {
+        let event = ServerEvent::Metrics { address: address.clone() };
+        output.timeline(VmClock::monotonic()).record(Entry::of_server(event));
     }
     if let Some(qmp) = vm.control.qmp() {
         qmp.listen(vm.clone()).map_err(ServeError::host("start a thread"))?;
     }
     service::ready(endpoints.len());
-    signals.wait(|| threads.are_serving());
+    signals.wait(|| threads.are_serving(), || lines.reopen());
     service::stopping();
     // While the VMMs are still served: a command may wait for one of them.
     commands.stop();
@@ -128,8 +153,11 @@ fn try_run(options: ServeOptions, commands: &Arc<Commands>) -> Result<(), ServeE
     for endpoint in &endpoints {
         endpoint.record(ServerEvent::Stopped);
     }
+    if let Some(file) = &vm.metrics {
+        file.remove();
+    }
     // Removes the socket files.
-    drop(sockets);
+    drop((sockets, metrics));
     lines.finish();
     Ok(())
 }
@@ -183,7 +211,7 @@ fn open_sockets(options: &ServeOptions) -> Result<Sockets, ServeError> {
     let mut sockets = Vec::new();
     for WatchdogOptions { socket, .. } in &options.watchdogs {
         let (socket, file) = match service::take(&mut inherited, socket) {
-            Some(listener) => Socket::inherited(listener).map_err(ServeError::host("take a socket"))?,
+            Some(listener) => Socket::inherited(socket, listener)?,
             None => Socket::bind(socket, options.socket_mode)?,
         };
         sockets.push((Some(socket), file));
@@ -194,8 +222,36 @@ fn open_sockets(options: &ServeOptions) -> Result<Sockets, ServeError> {
     }
 }
 
-fn open_metrics(address: SocketAddr) -> Result<TcpListener, ServeError> {
-    TcpListener::bind(address).map_err(|source| ServeError::Metrics { address, source })
+/// A listener for scrapers.
+struct Metrics {
+    listener: OwnedFd,
+    /// The address for people and for the event.
+    address: String,
+    /// Its file, if it is a Unix socket.
+    file: Option<SocketFile>,
+}
+
+fn open_metrics(address: MetricsAddress, mode: Mode) -> Result<Metrics, ServeError> {
+    match address {
+        MetricsAddress::Tcp(address) => {
+            let listener = || -> io::Result<Metrics> {
+                let listener = TcpListener::bind(address)?;
+                listener.set_nonblocking(true)?;
+                let address = listener.local_addr()?.to_string();
+                Ok(Metrics { listener: listener.into(), address, file: None })
+            };
+            listener().map_err(|source| ServeError::Metrics { address, source })
+        }
+        MetricsAddress::Unix(path) => {
+            let (socket, file) = Socket::bind(&path, mode)?;
+            let address = format!("unix:{}", path.display());
+            Ok(Metrics { listener: socket.listener.into(), address, file: Some(file) })
+        }
+    }
+}
+
+fn open_metrics_file(path: PathBuf) -> Result<MetricsFile, ServeError> {
+    MetricsFile::open(path.clone()).map_err(|source| ServeError::MetricsFile { path, source })
 }
 
 /// The threads that serve.

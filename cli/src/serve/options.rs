@@ -77,11 +77,18 @@ struct Flags {
     #[arg(long, value_name = "MODE", default_value = "600", value_parser = parse_mode)]
     socket_mode: Mode,
 
-    /// Serve Prometheus metrics at http://ADDRESS/metrics
+    /// Serve Prometheus metrics at http://ADDRESS/metrics, or on a Unix socket
     ///
-    /// A port alone is a port of 127.0.0.1; port 0 is a free one, which the event "metrics" names.
-    #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = parse_address)]
-    metrics: Option<SocketAddr>,
+    /// A port alone is a port of 127.0.0.1; port 0 is a free one, which the event "metrics" names. The socket has the
+    /// permissions of --socket-mode.
+    #[arg(long, value_name = "[ADDRESS:]PORT|unix:PATH", value_parser = parse_address)]
+    metrics: Option<MetricsAddress>,
+
+    /// Write Prometheus metrics to this file, for the textfile collector of node_exporter
+    ///
+    /// It is replaced every 15 s and after an expiry, and removed at the end. node_exporter reads names that end in .prom.
+    #[arg(long, value_name = "FILE")]
+    metrics_file: Option<PathBuf>,
 
     /// How events are written to standard output
     ///
@@ -89,6 +96,12 @@ struct Flags {
     /// clock of the VM, which is paused with it.
     #[arg(long, value_name = "FORMAT", value_parser = parser(), default_value = "text")]
     events: Format,
+
+    /// Append events to this file instead [default: standard output]
+    ///
+    /// SIGHUP opens it anew, for programs that rotate logs.
+    #[arg(long, value_name = "FILE")]
+    events_file: Option<PathBuf>,
 }
 
 /// The options of `vm-watchdog serve`.
@@ -98,8 +111,18 @@ pub struct ServeOptions {
     pub control: ControlOptions,
     pub state: Option<PathBuf>,
     pub socket_mode: Mode,
-    pub metrics: Option<SocketAddr>,
+    pub metrics: Option<MetricsAddress>,
+    pub metrics_file: Option<PathBuf>,
     pub events: Format,
+    /// Where events go, if not to standard output.
+    pub events_file: Option<PathBuf>,
+}
+
+/// Where metrics are served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MetricsAddress {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
 }
 
 /// A watchdog and its socket.
@@ -164,8 +187,8 @@ impl Flags {
                 control.check(action).map_err(|message| of_socket(socket, &message))?;
             }
         }
-        let Self { state, socket_mode, metrics, events, .. } = self;
-        Ok(ServeOptions { watchdogs, control, state, socket_mode, metrics, events })
+        let Self { state, socket_mode, metrics, metrics_file, events, events_file, .. } = self;
+        Ok(ServeOptions { watchdogs, control, state, socket_mode, metrics, metrics_file, events, events_file })
     }
 
     fn watchdogs(&self) -> Result<Vec<WatchdogOptions>, String> {
@@ -257,11 +280,15 @@ fn parse_mode(text: &str) -> Result<Mode, String> {
     mode.map(Mode::from_raw_mode).ok_or_else(|| "accepted are octal permissions like 600 or 660".to_owned())
 }
 
-fn parse_address(text: &str) -> Result<SocketAddr, String> {
-    if let Ok(port) = text.parse::<u16>() {
-        return Ok(([127, 0, 0, 1], port).into());
+fn parse_address(text: &str) -> Result<MetricsAddress, String> {
+    if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
+        return Ok(MetricsAddress::Unix(path.into()));
     }
-    text.parse().map_err(|_| "accepted are a port, or an address and a port like 127.0.0.1:9560".to_owned())
+    if let Ok(port) = text.parse::<u16>() {
+        return Ok(MetricsAddress::Tcp(([127, 0, 0, 1], port).into()));
+    }
+    let accepted = "accepted are a port, an address and a port like 127.0.0.1:9560, or a socket like unix:/run/metrics";
+    text.parse().map(MetricsAddress::Tcp).map_err(|_| accepted.to_owned())
 }
 
 #[cfg(test)]
@@ -337,7 +364,7 @@ mod tests {
     #[test]
     fn a_watchdog_that_only_reports_needs_no_control_channel() {
         let options = parse("--socket a --watchdog i6300esb,action=none --metrics 9560").unwrap();
-        assert_eq!(options.metrics, Some(([127, 0, 0, 1], 9560).into()));
+        assert_eq!(options.metrics, Some(MetricsAddress::Tcp(([127, 0, 0, 1], 9560).into())));
         assert_eq!(options.socket_mode, Mode::RUSR | Mode::WUSR);
     }
 }

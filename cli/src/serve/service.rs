@@ -3,52 +3,95 @@
 use std::io::{self, Read};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use listenfd::ListenFd;
-use rustix::process::{Resource, Rlimit};
+use rustix::io::FdFlags;
+use rustix::process::Resource;
 use sd_notify::NotifyState;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
+use signal_hook::flag;
 use signal_hook::low_level::pipe;
 
-/// Catches SIGTERM and SIGINT.
-pub struct Signals(UnixStream);
+/// How many files the process has open beside those of its watchdogs: its signals, metrics and their clients, QMP, the
+/// state, and a command of the operator.
+const FILES: u64 = 48;
+/// How many a watchdog has open: its timer, its socket, its clients and their processes, and the eventfds of a message.
+const FILES_PER_WATCHDOG: u64 = 32;
+
+/// Catches the signals of the operator.
+pub struct Signals {
+    signalled: UnixStream,
+    shall_end: Arc<AtomicBool>,
+    shall_reopen: Arc<AtomicBool>,
+}
 
 impl Signals {
     /// From now on these signals no longer end the process.
     pub fn catch() -> io::Result<Self> {
         let (signalled, signal) = UnixStream::pair()?;
-        for number in [SIGTERM, SIGINT] {
+        let (shall_end, shall_reopen) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+        for (number, flag) in [(SIGTERM, &shall_end), (SIGINT, &shall_end), (SIGHUP, &shall_reopen)] {
+            // The flag first: it is looked at when the byte has arrived.
+            flag::register(number, flag.clone())?;
             pipe::register(number, signal.try_clone()?)?;
         }
-        Ok(Self(signalled))
+        // A write beyond RLIMIT_FSIZE then fails, as on a full disk. The signal is not ignored, because the commands of
+        // the operator would inherit that.
+        flag::register(SIGXFSZ, Arc::default())?;
+        Ok(Self { signalled, shall_end, shall_reopen })
     }
 
-    /// Waits for one of them. Meanwhile notifies the watchdog of the service manager, if it has one, while `is_healthy`.
-    pub fn wait(mut self, mut is_healthy: impl FnMut() -> bool) {
+    /// Waits for SIGTERM or SIGINT, and calls `reopen` at each SIGHUP. Meanwhile notifies the watchdog of the service
+    /// manager, if it has one, while `is_healthy`.
+    pub fn wait(mut self, mut is_healthy: impl FnMut() -> bool, reopen: impl Fn()) {
         let interval = sd_notify::watchdog_enabled().map(|timeout| (timeout / 2).max(Duration::from_millis(1)));
-        if let Err(error) = self.0.set_read_timeout(interval) {
+        if let Err(error) = self.signalled.set_read_timeout(interval) {
             log::error!("the watchdog of the service manager is not notified: {error}");
         }
         loop {
-            match self.0.read(&mut [0]) {
+            match self.signalled.read(&mut [0]) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if is_healthy() {
                         notify(&[NotifyState::Watchdog]);
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(1) if !self.shall_end.load(Ordering::SeqCst) => {
+                    if self.shall_reopen.swap(false, Ordering::SeqCst) {
+                        reopen();
+                    }
+                }
                 _ => return,
             }
         }
     }
 }
 
-/// Lets the process open as many files as it is allowed to: a watchdog takes about six.
-pub fn raise_file_limit() {
-    let limit = rustix::process::getrlimit(Resource::Nofile);
-    // If that fails, fewer watchdogs fit, and the start reports the error.
-    let _ = rustix::process::setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+/// Too few files may be open for the server to serve.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "RLIMIT_NOFILE is {limit}, needed are {needed} for {watchdogs} watchdogs (LimitNOFILE= of a service, `ulimit -n` of a shell)"
+)]
+pub struct FileLimitError {
+    limit: u64,
+    needed: u64,
+    watchdogs: usize,
+}
+
+/// Checks that the process may open as many files as it needs.
+///
+/// # Errors
+///
+/// [`FileLimitError`] if not.
+pub fn check_file_limit(watchdogs: usize) -> Result<(), FileLimitError> {
+    let needed = FILES + FILES_PER_WATCHDOG * watchdogs as u64;
+    match rustix::process::getrlimit(Resource::Nofile).current {
+        Some(limit) if limit < needed => Err(FileLimitError { limit, needed, watchdogs }),
+        _ => Ok(()),
+    }
 }
 
 /// Tells the service manager that every socket listens.
@@ -75,6 +118,8 @@ pub fn inherited_sockets() -> io::Result<Vec<(PathBuf, UnixListener)>> {
     let mut sockets = Vec::new();
     for index in 0..passed.len() {
         if let Some(listener) = passed.take_unix_listener(index)? {
+            // Not for the commands of the operator.
+            rustix::io::fcntl_setfd(&listener, FdFlags::CLOEXEC)?;
             let path = listener.local_addr()?.as_pathname().map(Path::to_owned).unwrap_or_default();
             sockets.push((path, listener));
         }

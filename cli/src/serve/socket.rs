@@ -33,6 +33,9 @@ pub enum SocketError {
     /// The file is no socket, so it is not replaced.
     #[error("socket {}: there is a file that is no socket, which is not replaced", .0.display())]
     NoSocket(PathBuf),
+    /// The service manager passes it, and it does not listen.
+    #[error("socket {}: the service manager passes it, and it does not listen", .0.display())]
+    NotListening(PathBuf),
     /// The host refuses.
     #[error("socket {}: {source}", path.display())]
     Host { path: PathBuf, source: io::Error },
@@ -71,8 +74,16 @@ impl Socket {
     }
 
     /// A socket that the service manager listens on, and removes.
-    pub fn inherited(listener: UnixListener) -> io::Result<(Self, SocketFile)> {
-        listener.set_nonblocking(true)?;
+    ///
+    /// # Errors
+    ///
+    /// [`SocketError`] if it does not listen, or the host refuses.
+    pub fn inherited(path: &Path, listener: UnixListener) -> Result<(Self, SocketFile), SocketError> {
+        let host = |source: io::Error| SocketError::Host { path: path.to_owned(), source };
+        if !rustix::net::sockopt::socket_acceptconn(&listener).map_err(|errno| host(errno.into()))? {
+            return Err(SocketError::NotListening(path.to_owned()));
+        }
+        listener.set_nonblocking(true).map_err(host)?;
         Ok((Self { listener }, SocketFile { file: None }))
     }
 

@@ -7,6 +7,7 @@ use vm_watchdog::VmClock;
 
 use crate::serve::control::Control;
 use crate::serve::control::qmp::{VmEvent, VmListener};
+use crate::serve::metrics::file::MetricsFile;
 use crate::serve::state::StateWriter;
 
 /// A VM.
@@ -15,12 +16,14 @@ pub struct Vm {
     pub control: Control,
     /// The file that keeps the state of its watchdogs, if there is one.
     pub state: Option<StateWriter>,
+    /// The file that has the metrics, if there is one.
+    pub metrics: Option<MetricsFile>,
     watchdogs: Mutex<Vec<Weak<dyn VmListener>>>,
 }
 
 impl Vm {
-    pub fn new(control: Control, state: Option<StateWriter>) -> Arc<Self> {
-        Arc::new(Self { clock: VmClock::monotonic(), control, state, watchdogs: Mutex::default() })
+    pub fn new(control: Control, state: Option<StateWriter>, metrics: Option<MetricsFile>) -> Arc<Self> {
+        Arc::new(Self { clock: VmClock::monotonic(), control, state, metrics, watchdogs: Mutex::default() })
     }
 
     /// Adds a watchdog, which is notified of the events of the VM from now on.

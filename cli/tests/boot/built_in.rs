@@ -10,15 +10,15 @@ const PERIOD_NS: u64 = 1_006_632_960;
 
 /// Checks a timeout: due exactly one period after the last heartbeat, and never early.
 fn assert_timed_out(run: &Run, action: &str) {
-    let fire = run.fire("timeout");
-    assert_eq!(fire["action"], action);
-    assert_eq!(fire["id"], "watchdog0");
+    let expiry = run.expiry("timeout");
+    assert_eq!(expiry["action"], action);
+    assert_eq!(expiry["id"], "watchdog0");
     // The reload before the start does not count: the watchdog did not run yet.
-    assert_eq!(number(&fire, "heartbeats"), 3);
-    assert_eq!(number(&fire, "deadline_ns") - number(&fire, "last_heartbeat_ns"), PERIOD_NS);
-    assert!(number(&fire, "observed_ns") >= number(&fire, "deadline_ns"));
-    assert!(number(&fire, "vm_time_ns") >= number(&fire, "observed_ns"));
-    assert_eq!(number(&fire, "lateness_ns"), number(&fire, "observed_ns") - number(&fire, "deadline_ns"));
+    assert_eq!(number(&expiry, "heartbeats"), 3);
+    assert_eq!(number(&expiry, "deadline_ns") - number(&expiry, "last_heartbeat_ns"), PERIOD_NS);
+    assert!(number(&expiry, "observed_ns") >= number(&expiry, "deadline_ns"));
+    assert!(number(&expiry, "vm_time_ns") >= number(&expiry, "observed_ns"));
+    assert_eq!(number(&expiry, "lateness_ns"), number(&expiry, "observed_ns") - number(&expiry, "deadline_ns"));
     assert_eq!(run.all("armed").len(), 1);
     assert_eq!(run.all("heartbeat").len(), 3);
 }
@@ -79,7 +79,7 @@ fn a_guest_whose_action_is_none_continues() {
 fn an_nmi_reaches_the_guest_before_the_timeout() {
     for run in on_each(&["--events=json", "--watchdog=i6300esb,pretimeout=inject-nmi,interrupt=intx"]) {
         assert_reset_and_cause_seen(&run);
-        assert_eq!(run.fire("pretimeout")["action"], "inject-nmi");
+        assert_eq!(run.expiry("pretimeout")["action"], "inject-nmi");
         assert_eq!(run.all("nmi").len(), 1);
         assert_eq!(run.remarks().iter().filter(|remark| *remark == "got an NMI").count(), 1);
     }
@@ -96,7 +96,7 @@ fn a_guest_takes_the_watchdogs_interrupt_by_msi_and_lives_on_it() {
     let interrupts = run.remarks().iter().filter(|remark| *remark == "got an interrupt; feeding the watchdog").count();
     // The third may be late on a busy host.
     assert!((2..=3).contains(&interrupts), "{}", run.messages);
-    assert_eq!(run.all("fire").len(), 0, "{}", run.messages);
+    assert_eq!(run.all("expiry").len(), 0, "{}", run.messages);
     assert_eq!(run.all("disarmed").len(), 1);
 }
 
@@ -114,7 +114,7 @@ fn a_guest_that_ignores_its_power_button_is_powered_off_after_the_grace() {
         assert_eq!(run.status, Some(3), "{}", run.messages);
         assert_timed_out(&run, "shutdown");
         assert_eq!(run.all("power-button").len(), 1);
-        let (asked, forced) = (run.fire("timeout"), run.fire("escalation"));
+        let (asked, forced) = (run.expiry("timeout"), run.expiry("escalation"));
         assert_eq!(forced["action"], "poweroff");
         let waited = number(&forced, "observed_ns") - number(&asked, "observed_ns");
         assert!(waited >= 200_000_000, "{waited}");

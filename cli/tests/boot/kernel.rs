@@ -86,9 +86,9 @@ fn a_guest_that_hangs_with_interrupts_off_times_out() {
     let kernel = kernel("hang", &code);
     let run = boot(&["--kernel", kernel.path(), "--events=json", "--watchdog=i6300esb,action=poweroff"]);
     assert_eq!(run.status, Some(3), "{}", run.messages);
-    let fire = run.fire("timeout");
-    assert_eq!(fire["heartbeats"], 0);
-    assert_eq!(fire["last_heartbeat_ns"], serde_json::Value::Null);
+    let expiry = run.expiry("timeout");
+    assert_eq!(expiry["heartbeats"], 0);
+    assert_eq!(expiry["last_heartbeat_ns"], serde_json::Value::Null);
 }
 
 #[test]

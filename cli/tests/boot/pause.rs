@@ -22,9 +22,9 @@ fn paused_after_the_last_heartbeat(arguments: &[&str]) -> (Running, u64, u64) {
 }
 
 fn left_until_timeout(run: &Run, since: u64) -> u64 {
-    let fire = run.fire("timeout");
-    assert!(number(&fire, "observed_ns") >= number(&fire, "deadline_ns"));
-    number(&fire, "deadline_ns") - since
+    let expiry = run.expiry("timeout");
+    assert!(number(&expiry, "observed_ns") >= number(&expiry, "deadline_ns"));
+    number(&expiry, "deadline_ns") - since
 }
 
 #[test]
@@ -64,8 +64,8 @@ fn a_guest_restored_in_another_process_times_out_after_the_remaining_time() {
         let restored_at = number(&restored.all("restored")[0], "vm_time_ns");
         assert!((paused..paused + 1_000_000).contains(&restored_at), "the VM's time goes on: {restored_at}");
         assert_eq!(left_until_timeout(&restored, restored_at), last_heartbeat + PERIOD_NS - paused);
-        assert_eq!(restored.fire("timeout")["id"], "wd");
-        assert_eq!(restored.fire("timeout")["action"], "poweroff", "the policy is part of the state");
+        assert_eq!(restored.expiry("timeout")["id"], "wd");
+        assert_eq!(restored.expiry("timeout")["action"], "poweroff", "the policy is part of the state");
         assert_eq!(restored.all("armed").len(), 0, "it was armed");
     }
 }
@@ -83,7 +83,7 @@ fn a_restored_guest_continues_to_feed() {
         let restored = boot(&["--events=json", "--restore", snapshot.path()]);
         assert_eq!(restored.status, Some(0), "{}", restored.messages);
         assert!((1..=2).contains(&restored.all("heartbeat").len()), "{}", restored.messages);
-        assert_eq!(restored.all("fire").len(), 0);
+        assert_eq!(restored.all("expiry").len(), 0);
         assert_eq!(restored.remarks(), ["stopping the watchdog and powering off"]);
     }
 }
@@ -102,7 +102,7 @@ fn a_restored_guest_still_sees_that_the_watchdog_expired() {
         // The escalation continues: it resets the guest, which reads WDT_TIMEOUT after its boot.
         let restored = boot(&["--events=json", "--restore", snapshot.path()]);
         assert_eq!(restored.status, Some(0), "{}", restored.messages);
-        assert_eq!(restored.fire("escalation")["action"], "reset");
+        assert_eq!(restored.expiry("escalation")["action"], "reset");
         assert_eq!(restored.remarks().last().unwrap(), "the watchdog caused the last reset; powering off");
     }
 }

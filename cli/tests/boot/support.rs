@@ -137,11 +137,11 @@ impl Run {
         self.events().into_iter().filter(|event| event["event"] == name).collect()
     }
 
-    /// The one fire of this stage.
-    pub fn fire(&self, stage: &str) -> Value {
-        let fires: Vec<_> = self.all("fire").into_iter().filter(|fire| fire["stage"] == stage).collect();
-        assert_eq!(fires.len(), 1, "{}", self.messages);
-        fires[0].clone()
+    /// The one expiry of this stage.
+    pub fn expiry(&self, stage: &str) -> Value {
+        let expiries: Vec<_> = self.all("expiry").into_iter().filter(|expiry| expiry["stage"] == stage).collect();
+        assert_eq!(expiries.len(), 1, "{}", self.messages);
+        expiries[0].clone()
     }
 
     /// The remarks of the built-in guest.

@@ -95,7 +95,7 @@ pub const SCENARIOS: &[Scenario] = &[
         check: |run| {
             assert_eq!(run.status, Some(GUEST_POWERED_OFF));
             assert!(!run.events("heartbeat").is_empty());
-            assert_eq!(run.events("fire").len(), 0);
+            assert_eq!(run.events("expiry").len(), 0);
             assert_eq!(run.events("armed").len(), 1);
             assert_eq!(run.events("disarmed").len(), 1);
         },
@@ -180,7 +180,7 @@ pub const SCENARIOS: &[Scenario] = &[
             assert_eq!(run.status, Some(GUEST_POWERED_OFF));
             assert_eq!(run.timeout()["action"], "shutdown");
             run.only("power-button");
-            assert!(run.events("fire").iter().all(|fire| fire["stage"] != "escalation"));
+            assert!(run.events("expiry").iter().all(|expiry| expiry["stage"] != "escalation"));
             assert_timeout_on_time(run);
         },
         compare: true,
@@ -203,7 +203,7 @@ pub const SCENARIOS: &[Scenario] = &[
             assert_eq!(run.status, Some(WATCHDOG_POWERED_OFF));
             assert_eq!(run.timeout()["action"], "shutdown");
             run.only("power-button");
-            let forced = run.events("fire").into_iter().find(|fire| fire["stage"] == "escalation");
+            let forced = run.events("expiry").into_iter().find(|expiry| expiry["stage"] == "escalation");
             let forced = forced.expect("an escalation");
             assert_eq!(forced["action"], "poweroff");
             let waited = Transcript::time(forced, "observed_ns") - Transcript::time(run.timeout(), "observed_ns");

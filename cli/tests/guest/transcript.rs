@@ -61,8 +61,8 @@ impl Transcript {
     ///
     /// If there is none or more than one.
     pub fn timeout(&self) -> &Value {
-        let mut timeouts = self.events("fire");
-        timeouts.retain(|fire| fire["stage"] == "timeout");
+        let mut timeouts = self.events("expiry");
+        timeouts.retain(|expiry| expiry["stage"] == "timeout");
         assert_eq!(timeouts.len(), 1, "the watchdog should time out once");
         timeouts[0]
     }

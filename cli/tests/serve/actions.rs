@@ -83,7 +83,7 @@ fn a_command_that_qemu_refuses_is_tried_again_and_then_escalated() {
         assert_eq!(failed["reason"], "QEMU refuses system_powerdown: not now", "attempt {attempt}");
     }
     qmp.answer("quit", json!({}));
-    assert_eq!(server.expect_where("fire", |event| event["stage"] == "escalation")["action"], "poweroff");
+    assert_eq!(server.expect_where("expiry", |event| event["stage"] == "escalation")["action"], "poweroff");
     assert_eq!(server.expect("performed")["action"], "poweroff");
 }
 

@@ -95,7 +95,7 @@ fn with_both_a_command_acts_and_qmp_only_reports() {
     let mut client = server.client();
     qmp.pause(&server);
     client.arm(1);
-    server.expect_none("fire", Duration::from_millis(300));
+    server.expect_none("expiry", Duration::from_millis(300));
     qmp.event("RESUME");
     server.expect("performed");
     assert!(server.path("acted").exists());
@@ -108,7 +108,7 @@ fn an_action_that_takes_long_delays_no_other_watchdog() {
     let server = Builder::new().options("--socket s --socket t").option("--exec", script).start();
     let mut slow = server.client_of("t");
     slow.arm(1);
-    server.expect_where("fire", is_timeout);
+    server.expect_where("expiry", is_timeout);
     let mut quick = server.client_of("s");
     quick.arm(1);
     assert_eq!(server.expect("performed")["id"], "watchdog0");

@@ -308,11 +308,11 @@ fn a_client_that_never_reads_delays_neither_other_sockets_nor_the_end() {
     greedy.arm(30);
     never_read(&mut greedy.stream);
     // Its own watchdog still works, too.
-    server.expect_where("fire", |event| event["id"] == "watchdog0" && event["stage"] == "timeout");
+    server.expect_where("expiry", |event| event["id"] == "watchdog0" && event["stage"] == "timeout");
 
     let mut other = server.client_of("t");
     other.arm(30);
-    server.expect_where("fire", |event| event["id"] == "watchdog1" && event["stage"] == "timeout");
+    server.expect_where("expiry", |event| event["id"] == "watchdog1" && event["stage"] == "timeout");
     assert!(server.signal(rustix::process::Signal::TERM).success());
     drop(greedy);
 }
@@ -346,7 +346,7 @@ fn a_full_eventfd_does_not_block_the_server() {
     client.ask_with_fds(SET_IRQS, &set_irqs(20, DATA_EVENTFD | TRIGGER, 0, 0, 1), &[full.as_fd()]).unwrap();
     client.ask(SET_IRQS, &set_irqs(20, DATA_NONE | TRIGGER, 0, 0, 1)).unwrap();
     client.arm(1);
-    server.expect_where("fire", |event| event["stage"] == "timeout");
+    server.expect_where("expiry", |event| event["stage"] == "timeout");
     assert!(client.timed_out());
 }
 
@@ -361,7 +361,7 @@ fn a_full_eventfd_made_blocking_again_does_not_block_the_server() {
     rustix::io::write(&full, &(u64::MAX - 1).to_ne_bytes()).unwrap();
     client.ask(SET_IRQS, &set_irqs(20, DATA_NONE | TRIGGER, 0, 0, 1)).unwrap();
     client.arm(1);
-    server.expect_where("fire", |event| event["stage"] == "timeout");
+    server.expect_where("expiry", |event| event["stage"] == "timeout");
     assert!(client.timed_out());
 }
 

@@ -16,7 +16,7 @@ fn a_disconnect_disarms_and_the_next_client_sees_only_the_cause() {
     let server = Server::harmless();
     let mut first = server.client();
     first.arm(1);
-    server.expect_where("fire", |event| event["stage"] == "timeout");
+    server.expect_where("expiry", |event| event["stage"] == "timeout");
     first.ping();
     drop(first);
     assert_eq!(server.expect("disconnected")["reason"], "left");
@@ -26,8 +26,8 @@ fn a_disconnect_disarms_and_the_next_client_sees_only_the_cause() {
     assert!(!second.is_enabled());
     assert_eq!(second.read(BAR0, 0, 4).unwrap(), [0xFF, 0xFF, 0x0F, 0], "power-on values");
     drop(second);
-    // The watchdog that the first one has armed does not fire.
-    server.expect_none("fire", Duration::from_millis(200));
+    // The watchdog that the first one has armed does not expire.
+    server.expect_none("expiry", Duration::from_millis(200));
 }
 
 #[test]
@@ -38,7 +38,7 @@ fn a_disconnect_while_armed_causes_no_timeout() {
     server.expect("armed");
     drop(client);
     server.expect("disarmed");
-    server.expect_none("fire", Duration::from_millis(500));
+    server.expect_none("expiry", Duration::from_millis(500));
 }
 
 #[test]
@@ -183,6 +183,6 @@ fn several_sockets_are_several_watchdogs() {
         .start();
     let (mut a, mut b) = (server.client_of("s"), server.client_of("t"));
     b.arm(1);
-    assert_eq!(server.expect_where("fire", |event| event["stage"] == "timeout")["id"], "b");
+    assert_eq!(server.expect_where("expiry", |event| event["stage"] == "timeout")["id"], "b");
     assert!(b.timed_out() && !a.timed_out());
 }

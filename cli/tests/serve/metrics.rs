@@ -94,7 +94,7 @@ fn warn(server: &Server, client: &mut Client, times: usize) {
     }
     for _ in 0..times {
         client.ping();
-        server.expect_where("fire", |event| event["stage"] == "pretimeout");
+        server.expect_where("expiry", |event| event["stage"] == "pretimeout");
     }
 }
 
@@ -141,7 +141,7 @@ fn each_counter_counts_what_its_name_says() {
         ("ignored_accesses", 31..=31),
         ("heartbeats", 38..=38),
         ("pretimeouts", 7..=7),
-        ("expiries", 1..=1),
+        ("timeouts", 1..=1),
         ("action_failures", 2..=2),
         ("actions", 8..=8),
         ("timer_wakes", 9..=30),
@@ -175,7 +175,7 @@ fn an_interrupt_that_cannot_be_signalled_is_counted() {
     wait_until_in_poll(&server, "serve wd");
     server.limit_files(Some(0));
     qmp.event("RESUME");
-    server.expect_where("fire", |event| event["stage"] == "pretimeout");
+    server.expect_where("expiry", |event| event["stage"] == "pretimeout");
     server.limit_files(None);
 
     // A timer that went off during the pause may be served after it, when nothing is due.
@@ -228,7 +228,7 @@ fn each_gauge_has_its_current_value() {
     client.arm(1);
     assert_eq!(states(), [1.0, 1.0, 1.0, 1.0, 0.0]);
     qmp.resume(&server);
-    server.expect_where("fire", |event| event["stage"] == "timeout");
+    server.expect_where("expiry", |event| event["stage"] == "timeout");
     assert_eq!(states(), [1.0, 0.0, 1.0, 1.0, 1.0]);
     client.write(CONFIG, 0x68, &[0]).unwrap();
     assert_eq!(states(), [1.0, 0.0, 1.0, 0.0, 1.0]);

@@ -39,13 +39,13 @@ fn a_pause_by_qmp_stops_the_watchdog_and_keeps_the_remaining_time() {
     assert_eq!(qmp.vm_time(&server), paused_at, "the clock is stopped");
     let resumed = Instant::now();
     qmp.event("RESUME");
-    let fire = server.expect_where("fire", is_timeout);
+    let expiry = server.expect_where("expiry", is_timeout);
     assert!(
         resumed.elapsed() >= Duration::from_nanos(deadline - paused_at),
         "the remaining time is the same after the pause"
     );
-    assert_eq!(number(&fire, "deadline_ns"), deadline);
-    assert!(number(&fire, "observed_ns") >= deadline, "{fire}");
+    assert_eq!(number(&expiry, "deadline_ns"), deadline);
+    assert!(number(&expiry, "observed_ns") >= deadline, "{expiry}");
     qmp.answer("system_reset", json!({}));
 }
 
@@ -71,7 +71,7 @@ fn a_vm_that_is_paused_when_qmp_connects_stops_the_clock() {
     client.arm(1);
     qmp.no_command(QUIET);
     qmp.event("RESUME");
-    assert_eq!(number(&server.expect_where("fire", is_timeout), "deadline_ns"), paused_at + 2 * UNIT_NS);
+    assert_eq!(number(&server.expect_where("expiry", is_timeout), "deadline_ns"), paused_at + 2 * UNIT_NS);
     qmp.answer("system_reset", json!({}));
 }
 
@@ -105,7 +105,7 @@ fn a_new_vm_does_not_inherit_the_pause_of_the_last_one() {
     // From here on the fake QEMU accepts no connection.
     let mut client = server.client();
     client.arm(1);
-    server.expect_where("fire", is_timeout);
+    server.expect_where("expiry", is_timeout);
 }
 
 #[test]
@@ -115,12 +115,12 @@ fn a_vm_is_protected_although_qmp_was_lost_while_it_was_paused() {
     let mut client = server.client();
     first.pause(&server);
     client.arm(1);
-    server.expect_none("fire", QUIET);
+    server.expect_none("expiry", QUIET);
     drop(first);
     server.expect_where("control", |event| event["connected"] == false);
     server.expect("resumed");
     // Without QMP the VM counts as running; the action is retried until QMP is connected again.
-    server.expect_where("fire", is_timeout);
+    server.expect_where("expiry", is_timeout);
     qmp.accept(&server, true).answer("system_reset", json!({}));
 }
 

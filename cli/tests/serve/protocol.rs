@@ -137,7 +137,7 @@ fn a_reset_disarms_and_keeps_the_cause() {
     let server = Server::harmless();
     let mut client = server.client();
     client.arm(1);
-    server.expect_where("fire", |event| event["stage"] == "timeout");
+    server.expect_where("expiry", |event| event["stage"] == "timeout");
     for _ in 0..2 {
         // QEMU resets twice for one reset of the machine.
         assert_eq!(client.ask(RESET, &[]), Ok(vec![]));
@@ -183,7 +183,7 @@ fn intx_exists_if_configured_and_is_signalled_once_until_unmasked() {
     client.write(BAR0, 0x00, &[1, 0, 0, 0]).unwrap();
     client.ping();
     client.write(CONFIG, 0x68, &[2]).unwrap();
-    server.expect_where("fire", |event| event["stage"] == "pretimeout");
+    server.expect_where("expiry", |event| event["stage"] == "pretimeout");
     let status = client.read(CONFIG, 0x06, 2).unwrap();
     assert_eq!(status[0] & 0x08, 0x08, "interrupt pending");
     assert_eq!(signals(&interrupt), 1);
@@ -231,7 +231,7 @@ fn msi_exists_if_configured_and_each_interrupt_is_signalled_once() {
     client.write(BAR0, 0x00, &[1, 0, 0, 0]).unwrap();
     client.ping();
     client.write(CONFIG, 0x68, &[2]).unwrap();
-    server.expect_where("fire", |event| event["stage"] == "pretimeout");
+    server.expect_where("expiry", |event| event["stage"] == "pretimeout");
     client.read(BAR0, 0x08, 4).unwrap();
     assert_eq!((signals(&message), signals(&line)), (1, 0));
     assert_eq!(client.read(CONFIG, 0x06, 2).unwrap()[0] & 0x08, 0, "INTx has no interrupt");
@@ -267,13 +267,16 @@ fn a_timeout_is_reported_on_time_with_its_deadline_and_last_heartbeat() {
     }
     let before = Instant::now();
     client.arm(512);
-    let fire = server.expect_where("fire", |event| event["stage"] == "timeout");
+    let expiry = server.expect_where("expiry", |event| event["stage"] == "timeout");
     assert!(before.elapsed() >= Duration::from_nanos(1_006_632_960), "never early");
-    assert_eq!((&fire["id"], &fire["action"], &fire["attempt"]), (&"watchdog0".into(), &"none".into(), &1.into()));
-    assert_eq!(fire["heartbeats"], 10);
-    let number = |name: &str| fire[name].as_u64().unwrap();
+    assert_eq!(
+        (&expiry["id"], &expiry["action"], &expiry["attempt"]),
+        (&"watchdog0".into(), &"none".into(), &1.into())
+    );
+    assert_eq!(expiry["heartbeats"], 10);
+    let number = |name: &str| expiry[name].as_u64().unwrap();
     // Two stages of 512 units of 983,040 ns.
     assert_eq!(number("deadline_ns") - number("last_heartbeat_ns"), 1_006_632_960);
     assert_eq!(number("observed_ns") - number("deadline_ns"), number("lateness_ns"));
-    assert!(number("lateness_ns") < 5_000_000_000, "{fire}");
+    assert!(number("lateness_ns") < 5_000_000_000, "{expiry}");
 }

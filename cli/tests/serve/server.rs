@@ -118,6 +118,12 @@ impl Builder {
         server
     }
 
+    /// Starts it without waiting, because its events do not go to standard output.
+    pub fn start_silent(mut self) -> Server {
+        let child = self.command.stdout(Stdio::null()).spawn().unwrap();
+        Server { child, events: channel().1, kept: RefCell::default(), folder: self.folder }
+    }
+
     /// Starts it with options that are an error, and returns its status and its message.
     pub fn fail(mut self) -> (i32, String) {
         let mut child = self.command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
@@ -222,6 +228,17 @@ impl Server {
         let maximum = getrlimit(Resource::Nofile).maximum;
         let limit = Rlimit { current: limit.or(maximum), maximum };
         prlimit(Some(Pid::from_child(&self.child)), Resource::Nofile, limit).unwrap();
+    }
+
+    /// Limits the length of its files; `None` is no limit.
+    pub fn limit_file_length(&self, limit: Option<u64>) {
+        let limit = Rlimit { current: limit, maximum: None };
+        prlimit(Some(Pid::from_child(&self.child)), Resource::Fsize, limit).unwrap();
+    }
+
+    /// Sends a signal that does not end it.
+    pub fn send_signal(&self, signal: Signal) {
+        rustix::process::kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
     /// Ends it with a signal.

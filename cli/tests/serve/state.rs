@@ -41,7 +41,7 @@ fn the_cause_of_the_last_reset_survives_a_server_that_is_killed() {
     let server = Builder::new().options(OPTIONS).start();
     let mut client = server.client();
     client.arm(1);
-    server.expect_where("fire", |event| event["stage"] == "timeout");
+    server.expect_where("expiry", |event| event["stage"] == "timeout");
     wait_for(&server, "wdt_timeout", true);
 
     let server = server.replaced_by(OPTIONS);
@@ -96,7 +96,7 @@ fn a_watchdog_is_disarmed_after_a_restart_and_the_server_says_so() {
         let restored = server.expect("restored");
         assert_eq!((&restored["was_armed"], &restored["wdt_timeout"]), (&true.into(), &false.into()));
     });
-    server.expect_none("fire", Duration::from_millis(300));
+    server.expect_none("expiry", Duration::from_millis(300));
 }
 
 #[test]
@@ -110,7 +110,7 @@ fn a_timeout_whose_action_failed_is_reported_after_a_restart() {
         server.expect("restored");
         assert!(server.expect("log")["message"].as_str().unwrap().contains("is not performed"));
     });
-    server.expect_none("fire", Duration::from_millis(300));
+    server.expect_none("expiry", Duration::from_millis(300));
 }
 
 #[test]

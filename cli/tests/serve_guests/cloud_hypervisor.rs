@@ -51,7 +51,7 @@ fn a_guest_that_panics_while_armed_does_not_time_out_during_its_next_boot() {
         guest.run("(sleep 1; echo c > /proc/sysrq-trigger) &");
         server.expect("disconnected");
         assert_eq!(guest.boot_status(), "0");
-        server.expect_none("fire", LONGER_THAN_THE_TIMEOUT);
+        server.expect_none("expiry", LONGER_THAN_THE_TIMEOUT);
     });
 }
 
@@ -63,7 +63,7 @@ fn a_vm_that_is_shut_down_and_booted_again_has_its_watchdog() {
         server.expect("armed");
         cloud_hypervisor::call(&api(&server), "vm.shutdown", "");
         server.expect("disconnected");
-        server.expect_none("fire", LONGER_THAN_THE_TIMEOUT);
+        server.expect_none("expiry", LONGER_THAN_THE_TIMEOUT);
         cloud_hypervisor::call(&api(&server), "vm.boot", "");
         assert_eq!(guest.boot_status(), "0");
         let alive = crate::feed_and_kill(&mut guest);

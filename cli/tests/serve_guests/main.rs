@@ -52,14 +52,17 @@ fn boot(pieces: &Pieces, server: &Server) -> Guest {
 /// Waits for the timeout of a guest whose last heartbeat did not come before `alive`: never early, neither by the
 /// server's clock nor by the test's, and not much later.
 fn expect_timeout(server: &Server, alive: Instant) -> Value {
-    let fire = server.expect_where("fire", |event| event["stage"] == "timeout");
+    let expiry = server.expect_where("expiry", |event| event["stage"] == "timeout");
     let waited = alive.elapsed();
-    assert!(waited >= FOUR_SECONDS, "a timeout {waited:?} after the last heartbeat, by the clock of the test: {fire}");
-    let time = |name: &str| Duration::from_nanos(fire[name].as_u64().unwrap());
-    assert_eq!(time("deadline_ns") - time("last_heartbeat_ns"), FOUR_SECONDS, "{fire}");
-    assert!(time("observed_ns") >= time("deadline_ns"), "{fire}");
-    assert!(time("lateness_ns") < LATEST, "{fire}");
-    fire
+    assert!(
+        waited >= FOUR_SECONDS,
+        "a timeout {waited:?} after the last heartbeat, by the clock of the test: {expiry}"
+    );
+    let time = |name: &str| Duration::from_nanos(expiry[name].as_u64().unwrap());
+    assert_eq!(time("deadline_ns") - time("last_heartbeat_ns"), FOUR_SECONDS, "{expiry}");
+    assert!(time("observed_ns") >= time("deadline_ns"), "{expiry}");
+    assert!(time("lateness_ns") < LATEST, "{expiry}");
+    expiry
 }
 
 /// Lets busybox feed the watchdog, and kills it.
@@ -74,10 +77,10 @@ fn reset(pieces: &Pieces, watchdog: &str) {
     let driver = guest.run("cat /sys/class/watchdog/watchdog0/identity; ls -d /sys/bus/pci/drivers/i6300ESB*/0000*");
     assert!(driver.contains("i6300ESB timer") && driver.contains("0000:00:"), "{driver}");
     guest.feed();
-    server.expect_none("fire", LONGER_THAN_THE_TIMEOUT);
+    server.expect_none("expiry", LONGER_THAN_THE_TIMEOUT);
     let alive = guest.kill_feeder();
-    let fire = expect_timeout(&server, alive);
-    assert!(fire["heartbeats"].as_u64().unwrap() >= 5, "{fire}");
+    let expiry = expect_timeout(&server, alive);
+    assert!(expiry["heartbeats"].as_u64().unwrap() >= 5, "{expiry}");
     assert_eq!(server.expect("performed")["action"], "reset");
     assert_eq!(server.expect("vm")["name"], "reset");
     assert_eq!(guest.boot_status(), CARD_RESET);
@@ -154,10 +157,10 @@ fn a_pause_longer_than_the_timeout_causes_no_timeout() {
         let mut operator = Operator::connect(&server.path("test-qmp"));
         operator.execute("stop");
         server.expect("paused");
-        server.expect_none("fire", LONGER_THAN_THE_TIMEOUT);
+        server.expect_none("expiry", LONGER_THAN_THE_TIMEOUT);
         operator.execute("cont");
         server.expect("resumed");
-        server.expect_none("fire", LONGER_THAN_THE_TIMEOUT);
+        server.expect_none("expiry", LONGER_THAN_THE_TIMEOUT);
         let alive = guest.kill_feeder();
         expect_timeout(&server, alive);
         assert_eq!(guest.boot_status(), CARD_RESET);
@@ -187,7 +190,7 @@ fn the_cause_of_the_reset_survives_a_server_that_is_killed() {
         let server = server.replaced_by(options);
         guest.run("kill -CONT $feeder; sleep 3");
         guest.kill_feeder();
-        server.expect_none("fire", LONGER_THAN_THE_TIMEOUT);
+        server.expect_none("expiry", LONGER_THAN_THE_TIMEOUT);
         guest.run("true");
     });
 }

@@ -11,7 +11,7 @@ use crate::serve::control::connect::connect;
 
 /// How long a call may take. A reboot answers once the new VM is there.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
-/// The longest answer that is read.
+/// How much of an answer is read: its header has to end before.
 const LONGEST_ANSWER: usize = 16 << 10;
 /// How many header lines an answer may have.
 const MOST_HEADERS: usize = 32;
@@ -82,7 +82,8 @@ impl CloudHypervisor {
                 return Ok(Some(status));
             }
             if answer.len() > LONGEST_ANSWER {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "the header of the answer does not end"));
+                let message = format!("the header of the answer is longer than {LONGEST_ANSWER} bytes");
+                return Err(io::Error::new(io::ErrorKind::InvalidData, message));
             }
         }
     }

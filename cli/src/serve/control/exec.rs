@@ -147,6 +147,13 @@ fn shell(command: &str, event: &Event, socket: &Path) -> io::Result<Command> {
         .env("WATCHDOG_OBSERVED_NS", observed_ns.to_string())
         .env("WATCHDOG_LATENESS_NS", lateness_ns.to_string())
         .stdin(stdin(&input)?)
+        // What the service manager tells the server is not for the command.
+        .env_remove("NOTIFY_SOCKET")
+        .env_remove("WATCHDOG_USEC")
+        .env_remove("WATCHDOG_PID")
+        .env_remove("LISTEN_PID")
+        .env_remove("LISTEN_FDS")
+        .env_remove("LISTEN_FDNAMES")
         // Standard output of this process is for its events.
         .stdout(io::stderr());
     Ok(shell)

@@ -6,13 +6,16 @@
 //! This is a client of our own because it needs seven commands, a timeout for each, and bounds for everything that an
 //! untrusted QEMU sends.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use vm_watchdog::{Action, Event, HandlerError};
 
@@ -20,14 +23,14 @@ use crate::serve::control::connect::connect;
 
 /// How long QEMU may take to answer a command.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long QEMU may take to send its greeting. It sends none while another client is connected.
-const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long QEMU may take to greet and to say whether the VM runs. It sends nothing while another client is connected.
+const SETUP_TIMEOUT: Duration = Duration::from_secs(5);
 /// The first delay before reconnecting; it doubles with each failure.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 /// The longest delay.
 const LONGEST_DELAY: Duration = Duration::from_secs(2);
-/// The longest line that is read. QEMU's are much shorter.
-const LONGEST_LINE: u64 = 64 << 10;
+/// The longest message that is read, and the most that is read before a connection is ready. QEMU sends much less.
+const MOST_BYTES: u64 = 64 << 10;
 
 /// How many characters of a reason are kept.
 const REASON_LENGTH: usize = 200;
@@ -48,7 +51,7 @@ struct Link {
     /// Why there is no connection.
     why_not: String,
     last_id: u64,
-    answer: Option<(u64, Result<Value, String>)>,
+    answer: Option<Answer>,
 }
 
 /// Is notified of the events of a VM.
@@ -125,8 +128,8 @@ impl Qmp {
         let id = link.send(command, arguments).map_err(|error| format!("QMP {}: {error}", self.path.display()))?;
         let deadline = Instant::now() + ANSWER_TIMEOUT;
         loop {
-            if let Some((_, answer)) = link.answer.take_if(|(answered, _)| *answered == id) {
-                return answer.map(|_| ()).map_err(|error| format!("QEMU refuses {command}: {error}").into());
+            if let Some(answer) = link.answer.take_if(|answer| answer.id == id) {
+                return answer.outcome.map(|_| ()).map_err(|error| format!("QEMU refuses {command}: {error}").into());
             }
             if link.stream.is_none() {
                 // After `quit` QEMU ends. Its vfio-user connection ends too, which drops the retry.
@@ -160,7 +163,7 @@ impl Qmp {
                 listener.vm_event(VmEvent::Control { socket: socket.clone(), connected: false, reason });
                 reported = Some(lost);
             }
-            // Without QMP a resume would not be noticed, and a watchdog with a paused clock never fires. So the VM counts
+            // Without QMP a resume would not be noticed, and a watchdog with a paused clock never expires. So the VM counts
             // as running; the next connection corrects that.
             listener.vm_event(VmEvent::Runs(true));
             thread::sleep(delay);
@@ -176,31 +179,26 @@ impl Qmp {
         delay: &mut Duration,
     ) -> Result<std::convert::Infallible, Lost> {
         let stream = connect(&self.path)?;
-        let mut lines = Lines(BufReader::new(stream.try_clone()?));
+        let mut messages = Messages::new(stream.try_clone()?);
 
-        stream.set_read_timeout(Some(GREETING_TIMEOUT))?;
-        let greeting = lines.next().map_err(|error| match error.kind() {
-            io::ErrorKind::WouldBlock => "no greeting: is another client connected to it?".to_owned(),
-            _ => error.to_string(),
-        })?;
-        greeting.get("QMP").ok_or("no greeting, so it is no QMP socket")?;
+        messages.next()?.is_greeting.then_some(()).ok_or("no greeting, so it is no QMP socket")?;
         write_command(&stream, 0, "qmp_capabilities", None)?;
-        lines.answer(0, listener)?.map_err(|error| format!("qmp_capabilities: {error}"))?;
+        messages.answer(listener)?.map_err(|error| format!("qmp_capabilities: {error}"))?;
         write_command(&stream, 0, "query-status", None)?;
-        let status = lines.answer(0, listener)?.map_err(|error| format!("query-status: {error}"))?;
-        let runs = status.get("running").and_then(Value::as_bool).ok_or("query-status: no answer")?;
+        let status = messages.answer(listener)?.map_err(|error| format!("query-status: {error}"))?;
+        let runs = status.running.ok_or("query-status: no answer")?;
 
-        stream.set_read_timeout(None)?;
+        messages.is_ready()?;
         self.link().stream = Some(stream);
         *delay = FIRST_DELAY;
         listener.vm_event(VmEvent::Control { socket: socket.to_owned(), connected: true, reason: None });
         listener.vm_event(VmEvent::Runs(runs));
         loop {
-            let message = lines.next()?;
-            if let Some(event) = parse_event(&message) {
+            let Message { event, answer, .. } = messages.next()?;
+            if let Some(event) = event {
                 listener.vm_event(event);
-            } else if let Some((id, answer)) = parse_answer(&message) {
-                self.link().answer = Some((id, answer));
+            } else if answer.is_some() {
+                self.link().answer = answer;
                 self.answered.notify_all();
             }
         }
@@ -229,53 +227,176 @@ fn write_command(mut stream: &UnixStream, id: u64, command: &str, arguments: Opt
     stream.write_all(format!("{message}\n").as_bytes())
 }
 
-/// The messages of QEMU, one a line.
-struct Lines(BufReader<UnixStream>);
+/// The messages of QEMU, one a line. No more than one of them is in memory.
+struct Messages {
+    stream: BufReader<UnixStream>,
+    line: Vec<u8>,
+    /// What the connection may still send and when, until it is ready.
+    setup: Option<(u64, Instant)>,
+}
 
-impl Lines {
-    fn next(&mut self) -> io::Result<Value> {
-        let mut line = Vec::new();
-        self.0.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line)?;
-        if line.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "closed by QEMU"));
-        }
-        serde_json::from_slice(&line).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+impl Messages {
+    fn new(stream: UnixStream) -> Self {
+        let setup = Some((MOST_BYTES, Instant::now() + SETUP_TIMEOUT));
+        Self { stream: BufReader::new(stream), line: Vec::new(), setup }
     }
 
-    /// The answer to a command. Forwards the events that come before it.
-    fn answer(&mut self, id: u64, listener: &dyn VmListener) -> io::Result<Result<Value, String>> {
+    /// From now on each message may be so long, and may come at any time.
+    fn is_ready(&mut self) -> io::Result<()> {
+        self.setup = None;
+        self.stream.get_ref().set_read_timeout(None)
+    }
+
+    fn next(&mut self) -> io::Result<Message> {
+        let most = self.setup.map_or(MOST_BYTES, |(most, _)| most);
+        self.line.clear();
         loop {
-            let message = self.next()?;
-            match (parse_event(&message), parse_answer(&message)) {
-                (Some(event), _) => listener.vm_event(event),
-                (None, Some((answered, answer))) if answered == id => return Ok(answer),
+            if let Some((_, deadline)) = self.setup {
+                let left = deadline.saturating_duration_since(Instant::now());
+                self.stream.get_ref().set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
+            }
+            let bytes = match self.stream.fill_buf() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(self.too_slow()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                bytes => bytes?,
+            };
+            if bytes.is_empty() {
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "closed by QEMU"));
+            }
+            let end = bytes.iter().position(|byte| *byte == b'\n').map(|at| at + 1);
+            let count = end.unwrap_or(bytes.len());
+            if (self.line.len() + count) as u64 > most {
+                return Err(self.too_long());
+            }
+            self.line.extend_from_slice(&bytes[..count]);
+            self.stream.consume(count);
+            if end.is_some() {
+                break;
+            }
+        }
+        if let Some((most, _)) = &mut self.setup {
+            *most -= self.line.len() as u64;
+        }
+        Message::parse(&self.line)
+    }
+
+    /// The outcome of the command 0. Forwards the events that come before it.
+    fn answer(&mut self, listener: &dyn VmListener) -> io::Result<Result<Returned, String>> {
+        loop {
+            match self.next()? {
+                Message { event: Some(event), .. } => listener.vm_event(event),
+                Message { answer: Some(Answer { id: 0, outcome }), .. } => return Ok(outcome),
                 _ => {}
             }
         }
     }
-}
 
-fn parse_event(message: &Value) -> Option<VmEvent> {
-    let reason = || sanitized(message, "/data/reason");
-    match message.get("event")?.as_str()? {
-        "STOP" => Some(VmEvent::Runs(false)),
-        "RESUME" => Some(VmEvent::Runs(true)),
-        "RESET" => Some(VmEvent::Reset { reason: reason() }),
-        "SHUTDOWN" => Some(VmEvent::Shutdown { reason: reason() }),
-        _ => None,
+    fn too_long(&self) -> io::Error {
+        let message = match self.setup {
+            Some(_) => format!("QEMU sends more than {MOST_BYTES} bytes before it has answered query-status"),
+            None => format!("QEMU sends a message of more than {MOST_BYTES} bytes"),
+        };
+        io::Error::new(io::ErrorKind::InvalidData, message)
+    }
+
+    fn too_slow(&self) -> io::Error {
+        let message = match self.setup {
+            Some((MOST_BYTES, _)) if self.line.is_empty() => {
+                "no greeting: is another client connected to it?".to_owned()
+            }
+            _ => format!("QEMU has not answered query-status within {SETUP_TIMEOUT:?}"),
+        };
+        io::Error::new(io::ErrorKind::TimedOut, message)
     }
 }
 
-fn parse_answer(message: &Value) -> Option<(u64, Result<Value, String>)> {
-    let id = message.get("id")?.as_u64()?;
-    let error = || sanitized(message, "/error/desc").unwrap_or_else(|| "no reason given".to_owned());
-    Some((id, message.get("return").cloned().ok_or_else(error)))
+/// A message, as far as it matters.
+struct Message {
+    is_greeting: bool,
+    event: Option<VmEvent>,
+    answer: Option<Answer>,
+}
+
+/// The answer to a command.
+struct Answer {
+    id: u64,
+    outcome: Result<Returned, String>,
+}
+
+/// What commands return, as far as it matters.
+#[derive(Default, Deserialize)]
+struct Returned {
+    running: Option<bool>,
+}
+
+/// The parts of a message, which are not parsed unless they matter: a tree of their values takes a hundred times as much
+/// memory as the text.
+#[derive(Default, Deserialize)]
+struct Parts<'a> {
+    #[serde(borrow, rename = "QMP")]
+    greeting: Option<&'a RawValue>,
+    #[serde(borrow)]
+    event: Option<&'a RawValue>,
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
+    #[serde(borrow)]
+    id: Option<&'a RawValue>,
+    #[serde(borrow, rename = "return")]
+    returned: Option<&'a RawValue>,
+    #[serde(borrow)]
+    error: Option<&'a RawValue>,
+}
+
+/// The text that says why.
+#[derive(Deserialize)]
+struct Why {
+    #[serde(alias = "desc")]
+    reason: String,
+}
+
+impl Message {
+    fn parse(line: &[u8]) -> io::Result<Self> {
+        let parts: Parts<'_> = match serde_json::from_slice(line) {
+            // A value that is no message is ignored.
+            Err(error) if error.is_data() => Parts::default(),
+            parts => parts.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?,
+        };
+        Ok(Self { is_greeting: parts.greeting.is_some(), event: parts.event(), answer: parts.answer() })
+    }
+}
+
+impl Parts<'_> {
+    fn event(&self) -> Option<VmEvent> {
+        let reason = || why(self.data);
+        match parse::<String>(self.event)?.as_str() {
+            "STOP" => Some(VmEvent::Runs(false)),
+            "RESUME" => Some(VmEvent::Runs(true)),
+            "RESET" => Some(VmEvent::Reset { reason: reason() }),
+            "SHUTDOWN" => Some(VmEvent::Shutdown { reason: reason() }),
+            _ => None,
+        }
+    }
+
+    fn answer(&self) -> Option<Answer> {
+        let id = parse(self.id)?;
+        let outcome = match self.returned {
+            Some(_) => Ok(parse(self.returned).unwrap_or_default()),
+            None => Err(why(self.error).unwrap_or_else(|| "no reason given".to_owned())),
+        };
+        Some(Answer { id, outcome })
+    }
+}
+
+/// A part of a message, if it is as expected.
+fn parse<T: DeserializeOwned>(part: Option<&RawValue>) -> Option<T> {
+    serde_json::from_str(part?.get()).ok()
 }
 
 /// Untrusted text from QEMU, sanitized and truncated for a line of the log.
-fn sanitized(message: &Value, pointer: &str) -> Option<String> {
+fn why(part: Option<&RawValue>) -> Option<String> {
     let printable = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
-    Some(message.pointer(pointer)?.as_str()?.chars().take(REASON_LENGTH).map(printable).collect())
+    let Why { reason } = parse(part)?;
+    Some(reason.chars().take(REASON_LENGTH).map(printable).collect())
 }
 
 /// A name for a dump, unique by its time.

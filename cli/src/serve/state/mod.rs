@@ -1,7 +1,5 @@
 //! The state of the VM's watchdogs in a file, so that the next server knows the cause of the last reset.
 
-mod file;
-
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::PathBuf;
@@ -13,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use vm_watchdog::Watchdog;
 use vm_watchdog::i6300esb::{I6300esb, I6300esbState};
 
-use crate::serve::state::file::LockedFile;
+use crate::serve::locked_file::LockedFile;
 
 /// How long an action, or the end of the server, waits for the disk.
 const SAVE_TIMEOUT: Duration = Duration::from_millis(500);
@@ -23,6 +21,8 @@ const SAVE_DELAY: Duration = Duration::from_millis(10);
 const WRITE_INTERVAL: Duration = Duration::from_secs(1);
 /// The time from a write that failed to the next try.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// The permissions of the file.
+const MODE: u32 = 0o600;
 /// The version of the file.
 const VERSION: u32 = 1;
 
@@ -99,7 +99,7 @@ impl StateWriter {
     ///
     /// It is locked by another server, is no regular file, or the host refuses.
     pub fn open(path: PathBuf) -> Result<Self, StateFileError> {
-        let locked = States::of(&[]).to_bytes().and_then(|empty| LockedFile::open(path.clone(), &empty));
+        let locked = States::of(&[]).to_bytes().and_then(|empty| LockedFile::open(path.clone(), MODE, &empty));
         let file = Mutex::new(locked.map_err(|source| StateFileError { path: path.clone(), source })?);
         let (progress, changed) = (Mutex::default(), Condvar::new());
         Ok(Self { shared: Arc::new(Shared { path, file, watchdogs: OnceLock::new(), progress, changed }) })

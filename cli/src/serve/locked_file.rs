@@ -19,20 +19,22 @@ pub struct LockedFile {
     path: PathBuf,
     /// The file at the path. The lock is on it, and moves to the file that takes its place.
     file: File,
+    /// The permissions of new files.
+    mode: u32,
 }
 
 impl LockedFile {
-    /// Locks the file at `path`, and creates it with `content` if it is not there.
+    /// Locks the file at `path`, and creates it with `content` if it is not there. New files have the permissions `mode`.
     ///
     /// # Errors
     ///
     /// Another process has locked it, it is no regular file, or the host refuses.
-    pub fn open(path: PathBuf, content: &[u8]) -> io::Result<Self> {
+    pub fn open(path: PathBuf, mode: u32, content: &[u8]) -> io::Result<Self> {
         loop {
             let file = match open(&path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     // Another process may create it meanwhile, and is asked for the lock then.
-                    match new_file(&path, content)?.persist_noclobber(&path) {
+                    match new_file(&path, mode, content)?.persist_noclobber(&path) {
                         Ok(_) => continue,
                         Err(refused) if refused.error.kind() == io::ErrorKind::AlreadyExists => continue,
                         Err(refused) => return Err(refused.error),
@@ -46,7 +48,7 @@ impl LockedFile {
             lock(&file)?;
             // The process that had it may have replaced it between the opening and the lock.
             if fs::symlink_metadata(&path).is_ok_and(|now| is_same(&now, &file)) {
-                return Ok(Self { path, file });
+                return Ok(Self { path, file, mode });
             }
         }
     }
@@ -63,10 +65,15 @@ impl LockedFile {
 
     /// Replaces the file. It has the old content or the new one, also after a crash of the host.
     pub fn replace(&mut self, content: &[u8]) -> io::Result<()> {
-        let new = new_file(&self.path, content)?;
+        let new = new_file(&self.path, self.mode, content)?;
         lock(new.as_file())?;
         self.file = new.persist(&self.path)?;
         File::open(folder(&self.path))?.sync_all()
+    }
+
+    /// Removes the file.
+    pub fn remove(self) -> io::Result<()> {
+        fs::remove_file(&self.path)
     }
 
     /// Renames the file to a name that is free, and returns that.
@@ -95,11 +102,11 @@ fn open(path: &Path) -> io::Result<File> {
 }
 
 /// A file with this content beside `path`, under a name that nobody can guess, removed unless it is persisted.
-fn new_file(path: &Path, content: &[u8]) -> io::Result<tempfile::NamedTempFile> {
+fn new_file(path: &Path, mode: u32, content: &[u8]) -> io::Result<tempfile::NamedTempFile> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let mut file = tempfile::Builder::new()
         .prefix(&format!(".{name}."))
-        .permissions(Permissions::from_mode(0o600))
+        .permissions(Permissions::from_mode(mode))
         .tempfile_in(folder(path))?;
     file.write_all(content)?;
     file.as_file().sync_all()?;
@@ -139,16 +146,16 @@ mod tests {
     fn a_second_process_is_refused_also_after_the_file_was_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state");
-        let mut first = LockedFile::open(path.clone(), b"new").unwrap();
+        let mut first = LockedFile::open(path.clone(), 0o600, b"new").unwrap();
         assert_eq!(first.read().unwrap(), b"new");
         for content in [b"a", b"b"] {
             // Another descriptor of this process is as good as another process to flock.
-            let refused = LockedFile::open(path.clone(), b"").unwrap_err();
+            let refused = LockedFile::open(path.clone(), 0o600, b"").unwrap_err();
             assert_eq!(refused.to_string(), "another process uses it");
             first.replace(content).unwrap();
         }
         drop(first);
-        assert_eq!(LockedFile::open(path, b"").unwrap().read().unwrap(), b"b");
+        assert_eq!(LockedFile::open(path, 0o600, b"").unwrap().read().unwrap(), b"b");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file is left");
     }
 
@@ -159,12 +166,12 @@ mod tests {
         let target = folder.path().join("target");
         fs::write(&target, "precious").unwrap();
         std::os::unix::fs::symlink(&target, &path).unwrap();
-        assert_eq!(LockedFile::open(path.clone(), b"").unwrap_err().to_string(), "it is a symbolic link");
+        assert_eq!(LockedFile::open(path.clone(), 0o600, b"").unwrap_err().to_string(), "it is a symbolic link");
         fs::remove_file(&path).unwrap();
 
         // The name of the temporary file of the first version of this program.
         std::os::unix::fs::symlink(&target, folder.path().join("state.new")).unwrap();
-        LockedFile::open(path, b"1").unwrap().replace(b"2").unwrap();
+        LockedFile::open(path, 0o600, b"1").unwrap().replace(b"2").unwrap();
         assert_eq!(fs::read_to_string(target).unwrap(), "precious");
     }
 
@@ -173,7 +180,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state");
         for (content, name) in [("1", "state.corrupt"), ("2", "state.corrupt.2"), ("3", "state.corrupt.3")] {
-            let mut file = LockedFile::open(path.clone(), content.as_bytes()).unwrap();
+            let mut file = LockedFile::open(path.clone(), 0o600, content.as_bytes()).unwrap();
             assert_eq!(file.set_aside().unwrap(), folder.path().join(name));
             file.replace(b"sound").unwrap();
             fs::remove_file(&path).unwrap();

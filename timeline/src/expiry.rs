@@ -27,7 +27,7 @@ pub struct Expiry {
 
 /// An expiry with the last heartbeat before it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Fire {
+pub struct GuestExpiry {
     /// The expiry.
     #[serde(flatten)]
     pub expiry: Expiry,
@@ -50,7 +50,7 @@ impl From<&Event> for Expiry {
     }
 }
 
-impl Fire {
+impl GuestExpiry {
     /// The entry for `event` of a guest that has sent this many heartbeats.
     pub fn new(event: &Event, heartbeats: u64) -> Self {
         let last_heartbeat_ns = event.last_heartbeat.map(VmInstant::as_nanos);
@@ -58,7 +58,7 @@ impl Fire {
     }
 }
 
-impl fmt::Display for Fire {
+impl fmt::Display for GuestExpiry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { expiry, heartbeats, last_heartbeat_ns } = self;
         let Expiry { stage, action, attempt, deadline_ns, observed_ns, lateness_ns } = expiry;
