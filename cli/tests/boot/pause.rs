@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::support::{NO_KVM, Run, Running, Temporary, boot, each, number};
+use crate::support::{NO_KVM, Run, Running, Temporary, boot, each, number, while_the_machine_runs};
 
 /// Two stages of 512 << 15 ticks of 30 ns.
 const PERIOD_NS: u64 = 1_006_632_960;
@@ -30,61 +30,68 @@ fn left_until_timeout(run: &Run, since: u64) -> u64 {
 #[test]
 fn a_guest_paused_longer_than_its_timeout_times_out_after_the_remaining_time() {
     for kvm in each() {
-        let (running, last_heartbeat, paused) =
-            paused_after_the_last_heartbeat(&[&["--watchdog=i6300esb,action=poweroff"], kvm].concat());
-        std::thread::sleep(Duration::from_millis(2500));
-        let resumed = Instant::now();
-        running.signal(Signal::USR2);
-        let run = running.finish(END);
-        let waited = resumed.elapsed();
-        assert_eq!(run.status, Some(3), "{}", run.messages);
-        let names: Vec<_> = run.events().iter().map(|event| event["event"].as_str().unwrap().to_owned()).collect();
-        let at = |name: &str| names.iter().position(|other| other == name).unwrap();
-        assert_eq!(at("resumed"), at("paused") + 1, "no event in between: {names:?}");
-        assert_eq!(number(&run.all("resumed")[0], "vm_time_ns"), paused);
-        let left = last_heartbeat + PERIOD_NS - paused;
-        assert_eq!(left_until_timeout(&run, paused), left);
-        assert!(waited >= Duration::from_nanos(left), "timed out after {waited:?} of {left} ns");
+        while_the_machine_runs(|| {
+            let (running, last_heartbeat, paused) =
+                paused_after_the_last_heartbeat(&[&["--watchdog=i6300esb,action=poweroff"], kvm].concat());
+            std::thread::sleep(Duration::from_millis(2500));
+            let resumed = Instant::now();
+            running.signal(Signal::USR2);
+            let run = running.finish(END);
+            let waited = resumed.elapsed();
+            assert_eq!(run.status, Some(3), "{}", run.messages);
+            let names: Vec<_> = run.events().iter().map(|event| event["event"].as_str().unwrap().to_owned()).collect();
+            let at = |name: &str| names.iter().position(|other| other == name).unwrap();
+            assert_eq!(at("resumed"), at("paused") + 1, "no event in between: {names:?}");
+            assert_eq!(number(&run.all("resumed")[0], "vm_time_ns"), paused);
+            let left = last_heartbeat + PERIOD_NS - paused;
+            assert_eq!(left_until_timeout(&run, paused), left);
+            assert!(waited >= Duration::from_nanos(left), "timed out after {waited:?} of {left} ns");
+        });
     }
 }
 
 #[test]
 fn a_guest_restored_in_another_process_times_out_after_the_remaining_time() {
     for kvm in each() {
-        let snapshot = Temporary::new("snapshot");
-        let saving = [&["--watchdog=i6300esb,action=poweroff,id=wd", "--snapshot", snapshot.path()], kvm].concat();
-        let (mut running, last_heartbeat, paused) = paused_after_the_last_heartbeat(&saving);
-        running.wait_for("saved");
-        running.signal(Signal::KILL);
-        running.finish(END);
+        while_the_machine_runs(|| {
+            let snapshot = Temporary::new("snapshot");
+            let saving = [&["--watchdog=i6300esb,action=poweroff,id=wd", "--snapshot", snapshot.path()], kvm].concat();
+            let (mut running, last_heartbeat, paused) = paused_after_the_last_heartbeat(&saving);
+            running.wait_for("saved");
+            running.signal(Signal::KILL);
+            running.finish(END);
 
-        std::thread::sleep(Duration::from_millis(1500));
-        let restored = boot(&["--events=json", "--restore", snapshot.path()]);
-        assert_eq!(restored.status, Some(3), "{}", restored.messages);
-        let restored_at = number(&restored.all("restored")[0], "vm_time_ns");
-        assert!((paused..paused + 1_000_000).contains(&restored_at), "the VM's time goes on: {restored_at}");
-        assert_eq!(left_until_timeout(&restored, restored_at), last_heartbeat + PERIOD_NS - paused);
-        assert_eq!(restored.expiry("timeout")["id"], "wd");
-        assert_eq!(restored.expiry("timeout")["action"], "poweroff", "the policy is part of the state");
-        assert_eq!(restored.all("armed").len(), 0, "it was armed");
+            std::thread::sleep(Duration::from_millis(1500));
+            let restored = boot(&["--events=json", "--restore", snapshot.path()]);
+            assert_eq!(restored.status, Some(3), "{}", restored.messages);
+            let restored_at = number(&restored.all("restored")[0], "vm_time_ns");
+            assert!((paused..paused + 1_000_000).contains(&restored_at), "the VM's time goes on: {restored_at}");
+            assert_eq!(left_until_timeout(&restored, restored_at), last_heartbeat + PERIOD_NS - paused);
+            assert_eq!(restored.expiry("timeout")["id"], "wd");
+            assert_eq!(restored.expiry("timeout")["action"], "poweroff", "the policy is part of the state");
+            assert_eq!(restored.all("armed").len(), 0, "it was armed");
+        });
     }
 }
 
 #[test]
 fn a_restored_guest_continues_to_feed() {
     for kvm in each() {
-        let snapshot = Temporary::new("feeding");
-        let mut running =
-            Running::start(&[&["--events=json", "--built-in=feeding", "--snapshot", snapshot.path()], kvm].concat());
-        (0..28).for_each(|_| drop(running.wait_for("heartbeat")));
-        running.signal(Signal::USR1);
-        running.wait_for("saved");
-        drop(running);
-        let restored = boot(&["--events=json", "--restore", snapshot.path()]);
-        assert_eq!(restored.status, Some(0), "{}", restored.messages);
-        assert!((1..=2).contains(&restored.all("heartbeat").len()), "{}", restored.messages);
-        assert_eq!(restored.all("expiry").len(), 0);
-        assert_eq!(restored.remarks(), ["stopping the watchdog and powering off"]);
+        while_the_machine_runs(|| {
+            let snapshot = Temporary::new("feeding");
+            let mut running = Running::start(
+                &[&["--events=json", "--built-in=feeding", "--snapshot", snapshot.path()], kvm].concat(),
+            );
+            (0..28).for_each(|_| drop(running.wait_for("heartbeat")));
+            running.signal(Signal::USR1);
+            running.wait_for("saved");
+            drop(running);
+            let restored = boot(&["--events=json", "--restore", snapshot.path()]);
+            assert_eq!(restored.status, Some(0), "{}", restored.messages);
+            assert!((1..=2).contains(&restored.all("heartbeat").len()), "{}", restored.messages);
+            assert_eq!(restored.all("expiry").len(), 0);
+            assert_eq!(restored.remarks(), ["stopping the watchdog and powering off"]);
+        });
     }
 }
 

@@ -2,11 +2,13 @@
 #![allow(dead_code, reason = "each test target uses its part")]
 
 use std::io::{BufRead, BufReader, Read};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
-use std::thread::{JoinHandle, spawn};
+use std::sync::{Arc, OnceLock};
+use std::thread::{JoinHandle, sleep, spawn};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -15,6 +17,37 @@ use vm_watchdog_test_support::{Unavailable, skip};
 
 /// A run that takes longer has failed.
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// Runs a test whose guest is healthy while it is given the processor: once, or again if the machine stood still for so
+/// long that the guest could not feed its watchdog. Such a run shows nothing.
+pub fn while_the_machine_runs(test: impl Fn()) {
+    /// A built-in guest feeds every 0.3 s, and its watchdog has 1 s.
+    const STILL: Duration = Duration::from_millis(250);
+    const INTERVAL: Duration = Duration::from_millis(10);
+    for attempt in 1.. {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let watched = is_over.clone();
+        let watch = spawn(move || {
+            let mut longest = Duration::ZERO;
+            while !watched.load(Ordering::Relaxed) {
+                let before = Instant::now();
+                sleep(INTERVAL);
+                longest = longest.max(before.elapsed());
+            }
+            longest
+        });
+        let outcome = catch_unwind(AssertUnwindSafe(&test));
+        is_over.store(true, Ordering::Relaxed);
+        let longest = watch.join().unwrap();
+        match outcome {
+            Ok(()) => return,
+            Err(_) if longest > STILL && attempt < 5 => {
+                eprintln!("the machine stood still for {longest:?}: the test is run again");
+            }
+            Err(failure) => resume_unwind(failure),
+        }
+    }
+}
 
 /// How a run ended.
 pub struct Run {
