@@ -75,7 +75,7 @@ fn a_command_inherits_nothing_of_the_service_manager_and_no_limit_of_the_server(
     let folder = tempfile::tempdir().unwrap();
     let listener = UnixListener::bind(folder.path().join("s")).unwrap();
     let command = "{ ulimit -Sn; env | grep -E \"^(LISTEN|NOTIFY|WATCHDOG_(USEC|PID))\"; \
-        ls -l /proc/$$/fd | grep -c socket; trap; grep -E \"^Sig(Ign|Blk)\" /proc/$$/status; } > new; mv new seen";
+        ls -l /proc/$$/fd | grep -c socket; trap; grep -E \"^Sig(Ign|Blk)\" /proc/self/status; } > new; mv new seen";
     let options = format!("--exec '{command}'");
     let manager = "ulimit -Sn 512; export NOTIFY_SOCKET=/nowhere WATCHDOG_USEC=60000000";
     let mut server = started_by(&folder, manager, &options, Some(listener.into()));
