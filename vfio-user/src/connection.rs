@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, Shutdown};
-use rustix::process::PidfdFlags;
 use serde::Serialize;
 
 use crate::disposer::Disposer;
@@ -47,8 +46,6 @@ const DISPOSAL_INTERVAL: Duration = Duration::from_millis(10);
 /// ```
 pub struct Connection {
     stream: UnixStream,
-    /// The process that has connected, if this process can see it.
-    peer: Option<OwnedFd>,
     framer: Framer,
     disposer: Disposer,
     /// The descriptors of the message that is being received.
@@ -96,9 +93,7 @@ impl Connection {
     /// The error of the host if it cannot.
     pub fn new(stream: UnixStream, disposer: Disposer) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
-        let peer = rustix::net::sockopt::socket_peercred(&stream).ok();
         Ok(Self {
-            peer: peer.and_then(|peer| rustix::process::pidfd_open(peer.pid, PidfdFlags::empty()).ok()),
             stream,
             framer: Framer::new(),
             disposer,
@@ -142,9 +137,9 @@ impl Connection {
         is_ready(self.stream.as_fd(), PollFlags::IN)
     }
 
-    /// Whether the process that has connected has ended. Another process may have its socket.
-    pub fn peer_has_ended(&self) -> bool {
-        self.peer.as_ref().is_some_and(|peer| is_ready(peer.as_fd(), PollFlags::IN))
+    /// Whether nothing is received because descriptors that the client should not have sent are still being closed.
+    pub fn waits_for_disposal(&self) -> bool {
+        !self.unwanted.is_empty()
     }
 
     /// Sends, receives and answers until it would block, or has answered 64 messages. `None` if the connection is open.

@@ -12,6 +12,7 @@ mod lines;
 mod locked_file;
 mod metrics;
 pub mod options;
+mod peer;
 mod server;
 mod service;
 mod socket;

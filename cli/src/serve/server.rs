@@ -17,6 +17,7 @@ use vm_watchdog_vfio_user::{CloseReason, Connection, Disposer, Next, Session, re
 
 use crate::serve::device::WatchdogDevice;
 use crate::serve::endpoint::Endpoint;
+use crate::serve::peer::Peer;
 use crate::serve::socket::Socket;
 
 /// How many surplus clients are connected at the same time.
@@ -76,6 +77,7 @@ struct Server {
 
 struct Client {
     connection: Connection,
+    peer: Option<Peer>,
     session: Session<WatchdogDevice>,
     since: Instant,
 }
@@ -83,6 +85,7 @@ struct Client {
 /// A client that connects while another one is connected. It takes over when that one disconnects, or is refused.
 struct SurplusClient {
     connection: Connection,
+    peer: Option<Peer>,
     arrived: Instant,
 }
 
@@ -167,9 +170,13 @@ impl Server {
         // The current client may have disconnected since it was last served.
         while self.client.as_ref().is_some_and(|client| client.connection.has_hung_up()) {
             self.serve_client();
+            if self.client.as_ref().is_some_and(|client| client.connection.waits_for_disposal()) {
+                self.end_client(CloseReason::Left);
+            }
         }
         // Its process may be gone although another one, to which it gave its socket, keeps the connection open.
-        if self.client.as_ref().is_some_and(|client| client.connection.peer_has_ended()) {
+        let has_ended = |client: &Client| client.peer.as_ref().is_some_and(Peer::has_ended);
+        if self.client.as_ref().is_some_and(has_ended) {
             self.end_client(CloseReason::Left);
         }
         if let Err(error) = self.admit(stream) {
@@ -178,22 +185,23 @@ impl Server {
     }
 
     fn admit(&mut self, stream: UnixStream) -> io::Result<()> {
+        let peer = Peer::of(&stream);
         let connection = Connection::new(stream, self.disposer.clone())?;
         if self.client.is_none() {
-            self.begin(connection);
+            self.begin(connection, peer);
             return Ok(());
         }
         if self.surplus.len() == MOST_SURPLUS_CLIENTS {
             self.surplus.remove(0);
             self.endpoint.refused();
         }
-        self.surplus.push(SurplusClient { connection, arrived: Instant::now() });
+        self.surplus.push(SurplusClient { connection, peer, arrived: Instant::now() });
         Ok(())
     }
 
-    fn begin(&mut self, connection: Connection) {
+    fn begin(&mut self, connection: Connection, peer: Option<Peer>) {
         let session = Session::new(self.endpoint.device());
-        self.client = Some(Client { connection, session, since: Instant::now() });
+        self.client = Some(Client { connection, peer, session, since: Instant::now() });
         self.endpoint.connected();
     }
 
@@ -207,8 +215,8 @@ impl Server {
             // One that has sent something, if there is one.
             let speaks = |client: &SurplusClient| client.connection.has_something_to_receive();
             let next = self.surplus.iter().position(speaks).unwrap_or(0);
-            let SurplusClient { connection, .. } = self.surplus.remove(next);
-            self.begin(connection);
+            let SurplusClient { connection, peer, .. } = self.surplus.remove(next);
+            self.begin(connection, peer);
         }
         let endpoint = &self.endpoint;
         let is_taken = self.client.as_ref().is_some_and(|client| client.session.is_negotiated());

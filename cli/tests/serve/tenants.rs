@@ -105,6 +105,25 @@ fn more_descriptors_than_are_taken_do_not_block_the_server_either() {
 }
 
 #[test]
+fn a_client_that_leaves_more_descriptors_than_can_be_closed_makes_way() {
+    let (server, mut client) = server_with_an_armed_watchdog();
+    let (socket, _peer) = lingering();
+    let reset = message(1, RESET, 0, &[]);
+    client.send_with_fds(&reset, &[socket.as_fd()]);
+    drop(socket);
+    assert_eq!(client.receive().unwrap().error, EINVAL);
+    // The thread that closes is busy for a minute. These wait for it, and the last of them find no room.
+    let (pipe, _other) = UnixStream::pair().unwrap();
+    for _ in 0..3 {
+        client.send_with_fds(&reset, &[pipe.as_fd(); 253]);
+    }
+    client.kill();
+    let started = Instant::now();
+    assert!(!server.client().is_enabled());
+    assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
+}
+
+#[test]
 fn a_client_that_says_nothing_does_not_keep_a_vmm_out() {
     let server = Server::harmless();
     let silent: Vec<UnixStream> = (0..3).map(|_| server.stream()).collect();
