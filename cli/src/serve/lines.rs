@@ -11,11 +11,11 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags};
-use rustix::fs::OFlags;
 use vm_watchdog::VmClock;
 use vm_watchdog_timeline::{Format, to_line};
 
 use crate::serve::events::{Entry, ServerEvent};
+use crate::serve::locked_file::open_regular;
 
 /// How many lines wait for the writer. Further lines are counted, and lost.
 const QUEUE_LENGTH: usize = 1024;
@@ -87,15 +87,9 @@ pub fn open(path: Option<PathBuf>, format: Format) -> io::Result<Lines> {
 
 /// Opens a file for appending, and returns whether it ends within a line.
 fn open_file(path: &Path) -> io::Result<(File, bool)> {
-    // A tenant may be able to place a symbolic link; and opening a FIFO would block until another process opens it.
-    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
-    let file = OpenOptions::new().read(true).append(true).create(true).mode(MODE).custom_flags(flags).open(path)?;
-    let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is there and is no regular file"));
-    }
+    let file = open_regular(OpenOptions::new().read(true).append(true).create(true).mode(MODE), path)?;
     let mut last = [b'\n'];
-    if let Some(at) = metadata.len().checked_sub(1) {
+    if let Some(at) = file.metadata()?.len().checked_sub(1) {
         file.read_exact_at(&mut last, at)?;
     }
     Ok((file, last != [b'\n']))

@@ -1,6 +1,6 @@
 //! A file that one process at a time uses, and that is replaced as a whole.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -31,7 +31,7 @@ impl LockedFile {
     /// Another process has locked it, it is no regular file, or the host refuses.
     pub fn open(path: PathBuf, mode: u32, content: &[u8]) -> io::Result<Self> {
         loop {
-            let file = match open(&path) {
+            let file = match open_regular(File::options().read(true), &path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     // Another process may create it meanwhile, and is asked for the lock then.
                     match new_file(&path, mode, content)?.persist_noclobber(&path) {
@@ -42,9 +42,6 @@ impl LockedFile {
                 }
                 file => file?,
             };
-            if !file.metadata()?.is_file() {
-                return Err(invalid("it is there and is no regular file"));
-            }
             lock(&file)?;
             // The process that had it may have replaced it between the opening and the lock.
             if fs::symlink_metadata(&path).is_ok_and(|now| is_same(&now, &file)) {
@@ -91,17 +88,26 @@ impl LockedFile {
     }
 }
 
-fn open(path: &Path) -> io::Result<File> {
-    // A tenant may be able to place a symbolic link; and opening a FIFO would block until another process opens it.
+/// Opens a file in a folder where a tenant may be able to place something else.
+///
+/// # Errors
+///
+/// It is a symbolic link or no regular file, or the host refuses.
+pub fn open_regular(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    // Opening a FIFO would block until another process opens it.
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
-    let opened = File::options().read(true).custom_flags(flags).open(path);
-    opened.map_err(|error| match Errno::from_io_error(&error) {
+    let opened = options.custom_flags(flags).open(path);
+    let file = opened.map_err(|error| match Errno::from_io_error(&error) {
         Some(Errno::LOOP) => invalid("it is a symbolic link"),
         _ => error,
-    })
+    })?;
+    if !file.metadata()?.is_file() {
+        return Err(invalid("it is there and is no regular file"));
+    }
+    Ok(file)
 }
 
-/// A file with this content beside `path`, under a name that nobody can guess, removed unless it is persisted.
+/// A file with this content beside `path`, under an unpredictable name, removed unless it is persisted.
 fn new_file(path: &Path, mode: u32, content: &[u8]) -> io::Result<tempfile::NamedTempFile> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let mut file = tempfile::Builder::new()
