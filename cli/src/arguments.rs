@@ -32,7 +32,7 @@ pub enum Command {
 pub fn parse() -> Result<Command, ExitCode> {
     parse_from(std::env::args_os()).map_err(|error| {
         if error.use_stderr() {
-            exit::complain(&one_line(&error));
+            exit::report(&one_line(&error));
             ExitStatus::Usage.into()
         } else {
             // It is no failure if help cannot be written, as to a closed pipe.

@@ -6,7 +6,7 @@ use vm_watchdog::WatchdogConfig;
 use vm_watchdog_timeline::Format;
 use vm_watchdog_vmm::{BootOptions, BuiltInGuest, ExitStatus, MemorySize};
 
-use crate::exit::complain;
+use crate::exit;
 use crate::format::parser;
 
 /// Boots a guest in a small VMM on KVM and acts when its watchdog expires.
@@ -94,7 +94,7 @@ pub struct BootArguments {
 /// Runs the VM to its end.
 pub fn run(arguments: BootArguments) -> ExitStatus {
     vm_watchdog_vmm::run(arguments.into()).unwrap_or_else(|error| {
-        complain(&error);
+        exit::report(&error);
         error.exit_status()
     })
 }

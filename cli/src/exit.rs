@@ -1,10 +1,11 @@
-//! The last message of the process, and exit statuses, as `--help` explains them. The numbers are an interface: scripts and guest tests depend on them.
+//! The last message of the process, and exit statuses, as `--help` explains them. The numbers are an interface: scripts
+//! and guest tests depend on them.
 
 use std::fmt;
 use std::io::{self, Write};
 
 /// Writes an error to standard error. If that is full or closed, the exit status says it.
-pub fn complain(error: &dyn fmt::Display) {
+pub fn report(error: &dyn fmt::Display) {
     let _ = io::stderr().write_all(format!("vm-watchdog: {error}\n").as_bytes());
 }
 

@@ -6,7 +6,7 @@ use vm_watchdog::simulated::advance;
 use crate::vm::{STAGE, Vm};
 use crate::{all, explore, explore_two_threads, plain};
 
-/// A guest whose stage 1 is over, and whose interrupt nobody has noticed.
+/// A guest whose stage 1 is over, and whose interrupt no thread has noticed.
 fn interrupted() -> Vm {
     let vm = plain().start();
     vm.enable_msi();

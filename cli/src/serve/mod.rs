@@ -99,7 +99,7 @@ pub fn run(options: ServeOptions) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            exit::complain(&error);
+            exit::report(&error);
             ExitCode::FAILURE
         }
     }

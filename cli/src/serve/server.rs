@@ -1,7 +1,8 @@
 //! The thread that serves one socket: one client at a time, until the server stops.
 //!
-//! One poll() covers all descriptors of the thread, and nothing that it does can block: a client's descriptors are closed
-//! and written to by other threads.
+//! One poll() covers all descriptors of the thread. It closes no descriptor that a client has sent, because that may block:
+//! a [`Disposer`] does. A write to the eventfd of an interrupt comes after a poll, and blocks only if the client fills the
+//! eventfd in between.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -22,9 +23,9 @@ use crate::serve::socket::Socket;
 
 /// How many surplus clients are connected at the same time.
 const MOST_SURPLUS_CLIENTS: usize = 4;
-/// How long a surplus client waits for the current client to disconnect, and how long the current one is waited for to
-/// agree on the version while another client is there. When a VMM reconnects, its new connection may
-/// arrive before the end of the old one, as when it has just forked.
+/// How long a surplus client waits for the current client to disconnect, and how long the current one has to agree on the
+/// version while another client waits. When a VMM reconnects, its new connection may arrive before the end of the old one,
+/// as when it has just forked.
 const HANDOVER_TIMEOUT: Duration = Duration::from_millis(250);
 /// How long a surplus client has, after that, to send a message that can be refused.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(2);

@@ -33,7 +33,7 @@ impl I6300esb {
         })
     }
 
-    /// The bits of a byte of configuration space that are the device's own, whoever has the PCI header.
+    /// The bits of a byte of configuration space that are the device's own, also if the VMM has the PCI header.
     pub(super) fn own_bits(&self, offset: u16) -> u8 {
         let has_msi = self.config.msi;
         match offset {
