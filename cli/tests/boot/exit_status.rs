@@ -23,8 +23,8 @@ fn a_guest_that_powers_itself_off_is_0_and_a_watchdog_that_does_it_is_3() {
 
 #[test]
 fn a_vmm_that_fails_is_1() {
-    // Enough descriptors to start, and too few to run a VM.
-    let script = format!("ulimit -n 4; exec '{}' boot {NO_KVM}", env!("CARGO_BIN_EXE_vm-watchdog"));
+    // Enough descriptors to start, and too few to run a VM: 3 is free, although the tests may have inherited it.
+    let script = format!("exec 3>&-; ulimit -n 4; exec '{}' boot {NO_KVM}", env!("CARGO_BIN_EXE_vm-watchdog"));
     let output = Command::new("/bin/sh").args(["-c", &script]).output().unwrap();
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{message}");

