@@ -6,6 +6,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
 use vm_watchdog_test_support::Unavailable;
 use vm_watchdog_test_support::initramfs::Initramfs;
 use vm_watchdog_test_support::kernel::Kernel;
@@ -17,13 +18,35 @@ const BOOT_LIMIT: Duration = Duration::from_secs(300);
 /// How long anything else may take.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// What guests are made of.
+/// What a guest is made of.
 #[derive(Clone, Debug)]
 pub struct Pieces {
-    pub qemu: Qemu,
-    pub kernel: PathBuf,
-    pub initramfs: PathBuf,
+    qemu: Qemu,
+    machine: Machine,
+    kernel: PathBuf,
+    initramfs: PathBuf,
 }
+
+/// A machine of QEMU.
+#[derive(Clone, Copy, Debug)]
+struct Machine {
+    target: &'static str,
+    options: &'static str,
+    /// The kernel's command line: its console is the first serial port, and the guest's channel the second.
+    append: &'static str,
+}
+
+const PC: Machine = Machine {
+    target: "x86_64",
+    options: "-machine pc -accel tcg -cpu max -m 256",
+    append: "console=ttyS0 quiet panic=-1 cryptomgr.notests",
+};
+
+const VIRT: Machine = Machine {
+    target: "aarch64",
+    options: "-machine virt -accel tcg -cpu cortex-a57 -m 512",
+    append: "console=ttyAMA0 channel=ttyAMA1 quiet panic=-1 cryptomgr.notests",
+};
 
 /// A guest that executes the commands of the test.
 pub struct Guest {
@@ -31,41 +54,65 @@ pub struct Guest {
 }
 
 impl Pieces {
-    /// Fetches and builds them, once for all tests.
-    pub fn get() -> Result<Self, Unavailable> {
+    /// A guest on x86. Fetches and builds its pieces, once for all tests.
+    pub fn x86() -> Result<Self, Unavailable> {
         static PIECES: OnceLock<Result<Pieces, Unavailable>> = OnceLock::new();
-        PIECES.get_or_init(Self::make).clone()
+        let make = || {
+            let kernel = Kernel::x86()?;
+            Self::x86_with("serve-guest.cpio", &kernel, guest_initramfs(&kernel)?)
+        };
+        PIECES.get_or_init(make).clone()
     }
 
-    fn make() -> Result<Self, Unavailable> {
-        let kernel = Kernel::x86()?;
-        let initramfs = Path::new(env!("CARGO_TARGET_TMPDIR")).join("serve-guest.cpio");
-        fs::write(&initramfs, guest_initramfs(&kernel)?).map_err(Unavailable::while_doing(initramfs.display()))?;
-        Ok(Self { qemu: Qemu::current()?, kernel: kernel.elf()?, initramfs })
+    /// A guest on x86 with another initramfs, which is written to the file `name`.
+    pub fn x86_with(name: &str, kernel: &Kernel, initramfs: Initramfs) -> Result<Self, Unavailable> {
+        Ok(Self { qemu: Qemu::current()?, machine: PC, kernel: kernel.elf()?, initramfs: write(name, initramfs)? })
+    }
+
+    /// A guest on arm64. Fetches and builds its pieces.
+    pub fn arm64() -> Result<Self, Unavailable> {
+        let kernel = Kernel::arm64()?;
+        let initramfs = write("serve-guest-arm64.cpio", guest_initramfs(&kernel)?)?;
+        Ok(Self { qemu: Qemu::for_arm64()?, machine: VIRT, kernel: kernel.image(), initramfs })
     }
 
     /// A QEMU whose guest has the watchdog at `socket`, and which serves QMP to the server at `folder/qmp` and to the
     /// test at `folder/test-qmp`.
     pub fn machine(&self, folder: &Path, socket: &Path) -> Command {
-        let mut machine = self.qemu.system("x86_64");
-        machine.args(["-machine", "pc", "-accel", "tcg", "-cpu", "max", "-m", "256"]);
+        let mut machine = self.machine_without_watchdog(folder);
+        machine.arg("-device").arg(watchdog(socket).to_string());
+        machine
+    }
+
+    /// The same without the watchdog.
+    pub fn machine_without_watchdog(&self, folder: &Path) -> Command {
+        let mut machine = self.qemu.system(self.machine.target);
+        machine.args(self.machine.options.split_whitespace());
         // The kernel's console, and the guest's channel.
         machine.args(["-display", "none", "-nodefaults", "-serial", "file:/dev/stderr", "-serial", "stdio"]);
         for name in ["qmp", "test-qmp"] {
             machine.arg("-qmp").arg(format!("unix:{},server=on,wait=off", folder.join(name).display()));
         }
-        let socket = socket.display();
-        machine.arg("-device");
-        machine.arg(format!(r#"{{"driver":"vfio-user-pci","socket":{{"type":"unix","path":"{socket}"}}}}"#));
         machine.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.initramfs);
-        machine.args(["-append", "console=ttyS0 quiet panic=-1 cryptomgr.notests"]);
+        machine.args(["-append", self.machine.append]);
         machine
     }
 }
 
-fn guest_initramfs(kernel: &Kernel) -> Result<Vec<u8>, Unavailable> {
+/// QEMU's device for the watchdog at `socket`.
+pub fn watchdog(socket: &Path) -> Value {
+    json!({ "driver": "vfio-user-pci", "id": "watchdog0", "socket": { "type": "unix", "path": socket } })
+}
+
+fn guest_initramfs(kernel: &Kernel) -> Result<Initramfs, Unavailable> {
     let initramfs = Initramfs::with_busybox(&kernel.busybox()?, include_str!("init.sh"));
-    Ok(initramfs.modules(&kernel.module("i6300esb")?).build())
+    Ok(initramfs.modules(&kernel.module("i6300esb")?))
+}
+
+fn write(name: &str, initramfs: Initramfs) -> Result<PathBuf, Unavailable> {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    fs::write(&path, initramfs.build()).map_err(Unavailable::while_doing(path.display()))?;
+    Ok(path)
 }
 
 impl Guest {

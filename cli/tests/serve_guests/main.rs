@@ -1,19 +1,22 @@
 //! `vm-watchdog serve` with real VMMs and a stock Debian guest with its own driver and busybox.
 
+mod arm64;
 #[path = "../serve/client.rs"]
 #[allow(dead_code, reason = "only its connection is used here")]
 mod client;
 mod cloud_hypervisor;
 mod guest;
+mod hot_plug;
 mod qmp;
 #[path = "../serve/server.rs"]
 #[allow(dead_code, reason = "the tests of the protocol use the rest")]
 mod server;
+mod systemd;
 
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use vm_watchdog_test_support::{assets, skip};
+use vm_watchdog_test_support::{Unavailable, assets, skip};
 
 use crate::guest::{Guest, Pieces};
 use crate::qmp::Operator;
@@ -21,16 +24,26 @@ use crate::server::{Builder, Server};
 
 /// WDIOF_CARDRESET: the last reset came from the watchdog.
 const CARD_RESET: &str = "32";
-/// Two stages of 4 << 9 units of 983,040 ns: what 4 s are to Linux' driver.
-const FOUR_SECONDS: Duration = Duration::from_nanos(2 * (4 << 9) * 983_040);
+/// The timeout of [`Guest::feed`].
+const FOUR_SECONDS: Duration = seconds(4);
 /// How late a timeout may be on a loaded machine. It is never early.
 const LATEST: Duration = Duration::from_secs(10);
 /// Long enough to show that there is no timeout.
 const LONGER_THAN_THE_TIMEOUT: Duration = Duration::from_secs(6);
 
-/// Runs a test while no other process runs guest tests, or reports it as skipped.
+/// What so many seconds are to Linux' driver: two stages of units of 983,040 ns, 512 of them for a second.
+const fn seconds(count: u64) -> Duration {
+    Duration::from_nanos(2 * (count << 9) * 983_040)
+}
+
+/// Runs a test with a guest on x86, or reports it as skipped.
 fn with_pieces(test: &str, run: impl FnOnce(&Pieces)) {
-    match assets::machine_for_this_process().and_then(|()| Pieces::get()) {
+    with(test, Pieces::x86, run);
+}
+
+/// Runs a test while no other process runs guest tests, or reports it as skipped.
+fn with(test: &str, pieces: impl FnOnce() -> Result<Pieces, Unavailable>, run: impl FnOnce(&Pieces)) {
+    match assets::machine_for_this_process().and_then(|()| pieces()) {
         Ok(pieces) => run(&pieces),
         Err(why) => skip::loudly(test, &why),
     }
@@ -49,17 +62,18 @@ fn boot(pieces: &Pieces, server: &Server) -> Guest {
     guest
 }
 
-/// Waits for the timeout of a guest whose last heartbeat did not come before `alive`: never early, neither by the
-/// server's clock nor by the test's, and not much later.
+/// Waits for the timeout of a guest that busybox fed, and whose last heartbeat did not come before `alive`.
 fn expect_timeout(server: &Server, alive: Instant) -> Value {
+    expect_timeout_of(FOUR_SECONDS, server, alive)
+}
+
+/// The same with another timeout: never early, neither by the server's clock nor by the test's, and not much later.
+fn expect_timeout_of(timeout: Duration, server: &Server, alive: Instant) -> Value {
     let expiry = server.expect_where("expiry", |event| event["stage"] == "timeout");
     let waited = alive.elapsed();
-    assert!(
-        waited >= FOUR_SECONDS,
-        "a timeout {waited:?} after the last heartbeat, by the clock of the test: {expiry}"
-    );
+    assert!(waited >= timeout, "a timeout {waited:?} after the last heartbeat, by the clock of the test: {expiry}");
     let time = |name: &str| Duration::from_nanos(expiry[name].as_u64().unwrap());
-    assert_eq!(time("deadline_ns") - time("last_heartbeat_ns"), FOUR_SECONDS, "{expiry}");
+    assert_eq!(time("deadline_ns") - time("last_heartbeat_ns"), timeout, "{expiry}");
     assert!(time("observed_ns") >= time("deadline_ns"), "{expiry}");
     assert!(time("lateness_ns") < LATEST, "{expiry}");
     expiry

@@ -22,13 +22,19 @@ impl Operator {
         operator
     }
 
-    /// Sends a command and gives its answer.
+    /// Sends a command that must succeed, and gives its answer.
     pub fn execute(&mut self, command: &str) -> Value {
-        let message = json!({ "execute": command });
+        self.execute_with(command, &json!({}))
+    }
+
+    /// The same with arguments.
+    pub fn execute_with(&mut self, command: &str, arguments: &Value) -> Value {
+        let message = json!({ "execute": command, "arguments": arguments });
         self.stream.get_mut().write_all(format!("{message}\n").as_bytes()).unwrap();
         loop {
             let message = self.next();
             if message.get("event").is_none() {
+                assert!(message.get("error").is_none(), "{command}: {message}");
                 return message["return"].clone();
             }
         }

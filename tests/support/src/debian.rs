@@ -20,6 +20,8 @@ const APT_LIMIT: &str = "600";
 pub enum Suite {
     /// The release that this machine runs.
     Machine,
+    /// Debian 13, whatever this machine runs.
+    Trixie,
     /// The next release, with newer programs.
     Testing,
 }
@@ -93,6 +95,7 @@ impl Apt {
         let mirror = machine_mirror(&release)?;
         let suite = match packages.suite {
             Suite::Machine => &release,
+            Suite::Trixie => "trixie",
             Suite::Testing => "testing",
         };
         let signed_by = if Path::new(KEYRING).exists() { format!("[signed-by={KEYRING}] ") } else { String::new() };

@@ -2,7 +2,11 @@
 //! buffer-format.rst` of Linux describes them. Writing one needs no root: the guest mounts devtmpfs for device nodes.
 
 use std::collections::BTreeSet;
-use std::io::Write;
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use cpio::newc;
 
@@ -12,6 +16,7 @@ use crate::kernel::Module;
 const FOLDER: u32 = 0o040_755;
 const FILE: u32 = 0o100_644;
 const PROGRAM: u32 = 0o100_755;
+const SYMBOLIC_LINK: u32 = 0o120_777;
 
 /// The start of every init: mounts the kernel's file systems, and installs busybox' commands.
 const PROLOGUE: &str = "\
@@ -80,6 +85,36 @@ impl Initramfs {
         self.with_folders_of(&format!("{path}/"))
     }
 
+    /// Adds a symbolic link.
+    #[must_use]
+    pub fn link(self, path: &str, target: &Path) -> Self {
+        self.with_folders_of(path).entry(path, SYMBOLIC_LINK, target.as_os_str().as_bytes())
+    }
+
+    /// Adds what is in the folder `source`, at the same paths: files, programs, symbolic links and folders.
+    ///
+    /// # Errors
+    ///
+    /// If a part of it cannot be read.
+    pub fn tree(self, source: &Path) -> io::Result<Self> {
+        self.tree_at("", source)
+    }
+
+    fn tree_at(mut self, prefix: &str, source: &Path) -> io::Result<Self> {
+        for entry in fs::read_dir(source)? {
+            let entry = entry?;
+            let (path, metadata) = (format!("{prefix}{}", entry.file_name().to_string_lossy()), entry.metadata()?);
+            let source = entry.path();
+            self = match metadata.permissions().mode() & 0o111 {
+                _ if metadata.is_symlink() => self.link(&path, &fs::read_link(source)?),
+                _ if metadata.is_dir() => self.folder(&path).tree_at(&format!("{path}/"), &source)?,
+                0 => self.file(&path, &fs::read(source)?),
+                _ => self.program(&path, &fs::read(source)?),
+            };
+        }
+        Ok(self)
+    }
+
     /// Returns the image, uncompressed: a guest on an emulated CPU unpacks slowly.
     pub fn build(self) -> Vec<u8> {
         let mut archive = newc::trailer(self.archive).expect("writing to memory does not fail");
@@ -109,10 +144,29 @@ impl Initramfs {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::assets;
 
     #[test]
     fn headers_and_contents_are_aligned() {
         let image = Initramfs::new().program("a/b/init", b"12345").file("a/b/c", b"").build();
+        assert_eq!(names(&image), ["a", "a/b", "a/b/init", "a/b/c", "TRAILER!!!"]);
+    }
+
+    #[test]
+    fn a_tree_keeps_its_links_and_empty_folders() {
+        let source = assets::target_folder().join(format!("self-test-of-trees-{}", std::process::id()));
+        fs::create_dir_all(source.join("a/empty")).unwrap();
+        std::os::unix::fs::symlink("a/nothing", source.join("link")).unwrap();
+        let image = Initramfs::new().tree(&source).unwrap().build();
+        fs::remove_dir_all(source).unwrap();
+        let mut names = names(&image);
+        names.sort();
+        assert_eq!(names, ["TRAILER!!!", "a", "a/empty", "link"]);
+        assert!(image.windows(9).any(|part| part == b"a/nothing"));
+    }
+
+    /// The names in an image whose parts are aligned.
+    fn names(image: &[u8]) -> Vec<String> {
         let mut names = Vec::new();
         let mut at = 0;
         loop {
@@ -125,11 +179,10 @@ mod tests {
             let name = std::str::from_utf8(&image[at + 110..at + 110 + name_size - 1]).unwrap();
             names.push(name.to_owned());
             if name == "TRAILER!!!" {
-                break;
+                return names;
             }
             at = (at + 110 + name_size).next_multiple_of(4);
             at = (at + size).next_multiple_of(4);
         }
-        assert_eq!(names, ["a", "a/b", "a/b/init", "a/b/c", "TRAILER!!!"]);
     }
 }

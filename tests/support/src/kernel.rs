@@ -48,6 +48,17 @@ impl Kernel {
         })
     }
 
+    /// The kernel of Debian 13 (Linux 6.12), for arm64 guests. Its watchdog core is not a module.
+    pub fn arm64() -> Result<Self, Unavailable> {
+        Self::of(Packages {
+            folder: "linux-arm64",
+            suite: Suite::Trixie,
+            architecture: "arm64",
+            install: &["linux-image-arm64", "busybox-static"],
+            keep: Keep::NamesStartingWith(&["linux-image-", "busybox-static"]),
+        })
+    }
+
     fn of(packages: Packages) -> Result<Self, Unavailable> {
         let root = packages.fetch()?;
         let boot = root.join("boot");

@@ -18,6 +18,8 @@ const CURRENT: Packages = Packages {
     keep: Keep::Everything,
 };
 
+const ARM: Packages = Packages { folder: "qemu-arm", install: &["qemu-system-arm"], ..CURRENT };
+
 const STABLE: Packages = Packages {
     folder: "qemu-stable",
     suite: Suite::Machine,
@@ -36,6 +38,11 @@ impl Qemu {
     /// A current QEMU (11 or newer), for its devices and its vfio-user client. Fetches it on first use.
     pub fn current() -> Result<Self, Unavailable> {
         Self::fetch(&CURRENT)
+    }
+
+    /// The same for arm64 guests. Few tests have one, so it is a folder of its own, which the others do not fetch.
+    pub fn for_arm64() -> Result<Self, Unavailable> {
+        Self::fetch(&ARM)
     }
 
     /// The QEMU of this machine's release, for guests with nested KVM. Fetches it on first use.
