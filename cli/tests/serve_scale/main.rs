@@ -1,11 +1,15 @@
+//! What the servers of many VMs take of a host, and what a hostile VM takes of the others.
+//!
 //! Many processes, each with the watchdog of one VM: the private memory of one, its wake-ups and its processor time when
-//! idle, and whether each watchdog times out in time.
+//! idle, and whether each watchdog times out in time. The other measurements have files of their own.
 //!
 //! `cargo test -p vm-watchdog-cli --test serve_scale -- --nocapture` prints the figures of docs/serve.md.
 
 #[path = "../serve/client.rs"]
 #[allow(dead_code, reason = "the tests of the protocol use the rest")]
 mod client;
+mod connections;
+mod neighbours;
 #[path = "../serve/server.rs"]
 #[allow(dead_code, reason = "the tests of the protocol use the rest")]
 mod server;
@@ -66,9 +70,20 @@ fn waits(server: &Server) -> Vec<u64> {
 
 /// Memory of the process that is its own.
 fn memory(server: &Server) -> u64 {
+    memory_in(server, "Private_")
+}
+
+/// What the kernel reports in the lines that start like this.
+fn memory_in(server: &Server, start: &str) -> u64 {
     let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", server.pid())).unwrap();
-    let own = rollup.lines().filter(|line| line.starts_with("Private_"));
-    own.map(|line| line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10).sum()
+    let lines = rollup.lines().filter(|line| line.starts_with(start));
+    lines.map(|line| line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10).sum()
+}
+
+/// How late its next timeout is.
+fn lateness(server: &Server) -> Duration {
+    let expiry = server.expect_where("expiry", |event| event["stage"] == "timeout");
+    Duration::from_nanos(expiry["lateness_ns"].as_u64().unwrap())
 }
 
 fn median<T: Ord + Copy>(values: &mut [T]) -> T {
@@ -112,21 +127,17 @@ fn many_idle_processes_use_little_memory_and_do_not_wake_and_time_out_in_time() 
     for (index, (_, client)) in servers.iter_mut().enumerate() {
         client.arm(256 + u32::try_from(index).unwrap() * 2);
     }
-    let lateness = |server: &Server| {
-        let expiry = server.expect_where("expiry", |event| event["stage"] == "timeout");
-        Duration::from_nanos(expiry["lateness_ns"].as_u64().unwrap())
-    };
     let mut lateness: Vec<_> = servers.iter().map(|(server, _)| lateness(server)).collect();
     let middle = median(&mut lateness);
-    let (worst, bare) = (lateness[count - 1], bare_sleep.worst());
+    let (worst, bare) = (lateness[count - 1], *bare_sleep.lateness().iter().max().unwrap());
     println!("lateness: median {middle:?}, worst {worst:?}; worst of a bare sleep {bare:?}");
     assert!(middle < bare + MEDIAN_BOUND && worst < bare + WORST_BOUND);
 }
 
-/// Measures the lateness of a bare sleep, with the load that other programs put on this machine.
+/// Measures the lateness of bare sleeps, with the load that other programs put on this machine.
 struct BareSleep {
     is_done: Arc<AtomicBool>,
-    thread: JoinHandle<Duration>,
+    thread: JoinHandle<Vec<Duration>>,
 }
 
 impl BareSleep {
@@ -135,19 +146,19 @@ impl BareSleep {
         let thread = {
             let is_done = is_done.clone();
             std::thread::spawn(move || {
-                let (asked, mut worst) = (Duration::from_millis(1), Duration::ZERO);
+                let (asked, mut lateness) = (Duration::from_millis(1), Vec::new());
                 while !is_done.load(Ordering::Relaxed) {
                     let started = Instant::now();
                     std::thread::sleep(asked);
-                    worst = worst.max(started.elapsed() - asked);
+                    lateness.push(started.elapsed() - asked);
                 }
-                worst
+                lateness
             })
         };
         Self { is_done, thread }
     }
 
-    fn worst(self) -> Duration {
+    fn lateness(self) -> Vec<Duration> {
         self.is_done.store(true, Ordering::Relaxed);
         self.thread.join().unwrap()
     }
