@@ -1,5 +1,8 @@
 //! The text form of a watchdog's configuration: one line.
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -8,7 +11,7 @@ use vm_watchdog_devices::i6300esb::{I6300esbConfig, InterruptPin};
 
 use crate::action::{Action, UnknownAction};
 use crate::diag288::UnknownCommands;
-use crate::policy::{Escalation, Policy};
+use crate::policy::{ActionRate, Escalation, Policy};
 
 /// Configuration of one watchdog, parsed from text: `i6300esb,action=shutdown,grace=30s,then=poweroff`.
 ///
@@ -20,6 +23,7 @@ use crate::policy::{Escalation, Policy};
 /// | `pretimeout` | [`Action`] on pretimeout | `none` |
 /// | `before` | time from the pretimeout to the timeout; the pretimeout never precedes the end of the first stage | a quarter of the period |
 /// | `grace`, `then` | escalation: time to wait for the guest to recover, and the [`Action`] that follows | no escalation |
+/// | `action-interval`, `action-burst` | [rate of the actions](ActionRate): the time in which one may be performed, or `none`, and how many at once (1 to 1000, 3 if it is left out) | any rate |
 /// | `steal-limit` | how many times the timeout a period may last in all when [steal time](crate::WatchdogBuilder::compensate_steal_time) extends it | 1: no compensation |
 /// | `id` | the watchdog's name in events and logs | the VMM chooses it |
 /// | `interrupt` | interrupt of the device: `none`, `intx` (a pin), or `msi` (a pin, and messages for guests that enable them) | `none` |
@@ -57,6 +61,8 @@ pub struct WatchdogConfig {
     device: DeviceConfig,
     id: Option<String>,
     policy: Policy,
+    /// The text says whether actions have a rate.
+    has_rate: bool,
     steal_limit: Option<u32>,
 }
 
@@ -79,6 +85,28 @@ impl WatchdogConfig {
     /// The action for each expiry.
     pub fn policy(&self) -> Policy {
         self.policy
+    }
+
+    /// The same, with this rate of the actions if the text says nothing about it: for a VMM that has a default.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use vm_watchdog::{ActionRate, WatchdogConfig};
+    ///
+    /// let default = ActionRate::new(Duration::from_secs(10), 3);
+    /// let rate = |text: &str| -> Result<_, vm_watchdog::ConfigError> {
+    ///     Ok(text.parse::<WatchdogConfig>()?.policy_with_rate(default).action_rate)
+    /// };
+    /// assert_eq!(rate("i6300esb,action=dump")?, Some(default));
+    /// assert_eq!(rate("i6300esb,action=dump,action-interval=1m,action-burst=2")?, Some(ActionRate::new(Duration::from_secs(60), 2)));
+    /// assert_eq!(rate("i6300esb,action=dump,action-interval=none")?, None);
+    /// # Ok::<(), vm_watchdog::ConfigError>(())
+    /// ```
+    pub fn policy_with_rate(&self, default: ActionRate) -> Policy {
+        match self.has_rate {
+            true => self.policy,
+            false => self.policy.with_action_rate(default.interval, default.burst),
+        }
     }
 
     /// How many times the timeout a period may last in all when steal time extends it, for
@@ -135,8 +163,21 @@ impl DeviceModel {
     /// The option keys that the model accepts.
     const fn keys(self) -> &'static [&'static str] {
         match self {
-            Self::I6300esb => &["action", "pretimeout", "before", "grace", "then", "steal-limit", "id", "interrupt"],
-            Self::Diag288 => &["action", "grace", "then", "steal-limit", "id", "zvm"],
+            Self::I6300esb => &[
+                "action",
+                "pretimeout",
+                "before",
+                "grace",
+                "then",
+                "action-interval",
+                "action-burst",
+                "steal-limit",
+                "id",
+                "interrupt",
+            ],
+            Self::Diag288 => {
+                &["action", "grace", "then", "action-interval", "action-burst", "steal-limit", "id", "zvm"]
+            }
         }
     }
 }
@@ -196,12 +237,27 @@ pub enum ConfigError {
     },
 }
 
-const KEYS: [&str; 9] = ["action", "pretimeout", "before", "grace", "then", "steal-limit", "id", "interrupt", "zvm"];
+const KEYS: [&str; 11] = [
+    "action",
+    "pretimeout",
+    "before",
+    "grace",
+    "then",
+    "action-interval",
+    "action-burst",
+    "steal-limit",
+    "id",
+    "interrupt",
+    "zvm",
+];
+
+/// The burst if only the interval is given.
+const DEFAULT_BURST: u32 = 3;
 
 /// Writes text that parses back to this configuration: the model, the action, and every option that is not the default.
 impl fmt::Display for WatchdogConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { device, id, policy, steal_limit } = self;
+        let Self { device, id, policy, has_rate, steal_limit } = self;
         write!(f, "{},action={}", device.model(), policy.timeout)?;
         if policy.pretimeout != Action::None {
             write!(f, ",pretimeout={}", policy.pretimeout)?;
@@ -211,6 +267,13 @@ impl fmt::Display for WatchdogConfig {
         }
         if let Some(Escalation { grace, action }) = policy.escalation {
             write!(f, ",grace={}ms,then={action}", grace.as_millis())?;
+        }
+        match policy.action_rate {
+            Some(ActionRate { interval, burst }) => {
+                write!(f, ",action-interval={}ms,action-burst={burst}", interval.as_millis())?;
+            }
+            None if *has_rate => f.write_str(",action-interval=none")?,
+            None => {}
         }
         if let Some(limit) = steal_limit {
             write!(f, ",steal-limit={limit}")?;
@@ -256,6 +319,18 @@ impl FromStr for WatchdogConfig {
             (Some(_), None) => return Err(ConfigError::Incomplete { given: "grace", missing: "then" }),
             (None, Some(_)) => return Err(ConfigError::Incomplete { given: "then", missing: "grace" }),
         };
+        let policy = match options.action_rate()? {
+            None => policy,
+            Some(ActionRate { burst: 1, .. }) if policy.pretimeout != Action::None => {
+                return Err(value_error(
+                    "action-burst",
+                    "1",
+                    "2 to 1000 with pretimeout=..., because one is kept for a timeout",
+                ));
+            }
+            Some(ActionRate { interval, burst }) => policy.with_action_rate(interval, burst),
+        };
+        let has_rate = options.value("action-interval").is_some();
         let id = match options.value("id") {
             Some("") => return Err(value_error("id", "", "a non-empty name")),
             id => id.map(str::to_owned),
@@ -271,7 +346,7 @@ impl FromStr for WatchdogConfig {
             DeviceModel::I6300esb => DeviceConfig::I6300esb(options.i6300esb()?),
             DeviceModel::Diag288 => DeviceConfig::Diag288(options.zvm()?),
         };
-        Ok(Self { device, id, policy, steal_limit })
+        Ok(Self { device, id, policy, has_rate, steal_limit })
     }
 }
 
@@ -324,6 +399,25 @@ impl<'a> Options<'a> {
         self.value(key).map(parse).transpose()
     }
 
+    fn action_rate(&self) -> Result<Option<ActionRate>, ConfigError> {
+        let burst = match self.value("action-burst") {
+            None => DEFAULT_BURST,
+            Some(value) => {
+                let burst = value.parse().ok().filter(|burst| (1..=1000).contains(burst));
+                burst.ok_or_else(|| value_error("action-burst", value, "1 to 1000"))?
+            }
+        };
+        let interval = match self.value("action-interval") {
+            None if self.value("action-burst").is_some() => {
+                return Err(ConfigError::Incomplete { given: "action-burst", missing: "action-interval" });
+            }
+            None | Some("none" | "0") => return Ok(None),
+            Some(value) => parse_duration(value)
+                .ok_or_else(|| value_error("action-interval", value, "a time like 500ms, 30s or 5m, or none"))?,
+        };
+        Ok(Some(ActionRate::new(interval, burst)).filter(|rate| !rate.interval.is_zero()))
+    }
+
     fn i6300esb(&self) -> Result<I6300esbConfig, ConfigError> {
         let config = I6300esbConfig::default();
         match self.value("interrupt") {
@@ -365,115 +459,5 @@ fn parse_duration(text: &str) -> Option<Duration> {
         "s" => Some(Duration::from_secs(number)),
         "m" => number.checked_mul(60).map(Duration::from_secs),
         _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(text: &str) -> Result<WatchdogConfig, String> {
-        text.parse().map_err(|error: ConfigError| error.to_string())
-    }
-
-    #[test]
-    fn the_model_alone_selects_the_defaults_of_libvirt() {
-        let config = parse("i6300esb").unwrap();
-        assert_eq!(config.policy(), Policy::new(Action::Reset));
-        assert_eq!((config.id(), config.device()), (None, DeviceConfig::I6300esb(I6300esbConfig::default())));
-    }
-
-    #[test]
-    fn options_parse_in_any_order() {
-        let config = parse(
-            "i6300esb,then=poweroff,grace=1500ms,before=2s,id=wd,interrupt=intx,steal-limit=4,action=shutdown,pretimeout=dump",
-        );
-        let config = config.unwrap();
-        let policy = Policy::new(Action::Shutdown)
-            .with_pretimeout(Action::Dump)
-            .with_pretimeout_before(Duration::from_secs(2))
-            .with_escalation(Duration::from_millis(1500), Action::Poweroff);
-        let device = DeviceConfig::I6300esb(I6300esbConfig::default().with_interrupt_pin(InterruptPin::IntA));
-        assert_eq!((config.device(), config.policy()), (device, policy));
-        assert_eq!((config.id(), config.steal_limit()), (Some("wd"), Some(4)));
-    }
-
-    #[test]
-    fn diag288_accepts_the_options_that_apply_to_it() {
-        let config = parse("diag288,action=shutdown,grace=5m,then=poweroff,id=wd").unwrap();
-        let policy = Policy::new(Action::Shutdown).with_escalation(Duration::from_secs(300), Action::Poweroff);
-        assert_eq!((config.device(), config.policy()), (DeviceConfig::Diag288(None), policy));
-        let device = |text| parse(text).unwrap().device();
-        assert_eq!(device("diag288,zvm=refuse"), DeviceConfig::Diag288(Some(UnknownCommands::Refused)));
-        assert_eq!(device("diag288,zvm=accept"), DeviceConfig::Diag288(Some(UnknownCommands::Accepted)));
-    }
-
-    #[test]
-    fn a_configuration_prints_as_the_text_it_parses_from() {
-        for text in [
-            "i6300esb,action=reset",
-            "i6300esb,action=reset,interrupt=msi",
-            "i6300esb,action=shutdown,pretimeout=dump,before=2000ms,grace=1500ms,then=poweroff,steal-limit=4,id=wd,interrupt=intx",
-            "diag288,action=none",
-            "diag288,action=reset,zvm=refuse",
-            "diag288,action=reset,zvm=accept",
-        ] {
-            assert_eq!(parse(text).unwrap().to_string(), text);
-        }
-    }
-
-    #[test]
-    fn a_message_names_the_option_the_value_and_what_is_accepted() {
-        for (text, message) in [
-            ("", r#"unknown watchdog model "": accepted are i6300esb, diag288"#),
-            ("ib700", r#"unknown watchdog model "ib700": accepted are i6300esb, diag288"#),
-            (
-                "i6300esb,colour=red",
-                r#"unknown watchdog option "colour=red": accepted are action=..., pretimeout=..., before=..., grace=..., then=..., steal-limit=..., id=..., interrupt=..., zvm=..."#,
-            ),
-            (
-                "i6300esb,action",
-                r#"unknown watchdog option "action": accepted are action=..., pretimeout=..., before=..., grace=..., then=..., steal-limit=..., id=..., interrupt=..., zvm=..."#,
-            ),
-            (
-                "i6300esb,pretimeout=nmi",
-                r#"pretimeout: unknown watchdog action "nmi": accepted are reset, shutdown, poweroff, pause, inject-nmi, dump, none, debug"#,
-            ),
-            ("i6300esb,action=none,action=reset", "action: given twice"),
-            ("i6300esb,grace=30s", "grace=... requires then=..., which is missing"),
-            ("i6300esb,before=1s", "before=... requires pretimeout=..., which is missing"),
-            (
-                "i6300esb,pretimeout=dump,before=soon",
-                r#"before: unknown value "soon": accepted are a time like 500ms, 30s or 5m"#,
-            ),
-            (
-                "diag288,before=1s",
-                "before=... does not apply to diag288: accepted are action=..., grace=..., then=..., steal-limit=..., id=..., zvm=...",
-            ),
-            ("i6300esb,then=reset", "then=... requires grace=..., which is missing"),
-            ("i6300esb,grace=30,then=reset", r#"grace: unknown value "30": accepted are a time like 500ms, 30s or 5m"#),
-            (
-                "i6300esb,grace=99999999999999999999s,then=reset",
-                r#"grace: unknown value "99999999999999999999s": accepted are a time like 500ms, 30s or 5m"#,
-            ),
-            (
-                "i6300esb,zvm=refuse",
-                "zvm=... does not apply to i6300esb: accepted are action=..., pretimeout=..., before=..., grace=..., then=..., steal-limit=..., id=..., interrupt=...",
-            ),
-            ("diag288,zvm=yes", r#"zvm: unknown value "yes": accepted are refuse, accept"#),
-            ("i6300esb,interrupt=apic", r#"interrupt: unknown value "apic": accepted are none, intx, msi"#),
-            ("i6300esb,steal-limit=0", r#"steal-limit: unknown value "0": accepted are 1 to 1000"#),
-            (
-                "diag288,pretimeout=none",
-                "pretimeout=... does not apply to diag288: accepted are action=..., grace=..., then=..., steal-limit=..., id=..., zvm=...",
-            ),
-            (
-                "diag288,interrupt=none",
-                "interrupt=... does not apply to diag288: accepted are action=..., grace=..., then=..., steal-limit=..., id=..., zvm=...",
-            ),
-            ("i6300esb,id=", r#"id: unknown value "": accepted are a non-empty name"#),
-        ] {
-            assert_eq!(parse(text), Err(message.to_owned()), "{text}");
-        }
     }
 }

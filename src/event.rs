@@ -50,6 +50,19 @@ pub trait ActionHandler: Send + Sync {
     ///
     /// Does nothing by default. Called as [`perform`](Self::perform) is.
     fn note(&self, _event: &Event) {}
+
+    /// Takes note of a timeout whose action the policy's [rate](crate::ActionRate) delays until this instant of the VM's
+    /// clock, or until the policy permits it earlier. [`perform`](Self::perform) follows then, with
+    /// [`delayed`](Event::delayed) set, unless a reset or an acknowledgement drops the action. Timeouts that come until
+    /// then are covered by it, and not told.
+    ///
+    /// Does nothing by default. Called as [`perform`](Self::perform) is.
+    fn delayed(&self, _event: &Event, _until: VmInstant) {}
+
+    /// Takes note of a pretimeout whose action the policy's [rate](crate::ActionRate) suppresses.
+    ///
+    /// Does nothing by default. Called as [`perform`](Self::perform) is.
+    fn suppressed(&self, _event: &Event) {}
 }
 
 /// How often an action is tried before the policy's escalation takes its place.
@@ -90,6 +103,8 @@ pub struct Event {
     pub last_heartbeat: Option<VmInstant>,
     /// 1 at first, one more each time the handler failed.
     pub attempt: u32,
+    /// Whether the policy's rate has delayed the action, and the handler was [told](ActionHandler::delayed); false for a retry.
+    pub delayed: bool,
 }
 
 impl Event {

@@ -87,9 +87,11 @@ pub use event::{ActionHandler, Event, HandlerError, MAX_ATTEMPTS, Stage};
 #[cfg(feature = "event-manager")]
 pub use event_manager::WatchdogSubscriber;
 pub use interrupt::{EventFdLine, InterruptLine, MsiSender};
-pub use policy::{Escalation, Policy};
+pub use policy::{ActionRate, Escalation, Policy};
 pub use run_delay::{DEFAULT_STEAL_LIMIT, RunDelay, ThreadRunDelay, VcpuDelay};
-pub use state::{ActionV1, DeliveryStateV1, EscalationV1, PolicyV1, StageV1, WatchdogState, WatchdogStateV1};
+pub use state::{
+    ActionRateV1, ActionV1, DeliveryStateV1, EscalationV1, PolicyV1, StageV1, WatchdogState, WatchdogStateV1,
+};
 pub use stats::Stats;
 pub use thread::WatchdogThread;
 pub use vm_watchdog_devices::{

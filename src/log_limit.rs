@@ -19,6 +19,8 @@ const INTERVAL: Duration = Duration::from_secs(1);
 pub(crate) enum Record {
     /// A stage has ended.
     Event(Event),
+    /// The policy's rate withholds the action: until this instant, or for good.
+    Withheld(Event, Option<VmInstant>),
     /// The handler failed.
     ActionFailed(Event, String),
     /// The interrupt line could not be set to this level.
@@ -33,6 +35,7 @@ pub(crate) enum Record {
 #[derive(Debug, Default)]
 pub(crate) struct LogLimit {
     events: Mutex<Gate>,
+    withheld: Mutex<Gate>,
     failures: Mutex<Gate>,
     lines: Mutex<Gate>,
     messages: Mutex<Gate>,
@@ -56,6 +59,14 @@ impl LogLimit {
                     log::warn!(
                         "watchdog {id}: {stage} at {deadline}, {late:?} late, action {action}, attempt {attempt}{held}"
                     );
+                });
+            }
+            Record::Withheld(Event { stage, action, deadline, observed, .. }, until) => {
+                write(&self.withheld, *observed, |held| match until {
+                    Some(until) => {
+                        log::warn!("watchdog {id}: {stage} at {deadline}, action {action} delayed until {until}{held}");
+                    }
+                    None => log::warn!("watchdog {id}: {stage} at {deadline}, action {action} suppressed{held}"),
                 });
             }
             Record::ActionFailed(Event { stage, action, attempt, observed, .. }, error) => {

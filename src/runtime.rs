@@ -214,6 +214,12 @@ impl<M: Model + Send + 'static> Runtime<M> {
                 drop(outcome);
                 self.lock()
             }
+            Call::Withhold(delivery, until) => {
+                self.tell(&delivery, until, began, last_heartbeat, log);
+                let mut guarded = self.lock();
+                guarded.core.told(self.clock.now());
+                guarded
+            }
         };
         // The VM is quiet when the outcome is noted.
         drop(permit);
@@ -249,14 +255,39 @@ impl<M: Model + Send + 'static> Runtime<M> {
         last_heartbeat: Option<VmInstant>,
         log: &mut Vec<Record>,
     ) -> bool {
-        let Delivery { stage, action, deadline, attempt, .. } = *delivery;
-        let event = Event { id: self.id.clone(), stage, action, deadline, observed, last_heartbeat, attempt };
-        let outcome = match action {
+        let event = self.event(delivery, observed, last_heartbeat);
+        let outcome = match event.action {
             Action::None => foreign::contain(|| self.handler.note(&event)),
             _ => foreign::call(|| self.handler.perform(&event)),
         };
         log.push(Record::Event(event.clone()));
         outcome.map_err(|error| log.push(Record::ActionFailed(event, error))).is_ok()
+    }
+
+    /// Tells the handler that the policy's rate withholds an action.
+    fn tell(
+        &self,
+        delivery: &Delivery,
+        until: Option<VmInstant>,
+        observed: VmInstant,
+        last_heartbeat: Option<VmInstant>,
+        log: &mut Vec<Record>,
+    ) {
+        let event = Event { delayed: until.is_some(), ..self.event(delivery, observed, last_heartbeat) };
+        let outcome = foreign::contain(|| match until {
+            Some(until) => self.handler.delayed(&event, until),
+            None => self.handler.suppressed(&event),
+        });
+        log.push(Record::Withheld(event.clone(), until));
+        if let Err(error) = outcome {
+            log.push(Record::ActionFailed(event, error));
+        }
+    }
+
+    fn event(&self, delivery: &Delivery, observed: VmInstant, last_heartbeat: Option<VmInstant>) -> Event {
+        let Delivery { stage, action, deadline, attempt, is_delayed, .. } = *delivery;
+        let id = self.id.clone();
+        Event { id, stage, action, deadline, observed, last_heartbeat, attempt, delayed: is_delayed }
     }
 
     /// Has the serving thread set the timer, if there is something to do before it goes off.

@@ -6,7 +6,7 @@ use vm_watchdog_devices::VmInstant;
 
 use crate::action::Action;
 use crate::event::Stage;
-use crate::policy::{Escalation, Policy};
+use crate::policy::{ActionRate, Escalation, Policy};
 
 /// The saved state of a [`Watchdog`](crate::Watchdog): its device, its policy, and how far the latter has come.
 ///
@@ -93,6 +93,12 @@ pub struct WatchdogStateV1<D> {
     /// Calls for timeouts since the last heartbeat that failed in a row.
     #[cfg_attr(feature = "serde", serde(default))]
     pub failures: u32,
+    /// How many actions count towards the burst of the policy's rate.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub actions_spent: u32,
+    /// Nanoseconds until one fewer does; 0 if none does.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub action_refill_in_ns: u64,
     /// Nanoseconds until the pretimeout action, if the first stage is over.
     #[cfg_attr(feature = "serde", serde(default))]
     pub pretimeout_in_ns: Option<u64>,
@@ -137,6 +143,9 @@ pub struct DeliveryStateV1 {
     /// For an escalation: whether a heartbeat ends it.
     #[cfg_attr(feature = "serde", serde(default))]
     pub ends_with_heartbeat: bool,
+    /// For a timeout: whether the policy's rate delays its action.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub is_delayed: bool,
 }
 
 /// A [`Policy`] in a [`WatchdogStateV1`].
@@ -153,6 +162,20 @@ pub struct PolicyV1 {
     pub timeout: ActionV1,
     /// What follows.
     pub escalation: Option<EscalationV1>,
+    /// How often actions may be performed.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub action_rate: Option<ActionRateV1>,
+}
+
+/// An [`ActionRate`] in a [`WatchdogStateV1`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
+#[non_exhaustive]
+pub struct ActionRateV1 {
+    /// The time in which one action may be performed, in the VM's time.
+    pub interval: Duration,
+    /// How many may be performed at once.
+    pub burst: u32,
 }
 
 /// An [`Escalation`] in a [`WatchdogStateV1`].
@@ -207,17 +230,19 @@ v1_of! {
 
 impl From<Policy> for PolicyV1 {
     fn from(policy: Policy) -> Self {
-        let Policy { pretimeout, pretimeout_before, timeout, escalation } = policy;
+        let Policy { pretimeout, pretimeout_before, timeout, escalation, action_rate } = policy;
+        let action_rate = action_rate.map(|ActionRate { interval, burst }| ActionRateV1 { interval, burst });
         let escalation = escalation.map(|Escalation { grace, action }| EscalationV1 { grace, action: action.into() });
-        Self { pretimeout: pretimeout.into(), pretimeout_before, timeout: timeout.into(), escalation }
+        Self { pretimeout: pretimeout.into(), pretimeout_before, timeout: timeout.into(), escalation, action_rate }
     }
 }
 
 impl From<PolicyV1> for Policy {
     fn from(saved: PolicyV1) -> Self {
-        let PolicyV1 { pretimeout, pretimeout_before, timeout, escalation } = saved;
+        let PolicyV1 { pretimeout, pretimeout_before, timeout, escalation, action_rate } = saved;
+        let action_rate = action_rate.map(|ActionRateV1 { interval, burst }| ActionRate { interval, burst });
         let escalation = escalation.map(|EscalationV1 { grace, action }| Escalation { grace, action: action.into() });
-        Self { pretimeout: pretimeout.into(), pretimeout_before, timeout: timeout.into(), escalation }
+        Self { pretimeout: pretimeout.into(), pretimeout_before, timeout: timeout.into(), escalation, action_rate }
     }
 }
 

@@ -40,6 +40,12 @@ pub struct Stats {
     pub actions: u64,
     /// Calls of the handler that failed.
     pub action_failures: u64,
+    /// Actions of timeouts that the policy's [rate](crate::ActionRate) has delayed.
+    pub delayed_actions: u64,
+    /// Actions that were left out: of pretimeouts beyond the policy's [rate](crate::ActionRate), of timeouts that came before
+    /// the handler was called with an earlier one (which covers both), and delayed ones that a reset or an acknowledgement
+    /// has dropped.
+    pub suppressed_actions: u64,
     /// Changes of the interrupt line, and interrupt messages, that failed.
     pub interrupt_failures: u64,
     /// How long the guest was starved and not charged for it.

@@ -326,9 +326,11 @@ mod serialized {
             (0, "i6300esb", include_str!("golden/i6300esb-v1.json")),
             (0, "i6300esb", include_str!("golden/i6300esb-v1-episodes.json")),
             (0, "i6300esb", include_str!("golden/i6300esb-v1-every-field.json")),
+            (0, "i6300esb", include_str!("golden/i6300esb-v1-action-rate.json")),
             (1, "diag288", include_str!("golden/diag288-v1.json")),
             (1, "diag288", include_str!("golden/diag288-v1-episodes.json")),
             (1, "diag288", include_str!("golden/diag288-v1-every-field.json")),
+            (1, "diag288", include_str!("golden/diag288-v1-action-rate.json")),
         ] {
             let text = golden.replacen('{', &format!(r#"{{"model":"{model}","#), 1);
             let state: AnyWatchdogState = serde_json::from_str(&text).unwrap();

@@ -17,15 +17,18 @@ use vm_watchdog::{
 
 type State = WatchdogState<I6300esbStateV1>;
 
-/// Files of version 1: without the fields of episodes, without fields that are false or none, and as it is written now.
+/// Files of version 1: without the fields of episodes, without fields that are false or none, without those of the rate of
+/// actions, and as it is written now.
 const FIRST_GOLDEN: &str = include_str!("golden/i6300esb-v1.json");
 const SECOND_GOLDEN: &str = include_str!("golden/i6300esb-v1-episodes.json");
-const GOLDEN: &str = include_str!("golden/i6300esb-v1-every-field.json");
+const THIRD_GOLDEN: &str = include_str!("golden/i6300esb-v1-every-field.json");
+const GOLDEN: &str = include_str!("golden/i6300esb-v1-action-rate.json");
 
 fn policy() -> Policy {
     Policy::new(Action::Shutdown)
         .with_pretimeout(Action::InjectNmi)
         .with_escalation(Duration::from_secs(1), Action::Poweroff)
+        .with_action_rate(Duration::from_secs(10), 3)
 }
 
 /// A watchdog whose handler fails as often as a script says, on a clock that shows `start`.
@@ -166,7 +169,7 @@ fn busy() -> Watchdog<I6300esb> {
 
 #[test]
 fn every_state_of_version_1_can_be_read() {
-    for golden in [FIRST_GOLDEN, SECOND_GOLDEN, GOLDEN] {
+    for golden in [FIRST_GOLDEN, SECOND_GOLDEN, THIRD_GOLDEN, GOLDEN] {
         let state: State = serde_json::from_str(golden).expect("a golden file of version 1");
         let (handler, events) = recorder();
         let (clock, time) = VmClock::manual();
@@ -296,6 +299,9 @@ fn an_impossible_state_is_refused_with_the_name_of_its_field_and_changes_nothing
         ("/vm_time_ns", "9223372036854775808", "vm_time_ns is 0x8000000000000000 in the saved state"),
         ("/grace_remaining_ns", "1000000001", "grace_remaining_ns is 0x3b9aca01 in the saved state"),
         ("/pretimeout_in_ns", "1000000001", "pretimeout_in_ns is 0x3b9aca01 in the saved state"),
+        ("/actions_spent", "4", "actions_spent is 0x4 in the saved state: accepted is at most the burst"),
+        ("/policy/action_rate", "null", "actions_spent is 0x2 in the saved state"),
+        ("/action_refill_in_ns", "10000000001", "action_refill_in_ns is 0x2540be401 in the saved state"),
         ("/escalation", timeout, "escalation.stage is 0x1 in the saved state"),
     ] {
         let mut json = json.clone();

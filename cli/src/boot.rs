@@ -51,7 +51,7 @@ pub struct BootArguments {
     /// interrupt=msi adds MSI.
     #[arg(
         long = "watchdog",
-        value_name = "MODEL[,action=ACTION][,pretimeout=ACTION[,before=TIME]][,grace=TIME,then=ACTION][,steal-limit=TIMES][,id=NAME][,interrupt=intx|msi]",
+        value_name = "MODEL[,action=ACTION][,pretimeout=ACTION[,before=TIME]][,grace=TIME,then=ACTION][,action-interval=TIME[,action-burst=NUMBER]][,steal-limit=TIMES][,id=NAME][,interrupt=intx|msi]",
         default_value = "i6300esb,action=reset"
     )]
     pub watchdogs: Vec<WatchdogConfig>,

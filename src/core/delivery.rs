@@ -14,13 +14,19 @@
 //!   that is shutting down may feed its watchdog to the end.
 //!
 //! A timeout that the handler has not been called with yet is still delivered.
+//!
+//! A policy with a rate withholds actions beyond it: that of a pretimeout for good, that of a timeout until the rate permits
+//! it. Such a timeout has been told of and waits in its slot, and covers those that come until then.
 
 use std::time::Duration;
 
+use vm_watchdog_devices::VmInstant;
+
+use super::rate::Budget;
 use crate::action::Action;
 use crate::event::{MAX_ATTEMPTS, Stage};
-use crate::policy::Policy;
-use vm_watchdog_devices::VmInstant;
+use crate::policy::{ActionRate, Policy};
+use crate::stats::count;
 
 /// The pause after the first failure of a handler; doubled after each further one.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
@@ -35,11 +41,28 @@ pub(crate) struct Deliveries {
     pub timeout: Option<Delivery>,
     pub escalation: Option<Delivery>,
     /// What the handler is being called with. None again once that has been cancelled.
-    in_flight: Option<Delivery>,
+    in_flight: Option<Due>,
     /// The handler is being called.
     is_calling: bool,
     /// Calls for timeouts of this episode that failed in a row.
     pub failures: u32,
+    /// What is left of the policy's rate.
+    pub budget: Budget,
+    /// The same before the call in progress.
+    budget_before: Budget,
+    /// Actions of timeouts that the rate has delayed.
+    pub delayed_actions: u64,
+    /// Actions that were left out, by the rate or because an earlier timeout covers theirs.
+    pub suppressed_actions: u64,
+}
+
+/// A delivery that is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Due {
+    /// The handler is to perform its action.
+    Perform(Delivery),
+    /// The handler is to be told that the rate withholds its action: until this instant, or for good.
+    Withhold(Delivery, Option<VmInstant>),
 }
 
 /// One event on its way to the handler.
@@ -58,6 +81,8 @@ pub(crate) struct Delivery {
     pub has_recovered: bool,
     /// For an escalation: a heartbeat ends it.
     pub ends_with_heartbeat: bool,
+    /// For a timeout: the rate delays its action, and the handler has been told.
+    pub is_delayed: bool,
 }
 
 impl Deliveries {
@@ -70,6 +95,10 @@ impl Deliveries {
             in_flight: None,
             is_calling: false,
             failures: 0,
+            budget: Budget::default(),
+            budget_before: Budget::default(),
+            delayed_actions: 0,
+            suppressed_actions: 0,
         }
     }
 
@@ -93,47 +122,76 @@ impl Deliveries {
     /// Notes a timeout, and which action the guest wants in place of the policy's.
     ///
     /// It takes the place of an older timeout that is being retried. One that the handler was not called with yet
-    /// stays, and stands for both.
+    /// stays, and covers both.
     pub fn timeout(&mut self, deadline: VmInstant, requested: Option<Action>) {
         // A pretimeout that failed is overtaken by the timeout that it announced.
         self.pretimeout = self.pretimeout.filter(|pretimeout| pretimeout.attempt == 1);
         let action = requested.unwrap_or(self.policy.timeout);
         let fresh = Delivery { is_requested: requested.is_some(), ..Delivery::new(Stage::Timeout, action, deadline) };
         let undelivered = self.timeout.filter(|timeout| timeout.attempt == 1);
-        self.timeout = Some(undelivered.map_or(fresh, |first| Delivery { has_recovered: false, ..first }));
+        self.timeout = Some(match undelivered {
+            None => fresh,
+            Some(delayed) if delayed.is_delayed => self.covered(delayed, fresh),
+            Some(first) => {
+                if first.action != Action::None {
+                    count(&mut self.suppressed_actions);
+                }
+                Delivery { has_recovered: false, ..first }
+            }
+        });
+    }
+
+    /// A delayed timeout that covers a later one, whose action counts: the guest may have chosen another.
+    fn covered(&mut self, delayed: Delivery, later: Delivery) -> Delivery {
+        count(&mut self.suppressed_actions);
+        let Delivery { action, is_requested, has_recovered, .. } = later;
+        Delivery { action, is_requested, has_recovered, ..delayed }
     }
 
     /// Ends the episode: the guest has fed the watchdog, or has started it anew.
     #[inline]
     pub fn heartbeat(&mut self) {
-        let Self { policy: _, pretimeout, timeout, escalation, in_flight, is_calling: _, failures } = self;
+        let Self { pretimeout, timeout, escalation, in_flight, failures, .. } = self;
         *pretimeout = None;
         *timeout = timeout.filter(|timeout| timeout.attempt == 1);
         *escalation = escalation.filter(|escalation| !escalation.ends_with_heartbeat);
         *failures = 0;
-        for delivery in timeout.iter_mut().chain(in_flight) {
+        for delivery in timeout.iter_mut().chain(in_flight.as_mut().map(Due::delivery)) {
             delivery.has_recovered = true;
         }
     }
 
     /// Forgets everything pending. The outcome of a call in progress changes nothing.
     pub fn cancel(&mut self) {
+        if let Some(Due::Withhold(_, until)) = self.in_flight.take() {
+            self.delayed_actions = self.delayed_actions.saturating_add(until.is_some().into());
+            count(&mut self.suppressed_actions);
+        }
+        if self.timeout.is_some_and(|timeout| timeout.is_delayed) {
+            count(&mut self.suppressed_actions);
+        }
         *self = Self::new(self.policy).in_place_of(self);
     }
 
-    /// The VMM has dealt with what it was told: no retry, no escalation. What it was not told yet still comes.
+    /// The VMM has dealt with what it was told: no retry, no escalation, no delayed action. What it was not told yet still
+    /// comes.
     pub fn acknowledge(&mut self) {
-        let untold = |slot: Option<Delivery>| slot.filter(|delivery| delivery.attempt == 1);
+        let untold = |slot: Option<Delivery>| slot.filter(|delivery| delivery.attempt == 1 && !delivery.is_delayed);
         let (pretimeout, timeout) = (untold(self.pretimeout), untold(self.timeout));
         self.cancel();
         *self = Self { pretimeout, timeout, ..*self };
     }
 
     /// Replaces the policy. What is pending follows the new one, except for an action that the guest chose; a grace
-    /// period that runs does not last longer than the new one.
+    /// period that runs, or a delay, does not last longer than the new one.
     pub fn set_policy(&mut self, policy: Policy, now: VmInstant) {
-        let Self { policy: old, pretimeout, timeout, escalation, .. } = self;
-        *old = policy;
+        self.policy = policy;
+        self.budget.limit_to(policy.limit(), now);
+        self.follow_policy(now);
+    }
+
+    fn follow_policy(&mut self, now: VmInstant) {
+        let Self { policy, pretimeout, timeout, escalation, .. } = self;
         let with = |slot: &mut Option<Delivery>, action: Option<Action>| {
             *slot = slot.and_then(|delivery| {
                 let action = if delivery.is_requested { Some(delivery.action) } else { action };
@@ -148,32 +206,62 @@ impl Deliveries {
             first.due = first.due.min(latest);
             first.deadline = first.due;
         }
+        if let Some(delayed) = self.timeout.as_mut().filter(|timeout| timeout.is_delayed) {
+            let limit = self.policy.limit().filter(|_| delayed.action != Action::None);
+            delayed.due = delayed.due.min(now + limit.map_or(Duration::ZERO, |rate| rate.interval));
+        }
     }
 
     /// Takes the next delivery that is due, to be handed back with [`finished`](Self::finished) or
     /// [`put_back`](Self::put_back). There is none while another one is with the handler.
-    pub fn take_due(&mut self, now: VmInstant) -> Option<Delivery> {
+    pub fn take_due(&mut self, now: VmInstant) -> Option<Due> {
         if self.is_calling {
             return None;
         }
-        let is_due = |delivery: &mut Delivery| delivery.due <= now;
-        let first_stages = self.pretimeout.take_if(is_due).or_else(|| self.timeout.take_if(is_due));
-        self.in_flight = first_stages.or_else(|| self.take_escalation(now));
+        self.budget_before = self.budget;
+        let first_stages = self.take_first_stage(now);
+        self.in_flight = first_stages.or_else(|| self.take_escalation(now).map(Due::Perform));
         self.is_calling = self.in_flight.is_some();
         self.in_flight
+    }
+
+    fn take_first_stage(&mut self, now: VmInstant) -> Option<Due> {
+        let is_due = |delivery: &mut Delivery| delivery.due <= now;
+        let delivery = self.pretimeout.take_if(is_due).or_else(|| self.timeout.take_if(is_due))?;
+        match self.policy.limit() {
+            Some(rate) if delivery.attempt == 1 && delivery.action != Action::None => {
+                self.within_rate(delivery, rate, now)
+            }
+            _ => Some(Due::Perform(delivery)),
+        }
+    }
+
+    fn within_rate(&mut self, delivery: Delivery, rate: ActionRate, now: VmInstant) -> Option<Due> {
+        let is_pretimeout = delivery.stage == Stage::Pretimeout;
+        if self.budget.take(rate, is_pretimeout.into(), now) {
+            return Some(Due::Perform(delivery));
+        }
+        let until = self.budget.refill_at();
+        if delivery.is_delayed {
+            self.timeout = Some(Delivery { due: until, ..delivery });
+            return None;
+        }
+        Some(Due::Withhold(delivery, (!is_pretimeout).then_some(until)))
     }
 
     fn take_escalation(&mut self, now: VmInstant) -> Option<Delivery> {
         let escalation = self.escalation.take_if(|escalation| escalation.due <= now)?;
         // It takes the place of a timeout that is still being retried.
-        self.timeout = None;
+        self.timeout = self.timeout.filter(|timeout| timeout.is_delayed);
         Some(escalation)
     }
 
     /// Undoes [`take_due`](Self::take_due): the handler was not called.
     pub fn put_back(&mut self) {
         self.is_calling = false;
-        if let Some(delivery) = self.in_flight.take() {
+        if let Some(mut due) = self.in_flight.take() {
+            self.budget = self.budget_before;
+            let delivery = *due.delivery();
             self.slot(delivery.stage).get_or_insert(delivery);
         }
     }
@@ -181,9 +269,26 @@ impl Deliveries {
     /// Notes the outcome of the call.
     pub fn finished(&mut self, performed: bool, now: VmInstant) {
         self.is_calling = false;
-        let Some(delivery) = self.in_flight.take() else {
-            return;
-        };
+        match self.in_flight.take() {
+            None => {}
+            Some(Due::Perform(delivery)) => self.called(delivery, performed, now),
+            Some(Due::Withhold(_, None)) => count(&mut self.suppressed_actions),
+            Some(Due::Withhold(timeout, Some(until))) => self.delay(timeout, until, now),
+        }
+    }
+
+    fn delay(&mut self, timeout: Delivery, until: VmInstant, now: VmInstant) {
+        count(&mut self.delayed_actions);
+        let delayed = Delivery { is_delayed: true, due: until, ..timeout };
+        // Another one may have come during the call.
+        self.timeout = Some(match self.timeout.take() {
+            None => delayed,
+            Some(later) => self.covered(delayed, later),
+        });
+        self.follow_policy(now);
+    }
+
+    fn called(&mut self, delivery: Delivery, performed: bool, now: VmInstant) {
         let Delivery { stage, action, has_recovered, ends_with_heartbeat, .. } = delivery;
         match (stage, performed) {
             (Stage::Timeout, true) => {
@@ -231,7 +336,7 @@ impl Deliveries {
     /// Has the handler called again, unless a newer event of the stage is waiting.
     fn retry(&mut self, failed: Delivery, now: VmInstant) {
         let attempt = failed.attempt.saturating_add(1);
-        let retry = Delivery { due: now + pause_before(attempt), attempt, ..failed };
+        let retry = Delivery { due: now + pause_before(attempt), attempt, is_delayed: false, ..failed };
         self.slot(failed.stage).get_or_insert(retry);
     }
 
@@ -242,9 +347,11 @@ impl Deliveries {
         settled
     }
 
-    /// The same in place of `other`, whose call of the handler may be in progress: its outcome changes nothing.
+    /// The same in place of `other`, whose call of the handler may be in progress: its outcome changes nothing. What `other`
+    /// has spent of the rate stays spent.
     pub fn in_place_of(self, other: &Self) -> Self {
-        Self { is_calling: other.is_calling, ..self }
+        let Self { is_calling, delayed_actions, suppressed_actions, .. } = *other;
+        Self { is_calling, budget: self.budget.lesser(other.budget), delayed_actions, suppressed_actions, ..self }
     }
 
     fn slot(&mut self, stage: Stage) -> &mut Option<Delivery> {
@@ -252,6 +359,14 @@ impl Deliveries {
             Stage::Pretimeout => &mut self.pretimeout,
             Stage::Timeout => &mut self.timeout,
             Stage::Escalation => &mut self.escalation,
+        }
+    }
+}
+
+impl Due {
+    fn delivery(&mut self) -> &mut Delivery {
+        match self {
+            Self::Perform(delivery) | Self::Withhold(delivery, _) => delivery,
         }
     }
 }
@@ -267,6 +382,7 @@ impl Delivery {
             attempt: 1,
             has_recovered: false,
             ends_with_heartbeat: false,
+            is_delayed: false,
         }
     }
 }

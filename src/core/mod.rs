@@ -9,6 +9,7 @@ mod delivery;
 mod line;
 mod message;
 mod position;
+mod rate;
 mod steal_time;
 #[cfg(test)]
 mod tests;
@@ -22,7 +23,7 @@ use crate::policy::Policy;
 use crate::run_delay::VcpuDelay;
 use crate::stats::{Stats, count};
 pub(crate) use delivery::Delivery;
-use delivery::{Deliveries, earlier};
+use delivery::{Deliveries, Due, earlier};
 use line::Line;
 use message::Messages;
 use steal_time::StealTime;
@@ -40,8 +41,10 @@ pub(crate) enum Call {
     SetLine(bool),
     /// Send the interrupt message. [`Core::message_sent`] takes the outcome.
     SendMessage(MsiMessage),
-    /// Call the handler. [`Core::performed`] takes the outcome.
+    /// Have the handler perform an action. [`Core::performed`] takes the outcome.
     Perform(Delivery),
+    /// Tell the handler that the policy's rate withholds an action: until this instant, or for good. [`Core::told`] follows.
+    Withhold(Delivery, Option<VmInstant>),
 }
 
 /// A model with what is pending for it.
@@ -167,7 +170,12 @@ impl<M: Model> Core<M> {
             return Some(reading);
         }
         self.note_expired(vm_now);
-        self.interrupt().or_else(|| self.deliveries.take_due(vm_now).map(Call::Perform))
+        self.interrupt().or_else(|| {
+            self.deliveries.take_due(vm_now).map(|due| match due {
+                Due::Perform(delivery) => Call::Perform(delivery),
+                Due::Withhold(delivery, until) => Call::Withhold(delivery, until),
+            })
+        })
     }
 
     /// The reading to take before or after an access, if one is due.
@@ -216,7 +224,7 @@ impl<M: Model> Core<M> {
                     self.model.put_back_message();
                 }
             }
-            Call::Perform(_) => self.deliveries.put_back(),
+            Call::Perform(_) | Call::Withhold(..) => self.deliveries.put_back(),
         }
     }
 
@@ -260,6 +268,11 @@ impl<M: Model> Core<M> {
         let Stats { actions, action_failures, .. } = &mut self.stats;
         count(if is_performed { actions } else { action_failures });
         self.deliveries.finished(is_performed, vm_now);
+    }
+
+    /// Notes the end of [`Call::Withhold`].
+    pub fn told(&mut self, vm_now: VmInstant) {
+        self.deliveries.finished(true, vm_now);
     }
 
     /// When there is something to do, on the VM's time. What another thread is about does not count.
@@ -312,6 +325,8 @@ impl<M: Model> Core<M> {
             armed: self.model.is_armed(),
             time_left: self.model.timeout_at().map(|timeout_at| timeout_at.saturating_duration_since(now)),
             last_heartbeat: self.last_heartbeat,
+            delayed_actions: self.deliveries.delayed_actions,
+            suppressed_actions: self.deliveries.suppressed_actions,
             starved: self.steal_time.as_ref().map_or(Duration::ZERO, |steal_time| steal_time.compensated),
             ..self.stats
         }

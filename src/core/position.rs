@@ -8,8 +8,9 @@ use super::Core;
 use super::delivery::{Deliveries, Delivery, pause_before};
 use super::line::Line;
 use super::message::Messages;
+use super::rate::Budget;
 use crate::action::Action;
-use crate::policy::Policy;
+use crate::policy::{ActionRate, Policy};
 use crate::state::{DeliveryStateV1, StageV1, Version1, WatchdogStateV1};
 
 impl<M: Model> Core<M> {
@@ -19,7 +20,9 @@ impl<M: Model> Core<M> {
         // A deadline that no reading of the run delay has looked at has not come: a guest is not saved after its timeout
         // for time that may have been stolen from it.
         let now = self.model_time(vm_now);
-        let Deliveries { policy, pretimeout, timeout, escalation, failures, .. } = self.deliveries.settled(vm_now);
+        let Deliveries { policy, pretimeout, timeout, escalation, failures, budget, .. } =
+            self.deliveries.settled(vm_now);
+        let (actions_spent, action_refill_in) = budget.left_of(policy.limit(), vm_now);
         WatchdogStateV1 {
             version: Version1,
             vm_time_ns: vm_now.as_nanos(),
@@ -29,6 +32,8 @@ impl<M: Model> Core<M> {
             grace_remaining_ns: None,
             escalation: escalation.map(|delivery| delivery.save(vm_now)),
             failures,
+            actions_spent,
+            action_refill_in_ns: u64::try_from(action_refill_in.as_nanos()).unwrap_or(u64::MAX),
             pretimeout_in_ns: self.pretimeout_at.map(|at| nanos_between(now, at)),
             period_age_ns: Some(nanos_between(self.period_began, now)),
             compensated_in_period_ns: self.steal_time.as_ref().map_or(0, |steal_time| {
@@ -72,6 +77,8 @@ impl<M: Model> Core<M> {
 fn restored_deliveries<D>(state: &WatchdogStateV1<D>, now: VmInstant) -> Result<Deliveries, StateError> {
     let policy = Policy::from(state.policy);
     let mut deliveries = Deliveries::new(policy);
+    let rate = policy.limit();
+    deliveries.budget = restored_budget(state, rate, now)?;
     let grace = policy.escalation.map(|escalation| escalation.grace);
     if let Some(pretimeout) = &state.pretimeout {
         let fields = ["pretimeout.stage", "pretimeout.attempt", "pretimeout.due_in_ns"];
@@ -82,7 +89,9 @@ fn restored_deliveries<D>(state: &WatchdogStateV1<D>, now: VmInstant) -> Result<
     if let Some(timeout) = &state.timeout {
         let fields = ["timeout.stage", "timeout.attempt", "timeout.due_in_ns"];
         let is_of_slot = timeout.stage != StageV1::Pretimeout;
-        timeout.validate(fields, is_of_slot, "timeout or escalation", Duration::ZERO)?;
+        let is_delayed = timeout.is_delayed && timeout.stage == StageV1::Timeout;
+        let delay = rate.filter(|_| is_delayed).map_or(Duration::ZERO, |rate| rate.interval);
+        timeout.validate(fields, is_of_slot, "timeout or escalation", delay)?;
         let delivery = Delivery::restored(timeout, now);
         match timeout.stage {
             StageV1::Escalation => deliveries.escalation = Some(of_an_older_file(delivery, policy)),
@@ -114,6 +123,21 @@ fn restored_deliveries<D>(state: &WatchdogStateV1<D>, now: VmInstant) -> Result<
     Ok(deliveries)
 }
 
+/// What was left of the rate of the saved policy.
+fn restored_budget<D>(
+    state: &WatchdogStateV1<D>,
+    rate: Option<ActionRate>,
+    now: VmInstant,
+) -> Result<Budget, StateError> {
+    let (spent, refill_in) = (state.actions_spent, state.action_refill_in_ns);
+    let (most, interval) = rate.map_or((0, Duration::ZERO), |rate| (rate.burst.max(1), rate.interval));
+    StateError::unless(spent <= most, "actions_spent", spent, "at most the burst of policy.action_rate")?;
+    let refill = Duration::from_nanos(refill_in);
+    let accepted = "at most the interval of policy.action_rate";
+    StateError::unless(refill <= interval, "action_refill_in_ns", refill_in, accepted)?;
+    Ok(Budget::restored(spent, refill, now))
+}
+
 /// An escalation of a file that does not say whether a heartbeat ends it.
 fn of_an_older_file(escalation: Delivery, policy: Policy) -> Delivery {
     Delivery { ends_with_heartbeat: policy.timeout.leaves_guest_running(), ..escalation }
@@ -128,7 +152,8 @@ impl DeliveryStateV1 {
         accepted_stage: &'static str,
         longest_wait: Duration,
     ) -> Result<(), StateError> {
-        const ACCEPTED_DUE_IN: &str = "at most the grace, or after failures the pause that follows them";
+        const ACCEPTED_DUE_IN: &str =
+            "at most the grace, the interval of the rate if delayed, or after failures the pause that follows them";
         StateError::unless(is_of_slot, stage, self.stage as u8, accepted_stage)?;
         StateError::unless(self.attempt > 0, attempt, self.attempt, "at least 1")?;
         let longest = if self.attempt == 1 { longest_wait } else { pause_before(self.attempt) };
@@ -139,7 +164,17 @@ impl DeliveryStateV1 {
 
 impl Delivery {
     fn save(self, now: VmInstant) -> DeliveryStateV1 {
-        let Self { stage, action, is_requested, deadline, due, attempt, has_recovered, ends_with_heartbeat } = self;
+        let Self {
+            stage,
+            action,
+            is_requested,
+            deadline,
+            due,
+            attempt,
+            has_recovered,
+            ends_with_heartbeat,
+            is_delayed,
+        } = self;
         DeliveryStateV1 {
             stage: stage.into(),
             action: action.into(),
@@ -149,24 +184,28 @@ impl Delivery {
             is_requested,
             has_recovered,
             ends_with_heartbeat,
+            is_delayed,
         }
     }
 
     fn restored(state: &DeliveryStateV1, now: VmInstant) -> Self {
         let DeliveryStateV1 { stage, action, age_ns, due_in_ns, attempt, .. } = *state;
-        let DeliveryStateV1 { is_requested, has_recovered, ends_with_heartbeat, .. } = *state;
+        let DeliveryStateV1 { is_requested, has_recovered, ends_with_heartbeat, is_delayed, .. } = *state;
         let due = now + Duration::from_nanos(due_in_ns);
-        let is_to_come = attempt == 1 && due_in_ns > 0;
+        let is_delayed = is_delayed && stage == StageV1::Timeout && attempt == 1;
+        let is_of_deadline = attempt == 1 && !is_delayed;
+        let is_to_come = is_of_deadline && due_in_ns > 0;
         let deadline = if is_to_come { due } else { now - Duration::from_nanos(age_ns) };
         Self {
             stage: stage.into(),
             action: action.into(),
             is_requested,
             deadline,
-            due: if attempt == 1 { deadline } else { due },
+            due: if is_of_deadline { deadline } else { due },
             attempt,
             has_recovered,
             ends_with_heartbeat,
+            is_delayed,
         }
     }
 }

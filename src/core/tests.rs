@@ -2,6 +2,7 @@
 
 mod invariants;
 mod messages;
+mod rate;
 
 use std::time::Duration;
 
@@ -32,6 +33,8 @@ struct Bench<M> {
     delays: Vec<VcpuDelay>,
     /// Every call of the handler: when, and with what.
     told: Vec<(VmInstant, Delivery)>,
+    /// Every action that the rate withholds: when, which, and until when.
+    withheld: Vec<(VmInstant, Delivery, Option<VmInstant>)>,
     /// Every level that the line was set to.
     levels: Vec<bool>,
     /// Every interrupt message that was sent, or that failed.
@@ -84,6 +87,7 @@ impl<M: Model> Bench<M> {
             performs: true,
             delays: Vec::new(),
             told: Vec::new(),
+            withheld: Vec::new(),
             levels: Vec::new(),
             messages: Vec::new(),
             sends: true,
@@ -128,6 +132,10 @@ impl<M: Model> Bench<M> {
             Call::Perform(delivery) => {
                 self.told.push((self.now, delivery));
                 self.core.performed(self.performs, self.now);
+            }
+            Call::Withhold(delivery, until) => {
+                self.withheld.push((self.now, delivery, until));
+                self.core.told(self.now);
             }
         }
     }

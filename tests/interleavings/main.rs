@@ -13,6 +13,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod messages;
+mod rate;
 mod vm;
 
 use std::sync::Arc;

@@ -9,8 +9,8 @@ use shuttle::sync::atomic::{AtomicBool, Ordering};
 use shuttle::thread::{self, JoinHandle};
 use vm_watchdog::i6300esb::{I6300esb, I6300esbConfig, I6300esbStateV1, InterruptPin};
 use vm_watchdog::{
-    Event, HandlerError, MIN_WAKE_INTERVAL, Model, MsiMessage, Policy, RunDelay, Stage, VcpuDelay, VmClock, VmInstant,
-    Watchdog, WatchdogState, WeakWatchdog, simulated,
+    ActionHandler, Event, HandlerError, MIN_WAKE_INTERVAL, Model, MsiMessage, Policy, RunDelay, Stage, VcpuDelay,
+    VmClock, VmInstant, Watchdog, WatchdogState, WeakWatchdog, simulated,
 };
 
 use crate::common::{Driver, UNIT};
@@ -66,6 +66,8 @@ struct Observed {
     level: bool,
     messages: u32,
     events: Vec<Event>,
+    /// The deadlines of the timeouts whose action is delayed.
+    delays: Vec<VmInstant>,
     failures: u64,
     /// Each heartbeat, and the start: the VM's time before and after it.
     heartbeats: Vec<(VmInstant, VmInstant)>,
@@ -144,9 +146,10 @@ impl Setup {
         if has_run_delay {
             builder = builder.compensate_steal_time(NoDelay(seen.clone()), 4);
         }
+        let for_handler = seen.clone();
         let watchdog = {
             let (seen, clock, itself) = (seen.clone(), clock.clone(), itself.clone());
-            builder.build(move |event: &Event| -> Result<(), HandlerError> {
+            let perform = move |event: &Event| -> Result<(), HandlerError> {
                 let _call = seen.begin("handler");
                 seen.note(event);
                 seen.switch();
@@ -156,7 +159,8 @@ impl Setup {
                 seen.switch();
                 seen.observed().failures += u64::from(outcome.is_err());
                 outcome
-            })
+            };
+            builder.build(Handler { perform, seen: for_handler })
         };
         let watchdog = watchdog.unwrap();
         let _ = itself.set(watchdog.downgrade());
@@ -168,6 +172,30 @@ impl Setup {
         let vm = self.build();
         vm.start();
         vm
+    }
+}
+
+/// A handler that also notes the actions that the rate delays.
+struct Handler<F> {
+    perform: F,
+    seen: Arc<Seen>,
+}
+
+impl<F: Fn(&Event) -> Result<(), HandlerError> + Send + Sync> ActionHandler for Handler<F> {
+    fn perform(&self, event: &Event) -> Result<(), HandlerError> {
+        let is_told = self.seen.observed().delays.contains(&event.deadline);
+        self.seen
+            .require(event.delayed == (is_told && event.attempt == 1), || format!("not told of a delay: {event:?}"));
+        (self.perform)(event)
+    }
+
+    fn delayed(&self, event: &Event, _until: VmInstant) {
+        let _call = self.seen.begin("handler");
+        self.seen.switch();
+        let is_told = self.seen.observed().delays.contains(&event.deadline);
+        self.seen.require(!is_told, || format!("told twice of a delay: {event:?}"));
+        self.seen.observed().delays.push(event.deadline);
+        self.seen.switch();
     }
 }
 
@@ -367,6 +395,11 @@ impl Seen {
     pub fn timeouts(&self) -> Vec<Event> {
         let observed = self.observed();
         observed.events.iter().filter(|event| event.stage == Stage::Timeout && event.attempt == 1).cloned().collect()
+    }
+
+    /// How many actions were delayed.
+    pub fn delays(&self) -> usize {
+        self.observed().delays.len()
     }
 
     /// The level of the interrupt line.

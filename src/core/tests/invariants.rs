@@ -7,7 +7,9 @@ use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 
 use super::*;
+use crate::core::MIN_WAKE_INTERVAL;
 use crate::core::steal_time::READING_INTERVAL;
+use crate::policy::ActionRate;
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -85,10 +87,12 @@ fn policies() -> impl Strategy<Value = Policy> {
     let action =
         || prop_oneof![Just(Action::Reset), Just(Action::Shutdown), Just(Action::InjectNmi), Just(Action::None),];
     let escalation = proptest::option::of((0..5_u64, action()));
-    (action(), action(), escalation, proptest::option::of(0..2000_u64)).prop_map(
-        |(timeout, pretimeout, escalation, before)| {
+    let rate = proptest::option::of((1..6000_u64, 0..4_u32));
+    (action(), action(), escalation, proptest::option::of(0..2000_u64), rate).prop_map(
+        |(timeout, pretimeout, escalation, before, rate)| {
             let mut policy = Policy::new(timeout).with_pretimeout(pretimeout);
             policy.pretimeout_before = before.map(Duration::from_millis);
+            policy.action_rate = rate.map(|(interval, burst)| ActionRate::new(MILLISECOND * interval as u32, burst));
             match escalation {
                 Some((grace, action)) => policy.with_escalation(SECOND * grace as u32, action),
                 None => policy,
@@ -120,6 +124,12 @@ struct World {
     stolen: Duration,
     /// By how much deadlines may have been put off without a measurement.
     postponed: Duration,
+    /// When the actions began that count towards the rate.
+    begun: Vec<VmInstant>,
+    /// The deadline of the timeout whose action is delayed, and until when.
+    delayed: Option<(VmInstant, VmInstant)>,
+    /// Every call of the handler to perform an action.
+    calls: Vec<(VmInstant, Delivery)>,
 }
 
 impl World {
@@ -137,6 +147,9 @@ impl World {
             heartbeat_since_call: false,
             stolen: Duration::ZERO,
             postponed: Duration::ZERO,
+            begun: Vec::new(),
+            delayed: None,
+            calls: Vec::new(),
         }
     }
 
@@ -172,6 +185,13 @@ impl World {
                 self.forget();
             }
             Step::Acknowledge => {
+                if self.delayed.is_some() {
+                    // Everything that has expired is told.
+                    self.run(MIN_WAKE_INTERVAL * 2)?;
+                }
+                if self.delayed.take().is_some() {
+                    self.reference.take_timeout(self.bench.now);
+                }
                 self.bench.core.acknowledge();
                 self.performed = None;
                 self.failures = 0;
@@ -195,6 +215,7 @@ impl World {
 
     fn forget(&mut self) {
         self.reference = Reference::default();
+        self.delayed = None;
         self.performed = None;
         self.failures = 0;
         self.heartbeat_since_call = true;
@@ -235,13 +256,61 @@ impl World {
     }
 
     fn judge(&mut self) -> Result<(), TestCaseError> {
+        // In the order in which they came: what is withheld after a call of the same instant follows from it.
+        let withheld = std::mem::take(&mut self.bench.withheld);
         for (at, delivery) in std::mem::take(&mut self.bench.told) {
+            self.calls.push((at, delivery));
             prop_assert!(delivery.due <= at && delivery.deadline <= at, "early: {:?} at {}", delivery, at);
+            self.judge_rate(&delivery, at)?;
             match delivery.stage {
                 Stage::Timeout => self.judge_timeout(&delivery, at)?,
                 Stage::Pretimeout => self.judge_pretimeout(&delivery, at)?,
                 Stage::Escalation => self.judge_escalation(&delivery, at)?,
             }
+        }
+        for (at, delivery, until) in withheld {
+            prop_assert!(delivery.attempt == 1 && delivery.action != Action::None && delivery.deadline <= at);
+            prop_assert!(!self.permits(delivery.stage, at), "needlessly withheld: {:?}", delivery);
+            match until {
+                None => prop_assert_eq!(delivery.stage, Stage::Pretimeout),
+                Some(until) => {
+                    let interval = self.policy.limit().expect("a rate").interval;
+                    prop_assert!(at < until && until <= at + interval, "delayed for too long: {:?}", delivery);
+                    prop_assert_eq!(self.delayed.replace((delivery.deadline, until)), None, "delayed twice");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the rate permits another action at this instant: in every time that ends with it there are at most the burst
+    /// and one for each interval. A pretimeout leaves one for a timeout.
+    fn permits(&self, stage: Stage, at: VmInstant) -> bool {
+        let Some(ActionRate { interval, burst }) = self.policy.limit() else {
+            return true;
+        };
+        let burst = burst.max(1) as usize - usize::from(stage == Stage::Pretimeout);
+        let mut times = self.begun.iter().rev().chain([&at]).enumerate();
+        let is_within = |count: usize, since: VmInstant| {
+            let intervals = at.saturating_duration_since(since).as_nanos() / interval.as_nanos();
+            count as u128 <= burst as u128 + intervals
+        };
+        burst > 0
+            && times.all(|(later, begun)| if later == self.begun.len() { true } else { is_within(later + 2, *begun) })
+    }
+
+    fn judge_rate(&mut self, delivery: &Delivery, at: VmInstant) -> Result<(), TestCaseError> {
+        let (stage, deadline) = (delivery.stage, delivery.deadline);
+        if stage == Stage::Timeout && delivery.attempt == 1 {
+            let delayed = self.delayed.take();
+            prop_assert_eq!(delayed.is_some(), delivery.is_delayed, "a delay is told before");
+            if let Some((of, until)) = delayed {
+                prop_assert!(of == deadline && until <= at, "{:?} before {} or of {}", delivery, until, of);
+            }
+        }
+        if stage != Stage::Escalation && delivery.attempt == 1 && delivery.action != Action::None {
+            prop_assert!(self.permits(stage, at), "beyond the rate: {:?}, after {:?}", delivery, self.begun);
+            self.begun.push(at);
         }
         Ok(())
     }
@@ -265,6 +334,7 @@ impl World {
                 self.reference.fed = None;
             }
         } else {
+            prop_assert!(!delivery.is_delayed, "a retry is not delayed by the rate: {:?}", delivery);
             prop_assert!(!self.heartbeat_since_call, "a retry after a heartbeat: {:?}", delivery);
         }
         self.heartbeat_since_call = false;
@@ -311,6 +381,7 @@ impl World {
     /// However it came here, a guest that does nothing from now on has timed out after a period, if it is watched.
     fn end(&mut self) -> Result<(), TestCaseError> {
         self.bench.performs = true;
+        let ends = self.bench.now;
         let is_watched = self.bench.core.model().timeout_at().is_some();
         let expiries = self.bench.core.stats(self.bench.now).expiries;
         self.run(TIMEOUT * self.steal_limit.unwrap_or(1) + SECOND)?;
@@ -318,6 +389,10 @@ impl World {
         prop_assert_eq!(has_timed_out, is_watched, "no timeout is lost, and none invented");
         prop_assert_eq!(self.bench.core.is_line_stale(), false);
         self.run(SECOND * 60)?;
+        let is_told =
+            self.calls.iter().any(|(at, call)| *at >= ends && (call.stage, call.attempt) == (Stage::Timeout, 1));
+        prop_assert!(is_told || !has_timed_out, "a timeout is told although the rate delays it");
+        prop_assert_eq!(self.delayed, None);
         prop_assert_eq!(self.bench.core.next_wake(), None, "everything comes to rest");
         Ok(())
     }
@@ -337,5 +412,21 @@ proptest! {
             world.step(step)?;
         }
         world.end()?;
+    }
+
+    #[test]
+    fn a_rate_that_nothing_exceeds_changes_nothing(
+        policy in policies(),
+        steal_limit in prop_oneof![2 => Just(None), 1 => (2..5_u32).prop_map(Some)],
+        steps in steps(),
+    ) {
+        let rates = [None, Some(ActionRate::new(Duration::ZERO, 1)), Some(ActionRate::new(MILLISECOND, u32::MAX))];
+        let [unlimited, off, wide] = rates.map(|action_rate| {
+            let mut world = World::new(Policy { action_rate, ..policy }, steal_limit);
+            steps.iter().try_for_each(|step| world.step(step)).and_then(|()| world.end()).map(|()| world.calls)
+        });
+        let unlimited = unlimited?;
+        prop_assert_eq!(&unlimited, &off?);
+        prop_assert_eq!(&unlimited, &wide?);
     }
 }
