@@ -36,13 +36,13 @@ use vm_watchdog_timeline::{Format, LogLine, install_logger};
 use vm_watchdog_vfio_user::Disposer;
 
 use crate::exit;
-use crate::serve::control::Control;
 use crate::serve::control::exec::Commands;
+use crate::serve::control::{Control, dumps};
 use crate::serve::endpoint::Endpoint;
 use crate::serve::events::{Entry, ServerEvent, Timeline};
 use crate::serve::lines::Lines;
 use crate::serve::metrics::file::MetricsFile;
-use crate::serve::options::{MetricsAddress, ServeOptions, WatchdogOptions};
+use crate::serve::options::{ControlOptions, DumpOptions, MetricsAddress, ServeOptions, WatchdogOptions};
 use crate::serve::service::{FileLimitError, Signals};
 use crate::serve::socket::{Socket, SocketError, SocketFile};
 use crate::serve::state::{Found, Restored, SetAside, StateFileError, StateWriter};
@@ -73,6 +73,9 @@ enum ServeError {
     /// The file for the events cannot be used.
     #[error("events file {}: {source}", path.display())]
     EventsFile { path: PathBuf, source: io::Error },
+    /// The folder for the dumps cannot be looked at.
+    #[error("dump folder {}: {source}", path.display())]
+    DumpFolder { path: PathBuf, source: io::Error },
     /// Too few files may be open.
     #[error(transparent)]
     FileLimit(#[from] FileLimitError),
@@ -116,6 +119,9 @@ fn try_run(options: ServeOptions, commands: &Arc<Commands>) -> Result<(), ServeE
     let output = Output { lines: lines.clone(), format: options.events };
     install_logger(Arc::new(output.timeline(VmClock::monotonic())));
 
+    if let ControlOptions::Qmp { dumps: Some(DumpOptions { folder, .. }), .. } = &options.control {
+        dumps::check_folder(folder).map_err(|source| ServeError::DumpFolder { path: folder.clone(), source })?;
+    }
     let mut sockets = open_sockets(&options)?;
     let metrics = options.metrics.map(|address| open_metrics(address, options.socket_mode)).transpose()?;
     let metrics_file = options.metrics_file.map(open_metrics_file).transpose()?;

@@ -12,6 +12,9 @@ use vm_watchdog_timeline::Format;
 
 use crate::format::parser;
 
+/// How many dumps a VM may have, unless --dump-limit says otherwise.
+const MOST_DUMPS: u64 = 5;
+
 /// Puts watchdogs into a VM of QEMU 10.1 or newer, Cloud Hypervisor, or any other VMM that speaks vfio-user.
 ///
 /// One process serves one VM, with all of its watchdogs. Each --socket is one watchdog; the n-th --watchdog belongs to the n-th
@@ -66,8 +69,19 @@ struct Flags {
     exec: Option<String>,
 
     /// Where the action dump has QEMU write the guest's memory
+    ///
+    /// A dump that does not fit beside the older ones is refused: the older ones are kept. So is one that would leave less
+    /// than 5 % of the file system free.
     #[arg(long = "dump-folder", value_name = "PATH")]
     dump_folder: Option<PathBuf>,
+
+    /// How many dumps of this VM may be in the folder [default: 5]
+    #[arg(long = "dump-limit", value_name = "NUMBER", requires = "dump_folder", value_parser = clap::value_parser!(u64).range(1..))]
+    dump_limit: Option<u64>,
+
+    /// How large the dumps of this VM in the folder may be together [default: half of the file system]
+    #[arg(long = "dump-size", value_name = "SIZE", requires = "dump_folder", value_parser = parse_size)]
+    dump_size: Option<u64>,
 
     /// Keep the state of the watchdogs in this file across restarts of the server
     #[arg(long = "state", value_name = "FILE")]
@@ -140,12 +154,24 @@ pub struct WatchdogOptions {
 pub enum ControlOptions {
     /// None: the watchdog only reports.
     None,
-    /// QEMU, and the folder for its dumps.
-    Qmp { path: PathBuf, dump_folder: Option<PathBuf> },
+    /// QEMU, and where its dumps go.
+    Qmp { path: PathBuf, dumps: Option<DumpOptions> },
     /// Cloud Hypervisor, and the call for the action poweroff.
     CloudHypervisor { path: PathBuf, poweroff: String },
     /// A command. QMP, if given, only reports the events of the VM.
     Exec { command: String, qmp: Option<PathBuf> },
+}
+
+/// The dumps of a VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DumpOptions {
+    pub folder: PathBuf,
+    /// The names of the VM's watchdogs, with which the names of its dumps begin.
+    pub ids: Vec<String>,
+    /// How many there may be.
+    pub most: u64,
+    /// How many bytes they may have together; `None` is half of the file system.
+    pub size: Option<u64>,
 }
 
 impl Args for ServeOptions {
@@ -173,8 +199,8 @@ impl FromArgMatches for ServeOptions {
 impl Flags {
     /// Refuses what cannot work together, before any socket is created.
     fn parse(self) -> Result<ServeOptions, String> {
-        let control = self.control()?;
         let watchdogs = self.watchdogs()?;
+        let control = self.control(&watchdogs)?;
         for (index, WatchdogOptions { socket, id, policy, .. }) in watchdogs.iter().enumerate() {
             let others = &watchdogs[..index];
             if others.iter().any(|other| other.socket == *socket) {
@@ -214,7 +240,7 @@ impl Flags {
         self.sockets.iter().enumerate().map(watchdog).collect()
     }
 
-    fn control(&self) -> Result<ControlOptions, String> {
+    fn control(&self, watchdogs: &[WatchdogOptions]) -> Result<ControlOptions, String> {
         let Self { qmp, cloud_hypervisor, poweroff, exec, dump_folder, .. } = self.clone();
         if cloud_hypervisor.is_some() && (qmp.is_some() || exec.is_some()) {
             return Err("--cloud-hypervisor goes with neither --qmp nor --exec".into());
@@ -230,7 +256,12 @@ impl Flags {
         }
         Ok(match (exec, qmp, cloud_hypervisor) {
             (Some(command), qmp, _) => ControlOptions::Exec { command, qmp },
-            (None, Some(path), _) => ControlOptions::Qmp { path, dump_folder },
+            (None, Some(path), _) => {
+                let ids = watchdogs.iter().map(|watchdog| watchdog.id.clone()).collect();
+                let most = self.dump_limit.unwrap_or(MOST_DUMPS);
+                let dumps = dump_folder.map(|folder| DumpOptions { folder, ids, most, size: self.dump_size });
+                ControlOptions::Qmp { path, dumps }
+            }
             (None, None, Some(path)) => {
                 let poweroff = poweroff.unwrap_or_else(|| "vmm.shutdown".to_owned());
                 ControlOptions::CloudHypervisor { path, poweroff }
@@ -264,7 +295,7 @@ impl ControlOptions {
             (Self::CloudHypervisor { .. }, Action::Dump) => {
                 Err("Cloud Hypervisor has no action dump: use --exec".into())
             }
-            (Self::Qmp { dump_folder: None, .. }, Action::Dump) => Err("the action dump needs --dump-folder".into()),
+            (Self::Qmp { dumps: None, .. }, Action::Dump) => Err("the action dump needs --dump-folder".into()),
             _ => Ok(()),
         }
     }
@@ -278,6 +309,22 @@ fn default_watchdog() -> WatchdogConfig {
 fn parse_mode(text: &str) -> Result<Mode, String> {
     let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777);
     mode.map(Mode::from_raw_mode).ok_or_else(|| "accepted are octal permissions like 600 or 660".to_owned())
+}
+
+/// Bytes, or a number with a unit of 1024.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let unit = match unit {
+        "" => Some(1),
+        "K" => Some(1 << 10),
+        "M" => Some(1 << 20),
+        "G" => Some(1 << 30),
+        "T" => Some(1 << 40),
+        _ => None,
+    };
+    let size = unit.and_then(|unit: u64| number.parse::<u64>().ok()?.checked_mul(unit)).filter(|size| *size > 0);
+    size.ok_or_else(|| "accepted are sizes like 512M, 64G or 1T".to_owned())
 }
 
 fn parse_address(text: &str) -> Result<MetricsAddress, String> {
@@ -317,7 +364,9 @@ mod tests {
             .map(|it| (it.socket.to_str().unwrap(), it.id.as_str(), it.policy.timeout))
             .collect();
         assert_eq!(watchdogs, [("a", "watchdog0", Action::Pause), ("b", "second", Action::Dump)]);
-        assert_eq!(options.control, ControlOptions::Qmp { path: "q".into(), dump_folder: Some("d".into()) });
+        let ids = vec!["watchdog0".to_owned(), "second".to_owned()];
+        let dumps = DumpOptions { folder: "d".into(), ids, most: 5, size: None };
+        assert_eq!(options.control, ControlOptions::Qmp { path: "q".into(), dumps: Some(dumps) });
         assert_eq!(options.state, Some("s".into()));
     }
 
@@ -354,6 +403,10 @@ mod tests {
             ("--socket a --qmp q --watchdog diag288", "diag288"),
             ("--socket a --qmp q --watchdog i6300esb,steal-limit=2", "steal-limit"),
             ("--socket a --qmp q --socket-mode 999", "octal"),
+            ("--socket a --qmp q --dump-limit 3", "--dump-folder"),
+            ("--socket a --qmp q --dump-folder d --dump-limit 0", "0 is not in 1.."),
+            ("--socket a --qmp q --dump-folder d --dump-size 64g", "accepted are sizes like 512M, 64G or 1T"),
+            ("--socket a --qmp q --dump-folder d --dump-size 99999999T", "accepted are sizes like"),
             ("--socket a --qmp q --metrics nowhere", "a port"),
         ] {
             let error = parse(line).expect_err(line);
@@ -366,5 +419,12 @@ mod tests {
         let options = parse("--socket a --watchdog i6300esb,action=none --metrics 9560").unwrap();
         assert_eq!(options.metrics, Some(MetricsAddress::Tcp(([127, 0, 0, 1], 9560).into())));
         assert_eq!(options.socket_mode, Mode::RUSR | Mode::WUSR);
+    }
+
+    #[test]
+    fn the_size_of_dumps_has_units_of_1024() {
+        for (text, size) in [("1", 1), ("3K", 3 << 10), ("512M", 512 << 20), ("64G", 64 << 30), ("2T", 2 << 40)] {
+            assert_eq!(parse_size(text), Ok(size));
+        }
     }
 }

@@ -10,7 +10,7 @@ use crate::server::{Builder, Server, TIMEOUT};
 
 /// A server with one watchdog that acts through a fake QEMU.
 pub fn with_qmp(watchdog: &str) -> (Server, FakeQmp) {
-    let builder = Builder::new().options("--socket s --qmp q --dump-folder /dumps --watchdog").options(watchdog);
+    let builder = Builder::new().options("--socket s --qmp q --watchdog").options(watchdog);
     let qmp = FakeQmp::listen(&builder.path().join("q"));
     (builder.start(), qmp)
 }
@@ -27,20 +27,14 @@ fn each_action_is_a_command_of_qmp() {
         ("poweroff", "quit"),
         ("pause", "stop"),
         ("inject-nmi", "inject-nmi"),
-        ("dump", "dump-guest-memory"),
     ] {
         let (server, qmp) = with_qmp(&format!("i6300esb,action={action},id=wd"));
         let mut qmp = qmp.accept(&server, true);
         let mut client = server.client();
         client.arm(1);
-        let arguments = qmp.answer(command, json!({}));
+        qmp.answer(command, json!({}));
         assert_eq!(server.expect("performed")["action"], action);
         assert!(client.timed_out());
-        if action == "dump" {
-            let file = arguments["protocol"].as_str().unwrap();
-            assert!(file.starts_with("file:/dumps/wd-") && file.ends_with(".elf"), "{file}");
-            assert_eq!((&arguments["detach"], &arguments["paging"]), (&json!(true), &json!(false)));
-        }
         qmp.no_command(Duration::from_millis(50));
     }
 }

@@ -4,6 +4,7 @@ mod actions;
 mod client;
 mod commands;
 mod disk;
+mod dumps;
 mod fakes;
 mod hostile;
 mod lifecycle;

@@ -2,15 +2,17 @@
 
 pub mod cloud_hypervisor;
 pub mod connect;
+pub mod dumps;
 pub mod exec;
 pub mod qmp;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use vm_watchdog::{Event, HandlerError};
 
 use crate::serve::control::cloud_hypervisor::CloudHypervisor;
+use crate::serve::control::dumps::Dumps;
 use crate::serve::control::exec::Commands;
 use crate::serve::control::qmp::Qmp;
 use crate::serve::options::ControlOptions;
@@ -19,8 +21,8 @@ use crate::serve::options::ControlOptions;
 pub enum Control {
     /// No backend: the watchdogs only report.
     None,
-    /// QEMU, and the folder for its dumps.
-    Qmp { qmp: Arc<Qmp>, dump_folder: Option<PathBuf> },
+    /// QEMU.
+    Qmp(Arc<Qmp>),
     /// Cloud Hypervisor.
     CloudHypervisor(CloudHypervisor),
     /// A command of the operator. QMP, if there is one, only reports the events of the VM.
@@ -32,12 +34,12 @@ impl Control {
     pub fn new(options: ControlOptions, commands: &Arc<Commands>) -> Self {
         match options {
             ControlOptions::None => Self::None,
-            ControlOptions::Qmp { path, dump_folder } => Self::Qmp { qmp: Qmp::new(path), dump_folder },
+            ControlOptions::Qmp { path, dumps } => Self::Qmp(Qmp::new(path, dumps.map(Dumps::new))),
             ControlOptions::CloudHypervisor { path, poweroff } => {
                 Self::CloudHypervisor(CloudHypervisor::new(path, poweroff))
             }
             ControlOptions::Exec { command, qmp } => {
-                Self::Exec { command, commands: commands.clone(), qmp: qmp.map(Qmp::new) }
+                Self::Exec { command, commands: commands.clone(), qmp: qmp.map(|path| Qmp::new(path, None)) }
             }
         }
     }
@@ -45,7 +47,7 @@ impl Control {
     /// The QMP connection, if there is one.
     pub fn qmp(&self) -> Option<&Arc<Qmp>> {
         match self {
-            Self::Qmp { qmp, .. } => Some(qmp),
+            Self::Qmp(qmp) => Some(qmp),
             Self::Exec { qmp, .. } => qmp.as_ref(),
             Self::None | Self::CloudHypervisor(_) => None,
         }
@@ -59,7 +61,7 @@ impl Control {
     pub fn perform(&self, event: &Event, socket: &Path) -> Result<(), HandlerError> {
         match self {
             Self::None => Err("no backend can perform it".into()),
-            Self::Qmp { qmp, dump_folder } => qmp.perform(event, dump_folder.as_deref()),
+            Self::Qmp(qmp) => qmp.perform(event),
             Self::CloudHypervisor(api) => api.perform(event.action),
             Self::Exec { command, commands, .. } => commands.run(command, event, socket),
         }
@@ -69,7 +71,7 @@ impl Control {
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::None => "none",
-            Self::Qmp { .. } => "QMP",
+            Self::Qmp(_) => "QMP",
             Self::CloudHypervisor(_) => "Cloud Hypervisor",
             Self::Exec { .. } => "command",
         }

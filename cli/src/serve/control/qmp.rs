@@ -3,15 +3,15 @@
 //! A thread reads the connection, and reconnects when it is lost, because the events say when the VM is paused. A handler
 //! writes its command from its own thread and waits until the reader has received the answer.
 //!
-//! This is a client of our own because it needs seven commands, a timeout for each, and bounds for everything that an
+//! This is a client of our own because it needs nine commands, a timeout for each, and bounds for everything that an
 //! untrusted QEMU sends.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use vm_watchdog::{Action, Event, HandlerError};
 
 use crate::serve::control::connect::connect;
+use crate::serve::control::dumps::Dumps;
 
 /// How long QEMU may take to answer a command.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -38,6 +39,8 @@ const REASON_LENGTH: usize = 200;
 /// A QMP connection.
 pub struct Qmp {
     path: PathBuf,
+    /// Where the dumps of the VM go, if there may be any.
+    dumps: Option<Dumps>,
     /// Locked during a command: there is one at a time.
     command: Mutex<()>,
     link: Mutex<Link>,
@@ -77,9 +80,10 @@ pub enum VmEvent {
 type Lost = Box<dyn std::error::Error + Send + Sync>;
 
 impl Qmp {
-    pub fn new(path: PathBuf) -> Arc<Self> {
+    pub fn new(path: PathBuf, dumps: Option<Dumps>) -> Arc<Self> {
         let link = Link { stream: None, why_not: "not tried yet".to_owned(), last_id: 0, answer: None };
-        Arc::new(Self { path, command: Mutex::default(), link: Mutex::new(link), answered: Condvar::new() })
+        let (command, answered) = (Mutex::default(), Condvar::new());
+        Arc::new(Self { path, dumps, command, link: Mutex::new(link), answered })
     }
 
     /// Connects, and reconnects when the connection is lost, on a thread of its own. Notifies `listener` of events.
@@ -103,33 +107,65 @@ impl Qmp {
     /// # Errors
     ///
     /// The error of QEMU, or why it did not answer.
-    pub fn perform(&self, event: &Event, dump_folder: Option<&Path>) -> Result<(), HandlerError> {
-        match event.action {
-            Action::Reset => self.execute("system_reset", None),
-            Action::Shutdown => self.execute("system_powerdown", None),
-            Action::Poweroff => self.execute("quit", None),
-            Action::Pause => self.execute("stop", None),
-            Action::InjectNmi => self.execute("inject-nmi", None),
-            Action::Dump => {
-                let folder = dump_folder.ok_or("no --dump-folder was given")?;
-                let path = folder.join(dump_name(&event.id)).display().to_string();
-                // Detached, because writing the memory of a large guest takes longer than the timeout.
-                let arguments = json!({ "paging": false, "protocol": format!("file:{path}"), "detach": true });
-                self.execute("dump-guest-memory", Some(arguments))
+    pub fn perform(&self, event: &Event) -> Result<(), HandlerError> {
+        let command = match event.action {
+            Action::Reset => "system_reset",
+            Action::Shutdown => "system_powerdown",
+            Action::Poweroff => "quit",
+            Action::Pause => "stop",
+            Action::InjectNmi => "inject-nmi",
+            Action::Dump => return self.dump(&event.id),
+            action => return Err(format!("QEMU has no action {action}").into()),
+        };
+        self.execute(command, None).map(drop)
+    }
+
+    /// Has QEMU write the guest's memory to a file, within the limits for that.
+    fn dump(&self, id: &str) -> Result<(), HandlerError> {
+        let dumps = self.dumps.as_ref().ok_or("no --dump-folder was given")?;
+        let _turn = dumps.turn();
+        match self.execute("query-dump", None)?.status.as_deref() {
+            Some("active") => return Err("QEMU is writing an earlier dump".into()),
+            // Its event came while QMP was not connected.
+            Some("failed") => drop(dumps.failed()),
+            _ => dumps.completed(),
+        }
+        let memory = self.execute("query-memory-size-summary", None)?.memory();
+        let memory = memory.ok_or("QEMU does not say how much memory the guest has")?;
+        let path = dumps.begin(id, memory)?.display().to_string();
+        // Detached, because writing the memory of a large guest takes longer than the timeout.
+        let arguments = json!({ "paging": false, "protocol": format!("file:{path}"), "detach": true });
+        let begun = self.execute("dump-guest-memory", Some(arguments));
+        if begun.is_err() {
+            dumps.failed();
+        }
+        begun.map(drop)
+    }
+
+    /// QEMU has written a dump, or has failed to.
+    fn dump_ended(&self, outcome: Result<(), String>) {
+        let Some(dumps) = &self.dumps else {
+            return;
+        };
+        match outcome {
+            Ok(()) => dumps.completed(),
+            Err(reason) => {
+                if let Some(path) = dumps.failed() {
+                    log::error!("QEMU has not written the dump {}, which is removed: {reason}", path.display());
+                }
             }
-            action => Err(format!("QEMU has no action {action}").into()),
         }
     }
 
     /// Sends a command and waits for its answer.
-    fn execute(&self, command: &str, arguments: Option<Value>) -> Result<(), HandlerError> {
+    fn execute(&self, command: &str, arguments: Option<Value>) -> Result<Returned, HandlerError> {
         let _command = self.command.lock().unwrap_or_else(PoisonError::into_inner);
         let mut link = self.link();
         let id = link.send(command, arguments).map_err(|error| format!("QMP {}: {error}", self.path.display()))?;
         let deadline = Instant::now() + ANSWER_TIMEOUT;
         loop {
             if let Some(answer) = link.answer.take_if(|answer| answer.id == id) {
-                return answer.outcome.map(|_| ()).map_err(|error| format!("QEMU refuses {command}: {error}").into());
+                return answer.outcome.map_err(|error| format!("QEMU refuses {command}: {error}").into());
             }
             if link.stream.is_none() {
                 // After `quit` QEMU ends. Its vfio-user connection ends too, which drops the retry.
@@ -194,9 +230,11 @@ impl Qmp {
         listener.vm_event(VmEvent::Control { socket: socket.to_owned(), connected: true, reason: None });
         listener.vm_event(VmEvent::Runs(runs));
         loop {
-            let Message { event, answer, .. } = messages.next()?;
+            let Message { event, dump_ended, answer, .. } = messages.next()?;
             if let Some(event) = event {
                 listener.vm_event(event);
+            } else if let Some(outcome) = dump_ended {
+                self.dump_ended(outcome);
             } else if answer.is_some() {
                 self.link().answer = answer;
                 self.answered.notify_all();
@@ -314,6 +352,8 @@ impl Messages {
 struct Message {
     is_greeting: bool,
     event: Option<VmEvent>,
+    /// QEMU has written a dump, or why it has not.
+    dump_ended: Option<Result<(), String>>,
     answer: Option<Answer>,
 }
 
@@ -325,8 +365,21 @@ struct Answer {
 
 /// What commands return, as far as it matters.
 #[derive(Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 struct Returned {
+    /// Of `query-status`.
     running: Option<bool>,
+    /// Of `query-status` and `query-dump`.
+    status: Option<String>,
+    /// Of `query-memory-size-summary`, in bytes: what the guest started with, and what was plugged in since.
+    base_memory: Option<u64>,
+    plugged_memory: Option<u64>,
+}
+
+impl Returned {
+    fn memory(&self) -> Option<u64> {
+        Some(self.base_memory?.saturating_add(self.plugged_memory.unwrap_or(0)))
+    }
 }
 
 /// The parts of a message, which are not parsed unless they matter: a tree of their values takes a hundred times as much
@@ -347,10 +400,21 @@ struct Parts<'a> {
     error: Option<&'a RawValue>,
 }
 
+/// What the event DUMP_COMPLETED has.
+#[derive(Deserialize)]
+struct DumpEnd {
+    result: DumpResult,
+}
+
+#[derive(Deserialize)]
+struct DumpResult {
+    status: String,
+}
+
 /// The text that says why.
 #[derive(Deserialize)]
 struct Why {
-    #[serde(alias = "desc")]
+    #[serde(alias = "desc", alias = "error")]
     reason: String,
 }
 
@@ -361,7 +425,8 @@ impl Message {
             Err(error) if error.is_data() => Parts::default(),
             parts => parts.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?,
         };
-        Ok(Self { is_greeting: parts.greeting.is_some(), event: parts.event(), answer: parts.answer() })
+        let (is_greeting, dump_ended) = (parts.greeting.is_some(), parts.dump_ended());
+        Ok(Self { is_greeting, event: parts.event(), dump_ended, answer: parts.answer() })
     }
 }
 
@@ -374,6 +439,15 @@ impl Parts<'_> {
             "RESET" => Some(VmEvent::Reset { reason: reason() }),
             "SHUTDOWN" => Some(VmEvent::Shutdown { reason: reason() }),
             _ => None,
+        }
+    }
+
+    fn dump_ended(&self) -> Option<Result<(), String>> {
+        parse::<String>(self.event).filter(|event| event == "DUMP_COMPLETED")?;
+        let DumpEnd { result } = parse(self.data)?;
+        match result.status.as_str() {
+            "completed" => Some(Ok(())),
+            _ => Some(Err(why(self.data).unwrap_or_else(|| "no reason given".to_owned()))),
         }
     }
 
@@ -397,11 +471,4 @@ fn why(part: Option<&RawValue>) -> Option<String> {
     let printable = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
     let Why { reason } = parse(part)?;
     Some(reason.chars().take(REASON_LENGTH).map(printable).collect())
-}
-
-/// A name for a dump, unique by its time.
-fn dump_name(id: &str) -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let id: String = id.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
-    format!("{id}-{}.{:03}.elf", now.as_secs(), now.subsec_millis())
 }
