@@ -32,6 +32,8 @@ pub enum Kind {
     Feeding,
     /// A watchdog expires, or an action follows.
     Expiry,
+    /// An action, where its rate is limited: a guest that lets its watchdog expire all the time hides none.
+    Action,
     /// Anything else.
     Remark,
 }
@@ -48,6 +50,7 @@ struct State {
     out: Box<dyn Write + Send>,
     feeding: Budget,
     expiries: Budget,
+    actions: Budget,
     remarks: Budget,
     suppressed: u64,
 }
@@ -66,7 +69,8 @@ impl<E: TimelineEntry> Timeline<E> {
     /// A timeline on this clock.
     pub fn new(clock: VmClock, format: Format, out: Box<dyn Write + Send>) -> Self {
         let budget = || Budget::new(Instant::now());
-        let state = State { out, feeding: budget(), expiries: budget(), remarks: budget(), suppressed: 0 };
+        let (feeding, expiries, actions, remarks) = (budget(), budget(), budget(), budget());
+        let state = State { out, feeding, expiries, actions, remarks, suppressed: 0 };
         Self { clock, format, state: Mutex::new(state), entries: PhantomData }
     }
 
@@ -80,6 +84,7 @@ impl<E: TimelineEntry> Timeline<E> {
         let in_budget = match entry.kind() {
             Some(Kind::Feeding) => state.feeding.take(now),
             Some(Kind::Expiry) => state.expiries.take(now),
+            Some(Kind::Action) => state.actions.take(now),
             Some(Kind::Remark) => state.remarks.take(now),
             None => true,
         };

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use vm_watchdog::i6300esb::{I6300esb, InterruptPin};
-use vm_watchdog::{Action, ActionHandler, Event, HandlerError, MsiMessage, Watchdog};
+use vm_watchdog::{Action, ActionHandler, Event, HandlerError, MsiMessage, VmInstant, Watchdog};
 use vm_watchdog_timeline::GuestExpiry;
 use vm_watchdog_vfio_user::{CloseReason, Intx, Msi};
 
@@ -14,6 +15,9 @@ use crate::serve::device::WatchdogDevice;
 use crate::serve::events::{Entry, ServerEvent, Timeline};
 use crate::serve::options::WatchdogOptions;
 use crate::serve::vm::Vm;
+
+/// The least time between two entries for the actions of pretimeouts that were left out.
+const SUPPRESSED_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A watchdog of a VM that runs in another process.
 pub struct Endpoint {
@@ -26,6 +30,8 @@ pub struct Endpoint {
     timeline: Timeline,
     /// Whether the watchdog was armed, and had timed out, at the last [`observe`](Endpoint::observe).
     seen: Mutex<(bool, bool)>,
+    /// How many of the actions that were left out are recorded, and when that was last done.
+    suppressed: Mutex<(u64, Option<Instant>)>,
 }
 
 /// Counts the clients of a socket.
@@ -67,6 +73,7 @@ impl Endpoint {
             clients: Clients::default(),
             timeline,
             seen: Mutex::new((false, false)),
+            suppressed: Mutex::default(),
         });
         // The cell is empty: this is the only place that sets it.
         let _ = handler.0.set(Arc::downgrade(&endpoint));
@@ -110,6 +117,7 @@ impl Endpoint {
         }
         self.record(ServerEvent::Disconnected { reason });
         self.observe();
+        self.record_suppressed();
         // The end of the connection drops what was pending, which `observe` does not see.
         self.save_soon();
     }
@@ -154,19 +162,60 @@ impl Endpoint {
         }
     }
 
-    fn perform(&self, event: &Event) -> Result<(), HandlerError> {
+    /// Records that a stage has expired.
+    fn expired(&self, event: &Event) {
         self.record(ServerEvent::Expiry(GuestExpiry::new(event, self.watchdog.stats().heartbeats)));
         self.observe();
         if let Some(metrics) = &self.vm.metrics {
             metrics.write_soon();
         }
+    }
+
+    /// Records how many actions were left out since the last time.
+    fn record_suppressed(&self) {
+        self.record_suppressed_of(self.watchdog.stats().suppressed_actions);
+    }
+
+    fn record_suppressed_of(&self, all: u64) {
+        let mut suppressed = self.suppressed.lock().unwrap_or_else(PoisonError::into_inner);
+        let actions = all.saturating_sub(suppressed.0);
+        if actions > 0 {
+            *suppressed = (all, Some(Instant::now()));
+            drop(suppressed);
+            self.record(ServerEvent::ActionSuppressed { actions });
+        }
+    }
+
+    fn delayed(&self, event: &Event, until: VmInstant) {
+        self.expired(event);
+        self.record(ServerEvent::ActionDelayed { action: event.action, until_ns: until.as_nanos() });
+        self.record_suppressed();
+        self.save_soon();
+    }
+
+    fn suppressed(&self, event: &Event) {
+        self.expired(event);
+        let recorded = self.suppressed.lock().unwrap_or_else(PoisonError::into_inner).1;
+        if recorded.is_none_or(|recorded| recorded.elapsed() >= SUPPRESSED_INTERVAL) {
+            // The watchdog counts this one after the call.
+            self.record_suppressed_of(self.watchdog.stats().suppressed_actions.saturating_add(1));
+        }
+    }
+
+    fn perform(&self, event: &Event) -> Result<(), HandlerError> {
+        // A delayed action was recorded as an expiry when it was delayed.
+        if !event.delayed {
+            self.expired(event);
+        }
+        self.record_suppressed();
+        let action = event.action;
+        if matches!(action, Action::None | Action::Debug) {
+            self.save_soon();
+            return Ok(());
+        }
         if event.attempt == 1 {
             // The action may end the VM, and then this server may be ended too.
             self.save_now();
-        }
-        let action = event.action;
-        if matches!(action, Action::None | Action::Debug) {
-            return Ok(());
         }
         let outcome = self.vm.control.perform(event, &self.socket);
         self.record(match &outcome {
@@ -208,5 +257,17 @@ impl ActionHandler for Handler {
     fn note(&self, event: &Event) {
         // An event without an action cannot fail.
         let _ = self.perform(event);
+    }
+
+    fn delayed(&self, event: &Event, until: VmInstant) {
+        if let Some(endpoint) = self.0.get().and_then(Weak::upgrade) {
+            endpoint.delayed(event, until);
+        }
+    }
+
+    fn suppressed(&self, event: &Event) {
+        if let Some(endpoint) = self.0.get().and_then(Weak::upgrade) {
+            endpoint.suppressed(event);
+        }
     }
 }

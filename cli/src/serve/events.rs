@@ -1,6 +1,7 @@
 //! The entries of the server's timeline.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::Serialize;
 use vm_watchdog::Action;
@@ -42,6 +43,10 @@ pub enum ServerEvent {
     Performed { action: Action },
     /// Its action failed.
     ActionFailed { action: Action, reason: String },
+    /// The action is delayed until this time of the VM, because the rate of the actions is used up.
+    ActionDelayed { action: Action, until_ns: u64 },
+    /// So many actions were left out since the last entry like this.
+    ActionSuppressed { actions: u64 },
     /// The control socket of the VM is connected, or no longer.
     Control { socket: String, connected: bool, reason: Option<String> },
     /// The VM is paused, and with it the clock of its watchdogs.
@@ -78,9 +83,11 @@ impl TimelineEntry for Entry {
     fn kind(&self) -> Option<Kind> {
         match self.event {
             ServerEvent::Armed | ServerEvent::Disarmed => Some(Kind::Feeding),
-            ServerEvent::Expiry(_) | ServerEvent::Performed { .. } | ServerEvent::ActionFailed { .. } => {
-                Some(Kind::Expiry)
-            }
+            ServerEvent::Expiry(_) => Some(Kind::Expiry),
+            ServerEvent::Performed { .. }
+            | ServerEvent::ActionFailed { .. }
+            | ServerEvent::ActionDelayed { .. }
+            | ServerEvent::ActionSuppressed { .. } => Some(Kind::Action),
             ServerEvent::Listening { .. }
             | ServerEvent::Metrics { .. }
             | ServerEvent::Restored { .. }
@@ -113,6 +120,13 @@ impl fmt::Display for Entry {
             ServerEvent::Expiry(expiry) => write!(f, "{expiry}"),
             ServerEvent::Performed { action } => write!(f, "{action} done"),
             ServerEvent::ActionFailed { action, reason } => write!(f, "{action} failed: {reason}"),
+            ServerEvent::ActionDelayed { action, until_ns } => {
+                let until = Duration::from_nanos(*until_ns).as_secs_f64();
+                write!(f, "{action} delayed until {until:.3} s by the rate of the actions")
+            }
+            ServerEvent::ActionSuppressed { actions } => {
+                write!(f, "{actions} actions left out")
+            }
             ServerEvent::Control { socket, connected: true, .. } => write!(f, "{socket} connected"),
             ServerEvent::Control { socket, connected: false, reason } => {
                 write!(f, "{socket} not connected{}", because(reason))

@@ -2,16 +2,19 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, Command, FromArgMatches};
 use rustix::fs::Mode;
 use vm_watchdog::i6300esb::I6300esbConfig;
-use vm_watchdog::{Action, DeviceConfig, Policy, WatchdogConfig};
+use vm_watchdog::{Action, ActionRate, DeviceConfig, Policy, WatchdogConfig};
 use vm_watchdog_timeline::Format;
 
 use crate::format::parser;
 
+/// How often the actions of a watchdog are performed, unless its --watchdog says otherwise.
+const ACTION_RATE: ActionRate = ActionRate::new(Duration::from_secs(10), 3);
 /// How many dumps a VM may have, unless --dump-limit says otherwise.
 const MOST_DUMPS: u64 = 5;
 
@@ -34,12 +37,14 @@ struct Flags {
     /// The pretimeout action is due before=TIME before the timeout, by default a quarter of the period: a guest that
     /// feeds later than that (systemd and the watchdog daemon feed at half of it, busybox as -t says) is acted on
     /// although it is healthy. grace=30s with then= acts again when the action did not help, or could not be done.
+    /// action-interval=10s,action-burst=3 is the default rate of the actions: three at once, and one in ten seconds. An action
+    /// of a timeout beyond it is delayed, that of a pretimeout is left out. action-interval=none turns it off.
     /// interrupt=intx gives the device an interrupt pin, which it raises at the end of its first stage, at the price of a
     /// second round trip for each access of the guest. interrupt=msi adds MSI, which has no such price for a guest that
     /// enables it.
     #[arg(
         long = "watchdog",
-        value_name = "MODEL[,action=ACTION][,pretimeout=ACTION[,before=TIME]][,grace=TIME,then=ACTION][,id=NAME][,interrupt=intx|msi]"
+        value_name = "MODEL[,action=ACTION][,pretimeout=ACTION[,before=TIME]][,grace=TIME,then=ACTION][,action-interval=TIME|none[,action-burst=NUMBER]][,id=NAME][,interrupt=intx|msi]"
     )]
     watchdogs: Vec<WatchdogConfig>,
 
@@ -234,7 +239,7 @@ impl Flags {
                 socket: socket.clone(),
                 id: config.id().map_or_else(|| format!("watchdog{index}"), str::to_owned),
                 device: pci_device(config).map_err(|message| of_socket(socket, &message))?,
-                policy: config.policy(),
+                policy: config.policy_with_rate(ACTION_RATE),
             })
         };
         self.sockets.iter().enumerate().map(watchdog).collect()
@@ -419,6 +424,19 @@ mod tests {
         let options = parse("--socket a --watchdog i6300esb,action=none --metrics 9560").unwrap();
         assert_eq!(options.metrics, Some(MetricsAddress::Tcp(([127, 0, 0, 1], 9560).into())));
         assert_eq!(options.socket_mode, Mode::RUSR | Mode::WUSR);
+    }
+
+    #[test]
+    fn actions_have_a_rate_unless_the_operator_says_otherwise() {
+        for (watchdog, rate) in [
+            ("", Some(ACTION_RATE)),
+            ("--watchdog i6300esb,action=pause", Some(ACTION_RATE)),
+            ("--watchdog i6300esb,action-interval=1m", Some(ActionRate::new(Duration::from_secs(60), 3))),
+            ("--watchdog i6300esb,action-interval=none", None),
+        ] {
+            let options = parse(&format!("--qmp q --socket a {watchdog}")).unwrap();
+            assert_eq!(options.watchdogs[0].policy.action_rate, rate, "{watchdog}");
+        }
     }
 
     #[test]

@@ -102,6 +102,11 @@ impl QmpClient {
         self.commands.recv_timeout(TIMEOUT).expect("a command")
     }
 
+    /// The next command, if it comes soon enough.
+    pub fn command_within(&mut self, limit: Duration) -> Option<Value> {
+        self.commands.recv_timeout(limit).ok()
+    }
+
     /// No command comes for a while.
     pub fn no_command(&mut self, quiet: Duration) {
         if let Ok(command) = self.commands.recv_timeout(quiet) {

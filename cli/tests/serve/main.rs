@@ -6,6 +6,7 @@ mod commands;
 mod disk;
 mod dumps;
 mod fakes;
+mod floods;
 mod hostile;
 mod lifecycle;
 mod metrics;

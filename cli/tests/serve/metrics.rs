@@ -52,7 +52,7 @@ fn wait_for_counters(port: u16, id: &str, expected: &[(&str, RangeInclusive<u64>
     loop {
         let metrics = scrape(port);
         let counters = counters(&metrics, id);
-        assert_eq!(counters.len(), 11, "{metrics}");
+        assert_eq!(counters.len(), 13, "{metrics}");
         let bounds = |name| expected.iter().find(|(expected, _)| *expected == name).map_or(0..=0, |(_, it)| it.clone());
         let is_known = |name| counters.contains_key(name);
         if counters.iter().all(|(name, value)| bounds(*name).contains(value))
@@ -66,7 +66,7 @@ fn wait_for_counters(port: u16, id: &str, expected: &[(&str, RangeInclusive<u64>
 }
 
 /// The counters of a watchdog by name.
-fn counters<'a>(metrics: &'a str, id: &str) -> HashMap<&'a str, u64> {
+pub fn counters<'a>(metrics: &'a str, id: &str) -> HashMap<&'a str, u64> {
     let suffix = format!("_total{{id=\"{id}\"}} ");
     let lines = metrics.lines().filter_map(|line| line.strip_prefix("vm_watchdog_")?.split_once(&suffix));
     lines.map(|(name, value)| (name, value.parse().unwrap())).collect()
@@ -100,8 +100,10 @@ fn warn(server: &Server, client: &mut Client, times: usize) {
 
 #[test]
 fn each_counter_counts_what_its_name_says() {
-    let (server, _qmp, port) =
-        with_qmp("i6300esb,action=poweroff,pretimeout=debug,before=60m,id=wd", "[ $WATCHDOG_ATTEMPT = 3 ]");
+    let (server, _qmp, port) = with_qmp(
+        "i6300esb,action=poweroff,pretimeout=debug,before=60m,action-interval=none,id=wd",
+        "[ $WATCHDOG_ATTEMPT = 3 ]",
+    );
     // Three connections that end in an error, one that stays open, and five surplus ones beside it.
     for _ in 0..3 {
         let mut client = server.client();
@@ -154,8 +156,10 @@ fn each_counter_counts_what_its_name_says() {
 
 #[test]
 fn an_interrupt_that_cannot_be_signalled_is_counted() {
-    let (server, mut qmp, port) =
-        with_qmp("i6300esb,action=poweroff,pretimeout=debug,before=60m,id=wd,interrupt=intx", "true");
+    let (server, mut qmp, port) = with_qmp(
+        "i6300esb,action=poweroff,pretimeout=debug,before=60m,action-interval=none,id=wd,interrupt=intx",
+        "true",
+    );
     for _ in 0..3 {
         drop(server.client());
         server.expect("disconnected");

@@ -189,7 +189,7 @@ impl Server {
     }
 
     /// An event, and those before it.
-    fn find(&self, name: &str, matches: impl Fn(&Value) -> bool) -> (Vec<Value>, Value) {
+    pub fn find(&self, name: &str, matches: impl Fn(&Value) -> bool) -> (Vec<Value>, Value) {
         let deadline = Instant::now() + TIMEOUT;
         let mut skipped = Vec::new();
         loop {

@@ -19,6 +19,10 @@ pub fn render(endpoints: &[Arc<Endpoint>]) -> prometheus::Result<String> {
     metrics.count("actions", "Actions performed", |e| e.watchdog.stats().actions)?;
     metrics
         .count("action_failures", "Tries to perform an action that failed", |e| e.watchdog.stats().action_failures)?;
+    metrics.count("delayed_actions", "Actions that the rate of the actions has delayed", |e| {
+        e.watchdog.stats().delayed_actions
+    })?;
+    metrics.count("suppressed_actions", "Actions that were left out", |e| e.watchdog.stats().suppressed_actions)?;
     metrics.count("ignored_accesses", "Accesses that hardware ignores", |e| e.watchdog.stats().ignored_accesses)?;
     metrics.count("interrupt_failures", "Interrupts that could not be signalled", |e| {
         e.watchdog.stats().interrupt_failures
