@@ -1,5 +1,7 @@
 //! What a device has to offer, and how VFIO names its regions and interrupts.
 
+use std::io;
+
 use rustix::io::Errno;
 use vfio_bindings::bindings::vfio::{
     VFIO_IRQ_INFO_AUTOMASKED, VFIO_IRQ_INFO_EVENTFD, VFIO_IRQ_INFO_MASKABLE, VFIO_IRQ_INFO_NORESIZE,
@@ -196,6 +198,7 @@ impl<'a> Interrupt<'a> {
             Self::Intx(intx) => intx.connect(eventfd),
             Self::Msi(msi) => msi.connect(eventfd),
         }
+        .map_err(refused)
     }
 }
 
@@ -233,12 +236,17 @@ pub(crate) fn set_irqs(device: &impl PciDevice, body: &[u8], fds: Descriptors) -
     }
     match (interrupt, action) {
         (Interrupt::Intx(intx), VFIO_IRQ_SET_ACTION_MASK) => intx.mask(),
-        (Interrupt::Intx(intx), VFIO_IRQ_SET_ACTION_UNMASK) => intx.unmask()?,
-        (Interrupt::Intx(intx), VFIO_IRQ_SET_ACTION_TRIGGER) => intx.trigger()?,
-        (Interrupt::Msi(msi), VFIO_IRQ_SET_ACTION_TRIGGER) => msi.trigger()?,
+        (Interrupt::Intx(intx), VFIO_IRQ_SET_ACTION_UNMASK) => intx.unmask().map_err(refused)?,
+        (Interrupt::Intx(intx), VFIO_IRQ_SET_ACTION_TRIGGER) => intx.trigger().map_err(refused)?,
+        (Interrupt::Msi(msi), VFIO_IRQ_SET_ACTION_TRIGGER) => msi.trigger().map_err(refused)?,
         _ => return Err(Errno::INVAL),
     }
     Ok(())
+}
+
+/// The errno of an interrupt that is not signalled.
+fn refused(error: io::Error) -> Errno {
+    Errno::from_io_error(&error).unwrap_or(Errno::BUSY)
 }
 
 /// Resets the device and disconnects its interrupts, as at power-on.

@@ -1,10 +1,9 @@
 //! The eventfd by which a client is interrupted.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::OFlags;
-use rustix::io::{Errno, retry_on_intr};
+use rustix::io::retry_on_intr;
 
 /// An eventfd that a client has sent.
 #[derive(Debug)]
@@ -36,25 +35,24 @@ impl ClientEventfd {
         if nonblocking.is_ok() { Ok(Self(fd)) } else { Err(fd) }
     }
 
-    /// Signals the client.
-    pub(crate) fn signal(&self) -> Result<(), Errno> {
-        // A full counter is a signal that the client has not read yet.
-        if !is_writable(self.0.as_fd())? {
-            return Ok(());
-        }
-        match rustix::io::write(&self.0, &1u64.to_ne_bytes()) {
-            Ok(_) | Err(Errno::AGAIN) => Ok(()),
-            Err(errno) => Err(errno),
-        }
+    /// Signals the client so many times. Waits while the counter has no room for that, if the client has taken O_NONBLOCK away.
+    pub(crate) fn signal(&self, signals: u64) {
+        // An eventfd takes any number but the greatest. A counter that is full is a signal that the client has not read yet.
+        let _ = retry_on_intr(|| rustix::io::write(&self.0, &signals.min(u64::MAX - 1).to_ne_bytes()));
     }
 }
 
-/// Whether a write does not block. The client shares the flags of its eventfd, and may have taken O_NONBLOCK away.
-fn is_writable(eventfd: BorrowedFd<'_>) -> Result<bool, Errno> {
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    let mut fds = [PollFd::from_borrowed_fd(eventfd, PollFlags::OUT)];
-    retry_on_intr(|| rustix::event::poll(&mut fds, Some(&now)))?;
-    Ok(fds[0].revents().contains(PollFlags::OUT))
+/// Waits until an eventfd was signalled so many times, for tests.
+#[cfg(test)]
+pub(crate) fn await_signals(client: &OwnedFd, count: u64) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    let mut received = 0;
+    while received < count {
+        assert!(std::time::Instant::now() < deadline, "{received} signals instead of {count}");
+        received += signals(client);
+        std::thread::sleep(std::time::Duration::from_micros(100));
+    }
+    assert_eq!(received, count);
 }
 
 /// How often an eventfd was signalled since the last call, for tests.

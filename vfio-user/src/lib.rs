@@ -35,6 +35,7 @@ mod framer;
 mod interrupt;
 mod msi;
 mod session;
+mod signaller;
 mod version;
 mod wire;
 

@@ -1,16 +1,19 @@
 //! MSI over vfio-user: one message, for which the client has an eventfd.
 
+use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::io::Errno;
-
 use crate::eventfd::ClientEventfd;
+use crate::signaller::Signaller;
 
 /// The interrupt message of a device as VFIO has it: an eventfd that is signalled once for each message.
 ///
 /// The client reads address and data from the capability in configuration space, and programs its VM's interrupt
 /// controller with them. It may connect its eventfd just after the guest has enabled the capability: a message that is
 /// sent in between is signalled then.
+///
+/// A thread of its own writes to the eventfd, because the client can make such a write wait. It starts with the first
+/// message. No call waits for it.
 #[derive(Debug, Default)]
 pub struct Msi {
     state: Mutex<State>,
@@ -18,7 +21,7 @@ pub struct Msi {
 
 #[derive(Debug, Default)]
 struct State {
-    eventfd: Option<ClientEventfd>,
+    signaller: Signaller,
     /// A message was sent while no eventfd was connected.
     is_pending: bool,
 }
@@ -28,28 +31,25 @@ impl Msi {
     ///
     /// # Errors
     ///
-    /// The error of the client's eventfd.
-    pub fn send(&self) -> Result<(), Errno> {
+    /// [`ResourceBusy`](io::ErrorKind::ResourceBusy) if four threads still wait for clients to read eventfds that they have
+    /// replaced; the error of the host if it gives no thread. A later call sends the message.
+    pub fn send(&self) -> io::Result<()> {
         let mut state = self.state();
         state.is_pending = true;
         state.sync()
     }
 
     /// Signals `eventfd` from now on. `None` disconnects the message, and one that is pending is dropped.
-    ///
-    /// # Errors
-    ///
-    /// EINVAL if it is no eventfd.
-    pub(crate) fn connect(&self, eventfd: Option<ClientEventfd>) -> Result<(), Errno> {
+    pub(crate) fn connect(&self, eventfd: Option<ClientEventfd>) -> io::Result<()> {
         let mut state = self.state();
         state.is_pending &= eventfd.is_some();
-        state.eventfd = eventfd;
+        state.signaller.connect(eventfd);
         state.sync()
     }
 
     /// Signals without a message. Clients may ask for it as a test.
-    pub(crate) fn trigger(&self) -> Result<(), Errno> {
-        self.state().eventfd.as_ref().map_or(Ok(()), ClientEventfd::signal)
+    pub(crate) fn trigger(&self) -> io::Result<()> {
+        self.state().signaller.signal()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -58,9 +58,9 @@ impl Msi {
 }
 
 impl State {
-    fn sync(&mut self) -> Result<(), Errno> {
-        if let Some(eventfd) = self.eventfd.as_ref().filter(|_| self.is_pending) {
-            eventfd.signal()?;
+    fn sync(&mut self) -> io::Result<()> {
+        if self.is_pending && self.signaller.is_connected() {
+            self.signaller.signal()?;
             self.is_pending = false;
         }
         Ok(())
@@ -70,7 +70,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::eventfd::signals;
+    use crate::eventfd::{await_signals, signals};
     use rustix::event::{EventfdFlags, eventfd};
 
     #[test]
@@ -81,9 +81,9 @@ mod tests {
         assert_eq!(signals(&client), 0);
         message.send().unwrap();
         message.send().unwrap();
-        assert_eq!(signals(&client), 2);
+        await_signals(&client, 2);
         message.trigger().unwrap();
-        assert_eq!(signals(&client), 1);
+        await_signals(&client, 1);
         message.connect(None).unwrap();
         message.trigger().unwrap();
         assert_eq!(signals(&client), 0);
@@ -95,7 +95,7 @@ mod tests {
         let message = Msi::default();
         message.send().unwrap();
         message.connect(Some(ClientEventfd::new(client.try_clone().unwrap()).unwrap())).unwrap();
-        assert_eq!(signals(&client), 1);
+        await_signals(&client, 1);
         message.connect(None).unwrap();
         message.send().unwrap();
         message.connect(None).unwrap();

@@ -56,11 +56,11 @@ impl Endpoint {
         let device = I6300esb::new(options.device);
         let builder = Watchdog::builder(&*options.id, device).clock(vm.clock.clone()).policy(options.policy);
         let builder = match intx.clone() {
-            Some(intx) => builder.interrupt_line(move |high| Ok(intx.set_level(high)?)),
+            Some(intx) => builder.interrupt_line(move |high| intx.set_level(high)),
             None => builder,
         };
         let builder = match msi.clone() {
-            Some(msi) => builder.msi(move |_: MsiMessage| Ok(msi.send()?)),
+            Some(msi) => builder.msi(move |_: MsiMessage| msi.send()),
             None => builder,
         };
         let handler = Handler::default();

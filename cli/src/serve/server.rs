@@ -1,8 +1,7 @@
 //! The thread that serves one socket: one client at a time, until the server stops.
 //!
 //! One poll() covers all descriptors of the thread. It closes no descriptor that a client has sent, because that may block:
-//! a [`Disposer`] does. A write to the eventfd of an interrupt comes after a poll, and blocks only if the client fills the
-//! eventfd in between.
+//! a [`Disposer`] does. Nor does it write to the eventfd of an interrupt: the interrupt has a thread for that.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

@@ -182,6 +182,13 @@ impl Client {
         Ok(())
     }
 
+    /// Has INTx signal this eventfd.
+    pub fn connect_interrupt(&mut self, eventfd: impl AsFd) {
+        const DATA_EVENTFD_ACTION_TRIGGER: u32 = 4 | 32;
+        let body = words(&[20, DATA_EVENTFD_ACTION_TRIGGER, 0, 0, 1]);
+        assert_eq!(self.ask_with_fds(SET_IRQS, &body, &[eventfd.as_fd()]), Ok(vec![]));
+    }
+
     // What Linux' driver does.
 
     pub fn unlock(&mut self) {

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::ffi::OsStr;
+use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -221,6 +222,23 @@ impl Server {
 
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Waits until so many of its threads with this name are in one of these system calls.
+    pub fn wait_for_threads(&self, count: usize, name: &str, calls: &[&str]) {
+        let deadline = Instant::now() + TIMEOUT;
+        // A thread may end meanwhile.
+        let is_in_call = |thread: &Path| {
+            let call = fs::read_to_string(thread.join("syscall")).unwrap_or_default();
+            fs::read_to_string(thread.join("comm")).is_ok_and(|comm| comm.trim() == name)
+                && call.split_whitespace().next().is_some_and(|number| calls.contains(&number))
+        };
+        let threads =
+            || fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap().map(|thread| thread.unwrap().path());
+        while threads().filter(|thread| is_in_call(thread)).count() != count {
+            assert!(Instant::now() < deadline, "not {count} threads {name} are in {calls:?}");
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Limits its open files; `None` is the limit at its start.

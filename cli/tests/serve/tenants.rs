@@ -7,13 +7,21 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
+use std::sync::{Arc, Barrier};
+use std::thread;
 use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::OFlags;
 
 use crate::client::*;
 use crate::server::{Builder, Server, TIMEOUT};
 
 /// Less than any time for which the descriptors of these tests block.
 const SOON: Duration = Duration::from_secs(5);
+
+/// For how long a race is tried.
+const RACE: Duration = Duration::from_secs(3);
 
 /// The path of the socket for [`connects_and_ends`].
 const SOCKET: &str = "VM_WATCHDOG_TEST_SOCKET";
@@ -127,6 +135,86 @@ fn a_client_that_says_nothing_does_not_keep_a_vmm_out() {
     assert!(!client.is_enabled());
     assert!(started.elapsed() < TIMEOUT);
     drop(silent);
+}
+
+/// SET_IRQS that has the server signal INTx, as a test.
+fn trigger() -> Vec<u8> {
+    words(&[20, 1 | 32, 0, 0, 1])
+}
+
+fn server_with_an_interrupt() -> Server {
+    Builder::new().options("--socket s --watchdog i6300esb,action=none,interrupt=intx").start()
+}
+
+/// Connects eventfds whose counter is full and on which a write blocks, and has each of them signalled. Returns them.
+pub fn leave_threads_in_writes(server: &Server, client: &mut Client) -> Vec<OwnedFd> {
+    let leave = |index: usize| {
+        let full = eventfd(0, EventfdFlags::empty()).unwrap();
+        rustix::io::write(&full, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+        client.connect_interrupt(&full);
+        // The server has made it non-blocking. The flags belong to the open file, which this process shares.
+        rustix::fs::fcntl_setfl(&full, OFlags::empty()).unwrap();
+        client.ask(SET_IRQS, &trigger()).unwrap();
+        // write of x86-64, and of aarch64.
+        server.wait_for_threads(index + 1, "interrupt", &["1", "64"]);
+        full
+    };
+    (0..4).map(leave).collect()
+}
+
+#[test]
+fn a_client_that_fills_its_eventfd_during_a_signal_does_not_block_the_server() {
+    let server = server_with_an_interrupt();
+    let mut client = server.client();
+    client.stream.set_read_timeout(Some(SOON)).unwrap();
+    let interrupt = eventfd(0, EventfdFlags::empty()).unwrap();
+    client.connect_interrupt(&interrupt);
+    let is_ready = Arc::new(Barrier::new(2));
+    let (ready, last) = (is_ready.clone(), interrupt.try_clone().unwrap());
+    thread::spawn(move || {
+        for round in 0u64.. {
+            ready.wait();
+            let (now, delay) = (Instant::now(), Duration::from_nanos(round * 7919 % 50_000));
+            while now.elapsed() < delay {}
+            // Takes the last room in the counter, or waits until the test empties it.
+            rustix::io::write(&last, &1u64.to_ne_bytes()).unwrap();
+            ready.wait();
+        }
+    });
+    let started = Instant::now();
+    while started.elapsed() < RACE {
+        // Room for one signal, and from then on blocking.
+        rustix::fs::fcntl_setfl(&interrupt, OFlags::NONBLOCK).unwrap();
+        while rustix::io::read(&interrupt, &mut [0; 8]).is_ok() {}
+        let _ = rustix::io::write(&interrupt, &(u64::MAX - 2).to_ne_bytes());
+        rustix::fs::fcntl_setfl(&interrupt, OFlags::empty()).unwrap();
+        client.send(&message(1, SET_IRQS, 0, &trigger()));
+        is_ready.wait();
+        assert_eq!(client.receive().expect("a reply").error, 0);
+        rustix::io::read(&interrupt, &mut [0; 8]).unwrap();
+        is_ready.wait();
+    }
+    // The watchdog's own thread raises this one.
+    client.arm(1);
+    server.expect_where("expiry", |event| event["stage"] == "timeout");
+}
+
+#[test]
+fn threads_that_wait_for_eventfds_are_bounded_and_keep_nothing_but_interrupts() {
+    let server = server_with_an_interrupt();
+    let mut client = server.client();
+    let _unread = leave_threads_in_writes(&server, &mut client);
+    for _ in 0..20 {
+        let interrupt = eventfd(0, EventfdFlags::empty()).unwrap();
+        client.connect_interrupt(&interrupt);
+        assert_eq!(client.ask(SET_IRQS, &trigger()), Err(EBUSY));
+    }
+    drop(client);
+    let mut next = server.client();
+    next.arm(1);
+    server.expect_where("expiry", |event| event["stage"] == "timeout");
+    assert!(next.timed_out());
+    server.wait_for_threads(4, "interrupt", &["1", "64"]);
 }
 
 /// Not a test: a VMM in a process of its own, which arms its watchdog, leaves its socket to another process, and ends.
