@@ -14,6 +14,7 @@ use crate::serve::control::qmp::{VmEvent, VmListener};
 use crate::serve::device::WatchdogDevice;
 use crate::serve::events::{Entry, ServerEvent, Timeline};
 use crate::serve::options::WatchdogOptions;
+use crate::serve::progress::Progress;
 use crate::serve::vm::Vm;
 
 /// The least time between two entries for the actions of pretimeouts that were left out.
@@ -27,6 +28,9 @@ pub struct Endpoint {
     pub socket: PathBuf,
     pub vm: Arc<Vm>,
     pub clients: Clients,
+    pub progress: Progress,
+    /// Whether it made no progress at the last [`makes_progress`](Endpoint::makes_progress).
+    is_stalled: AtomicBool,
     timeline: Timeline,
     /// Whether the watchdog was armed, and had timed out, at the last [`observe`](Endpoint::observe).
     seen: Mutex<(bool, bool)>,
@@ -71,6 +75,8 @@ impl Endpoint {
             socket: options.socket.clone(),
             vm,
             clients: Clients::default(),
+            progress: Progress::default(),
+            is_stalled: AtomicBool::new(false),
             timeline,
             seen: Mutex::new((false, false)),
             suppressed: Mutex::default(),
@@ -143,6 +149,18 @@ impl Endpoint {
         }
     }
 
+    /// Whether its threads make progress. Reports when they no longer do.
+    pub fn makes_progress(&self, now: Instant) -> bool {
+        let stats = self.watchdog.stats();
+        let stall = self.progress.stall(now, self.vm.action_limit(), self.vm.clock.is_paused(), &stats);
+        let was_stalled = self.is_stalled.swap(stall.is_some(), Ordering::Relaxed);
+        if let Some(stall) = stall.filter(|_| !was_stalled) {
+            let id = self.watchdog.id();
+            log::error!("watchdog {id}: {stall}, so the watchdog of the service manager is not notified");
+        }
+        stall.is_none()
+    }
+
     /// Drops a pending action, because the VM was reset or shut down.
     fn acknowledge(&self) {
         self.watchdog.acknowledge();
@@ -203,6 +221,7 @@ impl Endpoint {
     }
 
     fn perform(&self, event: &Event) -> Result<(), HandlerError> {
+        let _busy = self.progress.acting.begin(Instant::now());
         // A delayed action was recorded as an expiry when it was delayed.
         if !event.delayed {
             self.expired(event);

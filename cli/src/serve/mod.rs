@@ -13,6 +13,7 @@ mod locked_file;
 mod metrics;
 pub mod options;
 mod peer;
+mod progress;
 mod server;
 mod service;
 mod socket;
@@ -154,7 +155,7 @@ fn try_run(options: ServeOptions, commands: &Arc<Commands>) -> Result<(), ServeE
         qmp.listen(vm.clone()).map_err(ServeError::host("start a thread"))?;
     }
     service::ready(endpoints.len());
-    signals.wait(|| threads.are_serving(), || lines.reopen());
+    signals.wait(|| threads.are_serving() && make_progress(&endpoints), || lines.reopen());
     service::stopping();
     // While the VMMs are still served: a command may wait for one of them.
     commands.stop();
@@ -261,6 +262,13 @@ fn open_metrics(address: MetricsAddress, mode: Mode) -> Result<Metrics, ServeErr
 
 fn open_metrics_file(path: PathBuf) -> Result<MetricsFile, ServeError> {
     MetricsFile::open(path.clone()).map_err(|source| ServeError::MetricsFile { path, source })
+}
+
+/// Whether every watchdog makes progress.
+fn make_progress(endpoints: &[Arc<Endpoint>]) -> bool {
+    let now = Instant::now();
+    // Asks all of them, because each reports its own stall.
+    endpoints.iter().filter(|endpoint| !endpoint.makes_progress(now)).count() == 0
 }
 
 /// The threads that serve.

@@ -91,6 +91,7 @@ struct SurplusClient {
 
 impl Server {
     fn run(&mut self, stop: &OwnedFd) {
+        let endpoint = self.endpoint.clone();
         loop {
             match self.wait(stop) {
                 Ok(true) => break,
@@ -101,6 +102,7 @@ impl Server {
                 }
             }
             let now = Instant::now();
+            let _busy = endpoint.progress.serving.begin(now);
             self.accept_again = self.accept_again.filter(|&again| again > now);
             self.serve_client();
             self.serve_surplus(now);

@@ -45,7 +45,7 @@ impl Signals {
     }
 
     /// Waits for SIGTERM or SIGINT, and calls `reopen` at each SIGHUP. Meanwhile notifies the watchdog of the service
-    /// manager, if it has one, while `is_healthy`.
+    /// manager, if it has one, while `is_healthy`, which is asked at half of that watchdog's timeout.
     pub fn wait(mut self, mut is_healthy: impl FnMut() -> bool, reopen: impl Fn()) {
         let interval = sd_notify::watchdog_enabled().map(|timeout| (timeout / 2).max(Duration::from_millis(1)));
         if let Err(error) = self.signalled.set_read_timeout(interval) {

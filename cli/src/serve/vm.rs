@@ -2,6 +2,7 @@
 //! watchdogs.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use vm_watchdog::VmClock;
 
@@ -24,6 +25,12 @@ pub struct Vm {
 impl Vm {
     pub fn new(control: Control, state: Option<StateWriter>, metrics: Option<MetricsFile>) -> Arc<Self> {
         Arc::new(Self { clock: VmClock::monotonic(), control, state, metrics, watchdogs: Mutex::default() })
+    }
+
+    /// How long an action may take. It may have to wait for those of the other watchdogs.
+    pub fn action_limit(&self) -> Duration {
+        let watchdogs = self.watchdogs.lock().unwrap_or_else(PoisonError::into_inner).len();
+        self.control.action_limit().saturating_mul(u32::try_from(watchdogs).unwrap_or(u32::MAX))
     }
 
     /// Adds a watchdog, which is notified of the events of the VM from now on.

@@ -15,6 +15,7 @@ mod operations;
 mod output;
 mod pauses;
 mod peers;
+mod progress;
 mod protocol;
 mod scrapers;
 mod server;

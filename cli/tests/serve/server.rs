@@ -48,10 +48,16 @@ impl Builder {
 
     /// A server whose system calls strace writes to `trace.TID` in the server's folder.
     pub fn traced(calls: &str) -> Self {
-        let mut strace = Command::new("strace");
-        // The server stays our child, and each of its threads has a file of its own.
-        strace.args(["--daemonize", "--quiet=attach,personality", "-ff", "-y", "-o", "trace", "-e"]);
-        strace.arg(format!("trace={calls}")).arg(env!("CARGO_BIN_EXE_vm-watchdog"));
+        let mut strace = strace(calls);
+        strace.arg(env!("CARGO_BIN_EXE_vm-watchdog"));
+        Self::of(strace)
+    }
+
+    /// A traced server in which each of these system calls begins so much later.
+    pub fn delayed(calls: &str, delay: Duration) -> Self {
+        let mut strace = strace(calls);
+        strace.arg("-e").arg(format!("inject={calls}:delay_enter={}", delay.as_micros()));
+        strace.arg(env!("CARGO_BIN_EXE_vm-watchdog"));
         Self::of(strace)
     }
 
@@ -134,6 +140,14 @@ impl Builder {
         stderr.read_to_string(&mut message).unwrap();
         (status.code().expect("an exit status"), message)
     }
+}
+
+fn strace(calls: &str) -> Command {
+    let mut strace = Command::new("strace");
+    // The server stays our child, and each of its threads has a file of its own.
+    strace.args(["--daemonize", "--quiet=attach,personality", "-ff", "-y", "-o", "trace", "-e"]);
+    strace.arg(format!("trace={calls}"));
+    strace
 }
 
 impl Server {

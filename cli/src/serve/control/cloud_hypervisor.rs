@@ -10,7 +10,7 @@ use vm_watchdog::{Action, HandlerError};
 use crate::serve::control::connect::connect;
 
 /// How long a call may take. A reboot answers once the new VM is there.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 /// How much of an answer is read: its header has to end before.
 const LONGEST_ANSWER: usize = 16 << 10;
 /// How many header lines an answer may have.

@@ -19,7 +19,7 @@ use vm_watchdog::{Event, HandlerError};
 use vm_watchdog_timeline::Expiry;
 
 /// How long a command may run.
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
+pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the end of the server waits after SIGTERM for the commands to end, and again after SIGKILL.
 const STOP_TIMEOUT: Duration = Duration::from_millis(500);
 

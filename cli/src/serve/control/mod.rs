@@ -8,6 +8,7 @@ pub mod qmp;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use vm_watchdog::{Event, HandlerError};
 
@@ -64,6 +65,16 @@ impl Control {
             Self::Qmp(qmp) => qmp.perform(event),
             Self::CloudHypervisor(api) => api.perform(event.action),
             Self::Exec { command, commands, .. } => commands.run(command, event, socket),
+        }
+    }
+
+    /// How long one action may take before it fails.
+    pub fn action_limit(&self) -> Duration {
+        match self {
+            Self::None => Duration::ZERO,
+            Self::Qmp { .. } => qmp::ANSWER_TIMEOUT + connect::WRITE_TIMEOUT,
+            Self::CloudHypervisor(_) => cloud_hypervisor::ANSWER_TIMEOUT + connect::WRITE_TIMEOUT,
+            Self::Exec { .. } => exec::COMMAND_TIMEOUT,
         }
     }
 

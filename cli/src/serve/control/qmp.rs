@@ -23,7 +23,7 @@ use crate::serve::control::connect::connect;
 use crate::serve::control::dumps::Dumps;
 
 /// How long QEMU may take to answer a command.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long QEMU may take to greet and to say whether the VM runs. It sends nothing while another client is connected.
 const SETUP_TIMEOUT: Duration = Duration::from_secs(5);
 /// The first delay before reconnecting; it doubles with each failure.
