@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use vm_watchdog::i6300esb::{I6300esb, InterruptPin};
@@ -10,12 +11,14 @@ use vm_watchdog::{Action, ActionHandler, Event, HandlerError, MsiMessage, VmInst
 use vm_watchdog_timeline::GuestExpiry;
 use vm_watchdog_vfio_user::{CloseReason, Intx, Msi};
 
+use crate::serve::control::Control;
 use crate::serve::control::qmp::{VmEvent, VmListener};
 use crate::serve::device::WatchdogDevice;
 use crate::serve::events::{Entry, ServerEvent, Timeline};
 use crate::serve::options::WatchdogOptions;
+use crate::serve::peer::{Owner, Peer};
 use crate::serve::progress::Progress;
-use crate::serve::vm::Vm;
+use crate::serve::vm::{Vm, VmWatchdog};
 
 /// The least time between two entries for the actions of pretimeouts that were left out.
 const SUPPRESSED_INTERVAL: Duration = Duration::from_secs(1);
@@ -28,6 +31,10 @@ pub struct Endpoint {
     pub socket: PathBuf,
     pub vm: Arc<Vm>,
     pub clients: Clients,
+    /// The process of the VMM that is connected.
+    vmm: Mutex<Option<Arc<Peer>>>,
+    /// Whether a thread compares it with the process behind the control socket.
+    is_comparing: AtomicBool,
     pub progress: Progress,
     /// Whether it made no progress at the last [`makes_progress`](Endpoint::makes_progress).
     is_stalled: AtomicBool,
@@ -75,6 +82,8 @@ impl Endpoint {
             socket: options.socket.clone(),
             vm,
             clients: Clients::default(),
+            vmm: Mutex::default(),
+            is_comparing: AtomicBool::new(false),
             progress: Progress::default(),
             is_stalled: AtomicBool::new(false),
             timeline,
@@ -83,8 +92,8 @@ impl Endpoint {
         });
         // The cell is empty: this is the only place that sets it.
         let _ = handler.0.set(Arc::downgrade(&endpoint));
-        let listener: Arc<dyn VmListener> = endpoint.clone();
-        endpoint.vm.add(Arc::downgrade(&listener));
+        let watchdog: Arc<dyn VmWatchdog> = endpoint.clone();
+        endpoint.vm.add(Arc::downgrade(&watchdog));
         Ok(endpoint)
     }
 
@@ -108,11 +117,14 @@ impl Endpoint {
         });
     }
 
-    /// Records that a client has connected.
-    pub fn connected(&self) {
+    /// Records that a client has connected, which is the process `vmm`.
+    pub fn connected(self: &Arc<Self>, vmm: Arc<Peer>) {
+        self.set_vmm(Some(vmm));
         self.clients.is_connected.store(true, Ordering::Relaxed);
         self.clients.connections.fetch_add(1, Ordering::Relaxed);
         self.record(ServerEvent::Connected);
+        self.vm.follow_pause();
+        self.compare_control();
     }
 
     /// Records that the connection of the client is closed.
@@ -122,6 +134,8 @@ impl Endpoint {
             self.clients.protocol_errors.fetch_add(1, Ordering::Relaxed);
         }
         self.record(ServerEvent::Disconnected { reason });
+        self.set_vmm(None);
+        self.vm.follow_pause();
         self.observe();
         self.record_suppressed();
         // The end of the connection drops what was pending, which `observe` does not see.
@@ -146,6 +160,44 @@ impl Endpoint {
         }
         if now != before {
             self.save_soon();
+        }
+    }
+
+    fn set_vmm(&self, vmm: Option<Arc<Peer>>) {
+        *self.vmm.lock().unwrap_or_else(PoisonError::into_inner) = vmm;
+    }
+
+    /// Reports a control socket that does not belong to the VMM that has connected.
+    fn compare_control(self: &Arc<Self>) {
+        if !matches!(self.vm.control, Control::CloudHypervisor(_)) {
+            return self.report_foreign_control();
+        }
+        // The file system of the socket may be one in user space, so another thread waits for it, and one at a time.
+        if self.is_comparing.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let endpoint = self.clone();
+        let compare = move || {
+            endpoint.report_foreign_control();
+            endpoint.is_comparing.store(false, Ordering::Relaxed);
+        };
+        if let Err(error) = thread::Builder::new().name("compare".into()).spawn(compare) {
+            log::error!("watchdog {}: the process behind the API is not compared: {error}", self.watchdog.id());
+            self.is_comparing.store(false, Ordering::Relaxed);
+        }
+    }
+
+    fn report_foreign_control(&self) {
+        let owner = self.owner();
+        let Owner::Vmm(Some(_)) = owner else {
+            return;
+        };
+        // QMP connects anew to the successor of a process that has ended.
+        let Some((socket, process)) = self.vm.control.process().filter(|(_, process)| !process.has_ended()) else {
+            return;
+        };
+        if let Err(error) = owner.check(&process) {
+            self.record(ServerEvent::ForeignControl { socket, reason: error.to_string() });
         }
     }
 
@@ -236,7 +288,7 @@ impl Endpoint {
             // The action may end the VM, and then this server may be ended too.
             self.save_now();
         }
-        let outcome = self.vm.control.perform(event, &self.socket);
+        let outcome = self.vm.control.perform(event, &self.socket, &self.owner());
         self.record(match &outcome {
             Ok(()) => ServerEvent::Performed { action },
             Err(error) => ServerEvent::ActionFailed { action, reason: error.to_string() },
@@ -262,8 +314,20 @@ impl VmListener for Endpoint {
             }
             VmEvent::Control { socket, connected, reason } => {
                 self.record(ServerEvent::Control { socket, connected, reason });
+                if connected {
+                    self.report_foreign_control();
+                }
             }
         }
+    }
+}
+
+impl VmWatchdog for Endpoint {
+    fn owner(&self) -> Owner {
+        if self.vm.accepts_any_process {
+            return Owner::Any;
+        }
+        Owner::Vmm(self.vmm.lock().unwrap_or_else(PoisonError::into_inner).clone())
     }
 }
 

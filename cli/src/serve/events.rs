@@ -49,6 +49,8 @@ pub enum ServerEvent {
     ActionSuppressed { actions: u64 },
     /// The control socket of the VM is connected, or no longer.
     Control { socket: String, connected: bool, reason: Option<String> },
+    /// The control socket is not that of the VMM: no action is sent to it, and its events do not count.
+    ForeignControl { socket: String, reason: String },
     /// The VM is paused, and with it the clock of its watchdogs.
     Paused,
     /// The VM is resumed.
@@ -97,6 +99,7 @@ impl TimelineEntry for Entry {
             | ServerEvent::Disconnected { .. }
             | ServerEvent::Refused
             | ServerEvent::Control { .. }
+            | ServerEvent::ForeignControl { .. }
             | ServerEvent::Paused
             | ServerEvent::Resumed
             | ServerEvent::Vm { .. }
@@ -131,6 +134,7 @@ impl fmt::Display for Entry {
             ServerEvent::Control { socket, connected: false, reason } => {
                 write!(f, "{socket} not connected{}", because(reason))
             }
+            ServerEvent::ForeignControl { socket, reason } => write!(f, "{socket} is not that of the VMM: {reason}"),
             ServerEvent::Paused => f.write_str("the VM is paused"),
             ServerEvent::Resumed => f.write_str("the VM is resumed"),
             ServerEvent::Vm { name, reason } => write!(f, "the VM reports {name}{}", because(reason)),

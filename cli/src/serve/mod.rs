@@ -127,7 +127,8 @@ fn try_run(options: ServeOptions, commands: &Arc<Commands>) -> Result<(), ServeE
     let metrics = options.metrics.map(|address| open_metrics(address, options.socket_mode)).transpose()?;
     let metrics_file = options.metrics_file.map(open_metrics_file).transpose()?;
     let state = options.state.map(StateWriter::open).transpose()?;
-    let vm = Vm::new(Control::new(options.control, commands), state, metrics_file);
+    let control = Control::new(options.control, commands);
+    let vm = Vm::new(control, options.any_control_process, state, metrics_file);
     let mut endpoints = Vec::new();
     for options in &options.watchdogs {
         endpoints.push(Endpoint::build(options, vm.clone(), output.timeline(vm.clock.clone()))?);

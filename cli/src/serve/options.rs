@@ -64,6 +64,10 @@ struct Flags {
     #[arg(long = "poweroff", value_name = "CALL", value_parser = ["vmm.shutdown", "vm.shutdown"])]
     poweroff: Option<String>,
 
+    /// Act through a control socket of any process [default: only of the process that has connected as the VMM]
+    #[arg(long = "any-control-process")]
+    any_control_process: bool,
+
     /// Act by running COMMAND in a shell
     ///
     /// The event is in the variables WATCHDOG_ID, WATCHDOG_SOCKET, WATCHDOG_STAGE, WATCHDOG_ACTION, WATCHDOG_ATTEMPT,
@@ -128,6 +132,8 @@ struct Flags {
 pub struct ServeOptions {
     pub watchdogs: Vec<WatchdogOptions>,
     pub control: ControlOptions,
+    /// Whether the control socket may be that of another process than the VMM.
+    pub any_control_process: bool,
     pub state: Option<PathBuf>,
     pub socket_mode: Mode,
     pub metrics: Option<MetricsAddress>,
@@ -218,8 +224,18 @@ impl Flags {
                 control.check(action).map_err(|message| of_socket(socket, &message))?;
             }
         }
-        let Self { state, socket_mode, metrics, metrics_file, events, events_file, .. } = self;
-        Ok(ServeOptions { watchdogs, control, state, socket_mode, metrics, metrics_file, events, events_file })
+        let Self { any_control_process, state, socket_mode, metrics, metrics_file, events, events_file, .. } = self;
+        Ok(ServeOptions {
+            watchdogs,
+            control,
+            any_control_process,
+            state,
+            socket_mode,
+            metrics,
+            metrics_file,
+            events,
+            events_file,
+        })
     }
 
     fn watchdogs(&self) -> Result<Vec<WatchdogOptions>, String> {
@@ -246,7 +262,7 @@ impl Flags {
     }
 
     fn control(&self, watchdogs: &[WatchdogOptions]) -> Result<ControlOptions, String> {
-        let Self { qmp, cloud_hypervisor, poweroff, exec, dump_folder, .. } = self.clone();
+        let Self { qmp, cloud_hypervisor, poweroff, any_control_process, exec, dump_folder, .. } = self.clone();
         if cloud_hypervisor.is_some() && (qmp.is_some() || exec.is_some()) {
             return Err("--cloud-hypervisor goes with neither --qmp nor --exec".into());
         }
@@ -258,6 +274,9 @@ impl Flags {
         }
         if poweroff.is_some() && cloud_hypervisor.is_none() {
             return Err("--poweroff goes with --cloud-hypervisor, which is missing".into());
+        }
+        if any_control_process && qmp.is_none() && cloud_hypervisor.is_none() {
+            return Err("--any-control-process goes with --qmp or --cloud-hypervisor".into());
         }
         Ok(match (exec, qmp, cloud_hypervisor) {
             (Some(command), qmp, _) => ControlOptions::Exec { command, qmp },
@@ -403,6 +422,10 @@ mod tests {
             ("--socket a --qmp q --cloud-hypervisor c", "goes with neither"),
             ("--socket a --qmp q --poweroff vm.shutdown", "which is missing"),
             ("--socket a --cloud-hypervisor c --poweroff reboot", "vmm.shutdown"),
+            (
+                "--socket a --exec x --any-control-process",
+                "--any-control-process goes with --qmp or --cloud-hypervisor",
+            ),
             ("--socket a --cloud-hypervisor c --watchdog i6300esb,action=dump", "--exec"),
             ("--socket a --qmp q --watchdog i6300esb,pretimeout=dump", "--dump-folder"),
             ("--socket a --qmp q --watchdog diag288", "diag288"),

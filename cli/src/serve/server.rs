@@ -77,7 +77,7 @@ struct Server {
 
 struct Client {
     connection: Connection,
-    peer: Option<Peer>,
+    peer: Arc<Peer>,
     session: Session<WatchdogDevice>,
     since: Instant,
 }
@@ -85,7 +85,7 @@ struct Client {
 /// A client that connects while another one is connected. It takes over when that one disconnects, or is refused.
 struct SurplusClient {
     connection: Connection,
-    peer: Option<Peer>,
+    peer: Peer,
     arrived: Instant,
 }
 
@@ -177,8 +177,7 @@ impl Server {
             }
         }
         // Its process may be gone although another one, to which it gave its socket, keeps the connection open.
-        let has_ended = |client: &Client| client.peer.as_ref().is_some_and(Peer::has_ended);
-        if self.client.as_ref().is_some_and(has_ended) {
+        if self.client.as_ref().is_some_and(|client| client.peer.has_ended()) {
             self.end_client(CloseReason::Left);
         }
         if let Err(error) = self.admit(stream) {
@@ -201,10 +200,11 @@ impl Server {
         Ok(())
     }
 
-    fn begin(&mut self, connection: Connection, peer: Option<Peer>) {
+    fn begin(&mut self, connection: Connection, peer: Peer) {
         let session = Session::new(self.endpoint.device());
-        self.client = Some(Client { connection, peer, session, since: Instant::now() });
-        self.endpoint.connected();
+        let peer = Arc::new(peer);
+        self.client = Some(Client { connection, peer: peer.clone(), session, since: Instant::now() });
+        self.endpoint.connected(peer);
     }
 
     /// Serves the first surplus client if no other one is connected, and refuses those that have waited too long.

@@ -9,22 +9,46 @@ use vm_watchdog::VmClock;
 use crate::serve::control::Control;
 use crate::serve::control::qmp::{VmEvent, VmListener};
 use crate::serve::metrics::file::MetricsFile;
+use crate::serve::peer::Owner;
 use crate::serve::state::StateWriter;
 
 /// A VM.
 pub struct Vm {
     pub clock: VmClock,
     pub control: Control,
+    /// Whether the control socket may belong to another process than the VMM.
+    pub accepts_any_process: bool,
     /// The file that keeps the state of its watchdogs, if there is one.
     pub state: Option<StateWriter>,
     /// The file that has the metrics, if there is one.
     pub metrics: Option<MetricsFile>,
-    watchdogs: Mutex<Vec<Weak<dyn VmListener>>>,
+    /// Whether QMP reports that the VM is paused.
+    is_reported_paused: Mutex<bool>,
+    watchdogs: Mutex<Vec<Weak<dyn VmWatchdog>>>,
+}
+
+/// A watchdog of a VM.
+pub trait VmWatchdog: VmListener {
+    /// The process that the control socket has to belong to.
+    fn owner(&self) -> Owner;
 }
 
 impl Vm {
-    pub fn new(control: Control, state: Option<StateWriter>, metrics: Option<MetricsFile>) -> Arc<Self> {
-        Arc::new(Self { clock: VmClock::monotonic(), control, state, metrics, watchdogs: Mutex::default() })
+    pub fn new(
+        control: Control,
+        accepts_any_process: bool,
+        state: Option<StateWriter>,
+        metrics: Option<MetricsFile>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            clock: VmClock::monotonic(),
+            control,
+            accepts_any_process,
+            state,
+            metrics,
+            is_reported_paused: Mutex::default(),
+            watchdogs: Mutex::default(),
+        })
     }
 
     /// How long an action may take. It may have to wait for those of the other watchdogs.
@@ -34,23 +58,55 @@ impl Vm {
     }
 
     /// Adds a watchdog, which is notified of the events of the VM from now on.
-    pub fn add(&self, watchdog: Weak<dyn VmListener>) {
+    pub fn add(&self, watchdog: Weak<dyn VmWatchdog>) {
         self.watchdogs.lock().unwrap_or_else(PoisonError::into_inner).push(watchdog);
+    }
+
+    /// Pauses or resumes the clock as QMP has reported last. To be called when a VMM has connected or disconnected: a
+    /// report counts only if it is the VMM's.
+    pub fn follow_pause(&self) {
+        self.change_pause(|_| {});
+    }
+
+    fn change_pause(&self, change: impl FnOnce(&mut bool)) {
+        let mut is_reported = self.is_reported_paused.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut is_reported);
+        let watchdogs = self.watchdogs();
+        let pauses = *is_reported && watchdogs.iter().all(|watchdog| self.believes_qmp(&**watchdog));
+        if pauses == self.clock.is_paused() {
+            return;
+        }
+        if pauses {
+            self.clock.pause();
+        } else {
+            self.clock.resume();
+        }
+        // Under the lock, so that the reports of two threads are in the order of their changes.
+        watchdogs.iter().for_each(|watchdog| watchdog.vm_event(VmEvent::Runs(!pauses)));
+    }
+
+    /// Whether events of QMP count for this watchdog.
+    fn believes_qmp(&self, watchdog: &dyn VmWatchdog) -> bool {
+        let process = self.control.qmp().and_then(|qmp| qmp.process());
+        process.is_some_and(|(_, process)| watchdog.owner().believes(&process))
+    }
+
+    fn watchdogs(&self) -> Vec<Arc<dyn VmWatchdog>> {
+        self.watchdogs.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade).collect()
     }
 }
 
 /// Pauses and resumes the clock, and forwards to the watchdogs what has changed.
 impl VmListener for Vm {
     fn vm_event(&self, event: VmEvent) {
-        match event {
-            VmEvent::Runs(runs) if runs != self.clock.is_paused() => return,
-            VmEvent::Runs(true) => self.clock.resume(),
-            VmEvent::Runs(false) => self.clock.pause(),
-            VmEvent::Reset { .. } | VmEvent::Shutdown { .. } | VmEvent::Control { .. } => {}
+        if let VmEvent::Runs(runs) = event {
+            return self.change_pause(|is_reported| *is_reported = !runs);
         }
-        let watchdogs = self.watchdogs.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        for watchdog in watchdogs.iter().filter_map(Weak::upgrade) {
-            watchdog.vm_event(event.clone());
+        let is_about_qmp = matches!(event, VmEvent::Control { .. });
+        for watchdog in self.watchdogs() {
+            if is_about_qmp || self.believes_qmp(&*watchdog) {
+                watchdog.vm_event(event.clone());
+            }
         }
     }
 }

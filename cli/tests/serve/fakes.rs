@@ -135,13 +135,11 @@ pub fn cloud_hypervisor(path: &Path, answers: Vec<&'static str>) -> Receiver<Str
     let (sender, calls) = channel();
     thread::spawn(move || {
         for answer in answers {
-            let (mut stream, _) = listener.accept().unwrap();
-            let mut request = Vec::new();
-            while !request.ends_with(b"\r\n\r\n") {
-                let mut byte = [0];
-                stream.read_exact(&mut byte).unwrap();
-                request.push(byte[0]);
-            }
+            // The server also connects to see which process is there, and sends nothing.
+            let (mut stream, request) = std::iter::repeat_with(|| listener.accept().unwrap().0)
+                .map(|mut stream| (request(&mut stream), stream))
+                .find_map(|(request, stream)| Some((stream, request?)))
+                .unwrap();
             let request = String::from_utf8(request).unwrap();
             // In pieces, like a slow server.
             for piece in answer.as_bytes().chunks(7) {
@@ -156,6 +154,20 @@ pub fn cloud_hypervisor(path: &Path, answers: Vec<&'static str>) -> Receiver<Str
         }
     });
     calls
+}
+
+/// The header of a request; `None` if there is none.
+fn request(stream: &mut UnixStream) -> Option<Vec<u8>> {
+    let mut request = Vec::new();
+    while !request.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        if stream.read(&mut byte).unwrap() == 0 {
+            assert!(request.is_empty(), "half a request");
+            return None;
+        }
+        request.push(byte[0]);
+    }
+    Some(request)
 }
 
 impl Drop for QmpClient {

@@ -2,19 +2,21 @@
 //! out, and none of its descriptors blocks the server.
 
 use std::env;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::OFlags;
+use serde_json::{Value, json};
 
 use crate::client::*;
+use crate::fakes::{FakeQmp, cloud_hypervisor};
 use crate::server::{Builder, Server, TIMEOUT};
 
 /// Less than any time for which the descriptors of these tests block.
@@ -23,7 +25,10 @@ const SOON: Duration = Duration::from_secs(5);
 /// For how long a race is tried.
 const RACE: Duration = Duration::from_secs(3);
 
-/// The path of the socket for [`connects_and_ends`].
+/// For how long something must not happen.
+const QUIET: Duration = Duration::from_millis(300);
+
+/// The path of the socket for [`connects_and_ends`] and [`arms_and_waits`].
 const SOCKET: &str = "VM_WATCHDOG_TEST_SOCKET";
 
 fn server_with_an_armed_watchdog() -> (Server, Client) {
@@ -236,6 +241,146 @@ fn connects_and_ends() {
         .spawn()
         .unwrap();
     client.kill();
+}
+
+/// A VMM in a process of its own.
+struct Vmm(Child);
+
+impl Vmm {
+    /// Connects to the socket of this name, and arms its watchdog with a short timeout.
+    fn start(server: &Server, socket: &str) -> Self {
+        let mut vmm = Command::new(env::current_exe().unwrap());
+        vmm.args(["tenants::arms_and_waits", "--exact"]).env(SOCKET, server.path(socket));
+        Self(vmm.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap())
+    }
+}
+
+impl Drop for Vmm {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Not a test: the process of a [`Vmm`], which ends when its standard input does.
+#[test]
+fn arms_and_waits() {
+    let Ok(socket) = env::var(SOCKET) else {
+        return;
+    };
+    let mut client = Client::connect(socket.as_ref());
+    client.negotiate();
+    client.arm(1);
+    std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
+}
+
+/// Checks that an event names both processes, and how to accept them.
+fn names_both(event: &Value, vmm: &Vmm) {
+    let (own, other) = (std::process::id(), vmm.0.id());
+    let reason = event["reason"].as_str().unwrap();
+    let expected =
+        format!("served by process {own}, and the VMM is process {other} (accepted with --any-control-process)");
+    assert!(reason.contains(&expected), "{event}");
+}
+
+fn with_qmp(options: &str) -> (Server, FakeQmp) {
+    let builder = Builder::new().options("--socket s --qmp q").options(options);
+    let qmp = FakeQmp::listen(&builder.path().join("q"));
+    (builder.start(), qmp)
+}
+
+#[test]
+fn an_action_is_not_sent_to_a_qmp_socket_of_another_process() {
+    let (server, qmp) = with_qmp("--watchdog i6300esb,action=reset");
+    let mut qmp = qmp.accept(&server, true);
+    let vmm = Vmm::start(&server, "s");
+    names_both(&server.expect("foreign-control"), &vmm);
+    for attempt in 1..=3 {
+        assert_eq!(server.expect("expiry")["attempt"], attempt);
+        names_both(&server.expect("action-failed"), &vmm);
+    }
+    qmp.no_command(QUIET);
+}
+
+#[test]
+fn an_operator_may_accept_a_qmp_socket_of_another_process() {
+    let (server, qmp) = with_qmp("--watchdog i6300esb,action=reset --any-control-process");
+    let mut qmp = qmp.accept(&server, true);
+    let _vmm = Vmm::start(&server, "s");
+    qmp.answer("system_reset", json!({}));
+    server.expect_none("foreign-control", QUIET);
+}
+
+#[test]
+fn an_action_is_not_sent_to_an_api_of_another_process() {
+    let builder = Builder::new().options("--socket s --cloud-hypervisor c");
+    let calls = cloud_hypervisor(&builder.path().join("c"), vec!["HTTP/1.1 204 No Content\r\n\r\n"]);
+    let server = builder.start();
+    let vmm = Vmm::start(&server, "s");
+    // It is told at the connection, which may be later than the first action.
+    let told = server.expect("foreign-control");
+    assert_eq!(told["socket"], "Cloud Hypervisor c");
+    names_both(&told, &vmm);
+    names_both(&server.expect("action-failed"), &vmm);
+    assert!(calls.recv_timeout(QUIET).is_err());
+    drop(vmm);
+
+    // The VMM of the API itself connects. Nothing is told, and it is called.
+    server.expect("disconnected");
+    let mut client = server.client();
+    client.arm(1);
+    server.expect("performed");
+    assert_eq!(calls.recv_timeout(TIMEOUT).unwrap(), "PUT /api/v1/vm.reboot HTTP/1.1");
+}
+
+#[test]
+fn the_vmm_of_each_watchdog_counts() {
+    let (server, qmp) = with_qmp("--socket t --watchdog i6300esb,action=reset");
+    let mut qmp = qmp.accept(&server, true);
+    let vmm = Vmm::start(&server, "t");
+    let refused = server.expect("action-failed");
+    assert_eq!(refused["id"], "watchdog1");
+    names_both(&refused, &vmm);
+    let mut own = server.client();
+    own.arm(1);
+    qmp.answer("system_reset", json!({}));
+    assert_eq!(server.expect("performed")["id"], "watchdog0");
+}
+
+#[test]
+fn what_a_qmp_socket_of_another_process_reports_does_not_count() {
+    let (server, qmp) = with_qmp("--exec true");
+    let mut qmp = qmp.accept(&server, true);
+    // No VMM is connected yet, so this may be true.
+    qmp.pause(&server);
+    let vmm = Vmm::start(&server, "s");
+    server.expect("resumed");
+    names_both(&server.expect("foreign-control"), &vmm);
+    server.expect("performed");
+    qmp.event("STOP");
+    qmp.event("RESET");
+    server.expect_none("paused", QUIET);
+    drop(vmm);
+    server.expect("paused");
+    // The VMM whose QMP it is.
+    let mut client = server.client();
+    server.expect("connected");
+    client.arm(1);
+    server.expect_none("expiry", QUIET);
+    qmp.resume(&server);
+    server.expect("performed");
+    qmp.event("RESET");
+    assert_eq!(server.expect("vm")["name"], "reset");
+}
+
+#[test]
+fn a_symbolic_link_to_a_control_socket_is_not_followed() {
+    let builder = Builder::new().options("--socket s --qmp q --watchdog i6300esb,action=reset");
+    let _qmp = FakeQmp::listen(&builder.path().join("other"));
+    std::os::unix::fs::symlink("other", builder.path().join("q")).unwrap();
+    let server = builder.start();
+    assert_eq!(server.expect("control")["reason"], "it is a symbolic link");
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 use vm_watchdog_test_support::Unavailable;
 use vm_watchdog_test_support::initramfs::Initramfs;
@@ -90,12 +91,41 @@ impl Pieces {
         machine.args(self.machine.options.split_whitespace());
         // The kernel's console, and the guest's channel.
         machine.args(["-display", "none", "-nodefaults", "-serial", "file:/dev/stderr", "-serial", "stdio"]);
-        for name in ["qmp", "test-qmp"] {
-            machine.arg("-qmp").arg(format!("unix:{},server=on,wait=off", folder.join(name).display()));
-        }
+        serve_qmp(&mut machine, folder);
         machine.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.initramfs);
         machine.args(["-append", self.machine.append]);
         machine
+    }
+
+    /// Starts a QEMU for x86 in the background, with the same sockets and nothing to boot.
+    pub fn daemon(&self, folder: &Path, socket: &Path) -> Daemon {
+        let pid = folder.join("pid");
+        let mut machine = self.qemu.system("x86_64");
+        machine.args(["-machine", "pc", "-accel", "tcg", "-m", "64", "-display", "none", "-nodefaults"]);
+        machine.arg("-daemonize").arg("-pidfile").arg(&pid);
+        serve_qmp(&mut machine, folder);
+        machine.arg("-device").arg(watchdog(socket).to_string());
+        assert!(machine.status().unwrap().success());
+        Daemon { pid }
+    }
+}
+
+fn serve_qmp(machine: &mut Command, folder: &Path) {
+    for name in ["qmp", "test-qmp"] {
+        machine.arg("-qmp").arg(format!("unix:{},server=on,wait=off", folder.join(name).display()));
+    }
+}
+
+/// A QEMU in the background, which is killed when the test ends.
+pub struct Daemon {
+    /// The file with its process id.
+    pid: PathBuf,
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let pid = fs::read_to_string(&self.pid).unwrap().trim().parse().unwrap();
+        rustix::process::kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
     }
 }
 

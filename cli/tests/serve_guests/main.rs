@@ -120,6 +120,19 @@ fn a_watchdog_with_msi_works_the_same() {
     with_pieces("reset with MSI", |pieces| reset(pieces, "i6300esb,action=reset,interrupt=msi"));
 }
 
+/// QEMU forks before it listens and connects.
+#[test]
+fn a_qemu_in_the_background_is_the_process_behind_its_own_qmp_socket() {
+    with_pieces("daemonize", |pieces| {
+        let server = Builder::new().options("--socket s --qmp qmp").start();
+        let _qemu = pieces.daemon(server.folder.path(), &server.path("s"));
+        server.expect_where("control", |event| event["connected"] == true);
+        // Only the VMM's reports count.
+        Operator::connect(&server.path("test-qmp")).execute("stop");
+        server.expect("paused");
+    });
+}
+
 #[test]
 fn a_guest_that_stops_feeding_is_powered_off() {
     with_pieces("poweroff", |pieces| {

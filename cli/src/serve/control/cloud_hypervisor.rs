@@ -3,11 +3,13 @@
 
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vm_watchdog::{Action, HandlerError};
 
 use crate::serve::control::connect::connect;
+use crate::serve::peer::{Owner, Peer};
 
 /// How long a call may take. A reboot answers once the new VM is there.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
@@ -29,12 +31,18 @@ impl CloudHypervisor {
         Self { path, poweroff }
     }
 
-    /// Performs an action.
+    /// The socket in words, and the process behind it if it can be connected.
+    pub fn process(&self) -> Option<(String, Arc<Peer>)> {
+        let peer = Peer::of(&connect(&self.path).ok()?);
+        Some((format!("Cloud Hypervisor {}", self.path.display()), Arc::new(peer)))
+    }
+
+    /// Performs an action. The socket has to belong to `owner`.
     ///
     /// # Errors
     ///
-    /// The error of the API, or why it did not answer.
-    pub fn perform(&self, action: Action) -> Result<(), HandlerError> {
+    /// The error of the API, or why it was not asked or did not answer.
+    pub fn perform(&self, action: Action, owner: &Owner) -> Result<(), HandlerError> {
         let call = match action {
             Action::Reset => "vm.reboot",
             Action::Shutdown => "vm.power-button",
@@ -43,7 +51,7 @@ impl CloudHypervisor {
             Action::InjectNmi => "vm.nmi",
             _ => return Err(format!("Cloud Hypervisor has no action {action}").into()),
         };
-        let answer = self.put(call);
+        let answer = self.put(call, owner);
         let answer = answer.map_err(|error| format!("Cloud Hypervisor {}: {call}: {error}", self.path.display()))?;
         match answer {
             Some(200..300) => Ok(()),
@@ -54,9 +62,10 @@ impl CloudHypervisor {
     }
 
     /// The status of the answer, None if the connection ends without one.
-    fn put(&self, call: &str) -> io::Result<Option<u16>> {
+    fn put(&self, call: &str, owner: &Owner) -> io::Result<Option<u16>> {
         let deadline = Instant::now() + ANSWER_TIMEOUT;
         let mut stream = connect(&self.path)?;
+        owner.check(&Peer::of(&stream)).map_err(io::Error::other)?;
         let request =
             format!("PUT /api/v1/{call} HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\nContent-Length: 0\r\n\r\n");
         stream.write_all(request.as_bytes())?;

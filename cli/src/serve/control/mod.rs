@@ -17,6 +17,7 @@ use crate::serve::control::dumps::Dumps;
 use crate::serve::control::exec::Commands;
 use crate::serve::control::qmp::Qmp;
 use crate::serve::options::ControlOptions;
+use crate::serve::peer::{Owner, Peer};
 
 /// The backend that performs the actions of a VM's watchdogs.
 pub enum Control {
@@ -54,16 +55,25 @@ impl Control {
         }
     }
 
-    /// Performs `event.action`.
+    /// The control socket in words, and the process behind it if it can be connected. May wait for the file system of a
+    /// Cloud Hypervisor's socket.
+    pub fn process(&self) -> Option<(String, Arc<Peer>)> {
+        match self {
+            Self::CloudHypervisor(api) => api.process(),
+            control => control.qmp()?.process(),
+        }
+    }
+
+    /// Performs `event.action`. The control socket has to belong to `owner`.
     ///
     /// # Errors
     ///
     /// Why the action was not performed.
-    pub fn perform(&self, event: &Event, socket: &Path) -> Result<(), HandlerError> {
+    pub fn perform(&self, event: &Event, socket: &Path, owner: &Owner) -> Result<(), HandlerError> {
         match self {
             Self::None => Err("no backend can perform it".into()),
-            Self::Qmp(qmp) => qmp.perform(event),
-            Self::CloudHypervisor(api) => api.perform(event.action),
+            Self::Qmp(qmp) => qmp.perform(event, owner),
+            Self::CloudHypervisor(api) => api.perform(event.action, owner),
             Self::Exec { command, commands, .. } => commands.run(command, event, socket),
         }
     }
@@ -72,7 +82,8 @@ impl Control {
     pub fn action_limit(&self) -> Duration {
         match self {
             Self::None => Duration::ZERO,
-            Self::Qmp { .. } => qmp::ANSWER_TIMEOUT + connect::WRITE_TIMEOUT,
+            // A dump takes three commands.
+            Self::Qmp(_) => 3 * (qmp::ANSWER_TIMEOUT + connect::WRITE_TIMEOUT),
             Self::CloudHypervisor(_) => cloud_hypervisor::ANSWER_TIMEOUT + connect::WRITE_TIMEOUT,
             Self::Exec { .. } => exec::COMMAND_TIMEOUT,
         }

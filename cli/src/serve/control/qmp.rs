@@ -6,6 +6,7 @@
 //! This is a client of our own because it needs nine commands, a timeout for each, and bounds for everything that an
 //! untrusted QEMU sends.
 
+use std::fmt;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -21,6 +22,7 @@ use vm_watchdog::{Action, Event, HandlerError};
 
 use crate::serve::control::connect::connect;
 use crate::serve::control::dumps::Dumps;
+use crate::serve::peer::{Owner, Peer};
 
 /// How long QEMU may take to answer a command.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -44,6 +46,9 @@ pub struct Qmp {
     /// Locked during a command: there is one at a time.
     command: Mutex<()>,
     link: Mutex<Link>,
+    /// The process behind the socket, while it is connected. It does not change while the link has a stream. Not under the
+    /// lock of the link, which is held while a command is written.
+    process: Mutex<Option<Arc<Peer>>>,
     /// Signalled when an answer was received, or the connection was lost.
     answered: Condvar,
 }
@@ -82,8 +87,8 @@ type Lost = Box<dyn std::error::Error + Send + Sync>;
 impl Qmp {
     pub fn new(path: PathBuf, dumps: Option<Dumps>) -> Arc<Self> {
         let link = Link { stream: None, why_not: "not tried yet".to_owned(), last_id: 0, answer: None };
-        let (command, answered) = (Mutex::default(), Condvar::new());
-        Arc::new(Self { path, dumps, command, link: Mutex::new(link), answered })
+        let (command, answered, process) = (Mutex::default(), Condvar::new(), Mutex::default());
+        Arc::new(Self { path, dumps, command, link: Mutex::new(link), process, answered })
     }
 
     /// Connects, and reconnects when the connection is lost, on a thread of its own. Notifies `listener` of events.
@@ -102,40 +107,50 @@ impl Qmp {
         self.link().stream.is_some()
     }
 
-    /// Performs an action.
+    /// The socket in words, and the process behind it if it is connected.
+    pub fn process(&self) -> Option<(String, Arc<Peer>)> {
+        let process = self.process.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        Some((self.to_string(), process))
+    }
+
+    fn set_process(&self, process: Option<Peer>) {
+        *self.process.lock().unwrap_or_else(PoisonError::into_inner) = process.map(Arc::new);
+    }
+
+    /// Performs an action. The socket has to belong to `owner`.
     ///
     /// # Errors
     ///
-    /// The error of QEMU, or why it did not answer.
-    pub fn perform(&self, event: &Event) -> Result<(), HandlerError> {
+    /// The error of QEMU, or why it was not asked or did not answer.
+    pub fn perform(&self, event: &Event, owner: &Owner) -> Result<(), HandlerError> {
         let command = match event.action {
             Action::Reset => "system_reset",
             Action::Shutdown => "system_powerdown",
             Action::Poweroff => "quit",
             Action::Pause => "stop",
             Action::InjectNmi => "inject-nmi",
-            Action::Dump => return self.dump(&event.id),
+            Action::Dump => return self.dump(&event.id, owner),
             action => return Err(format!("QEMU has no action {action}").into()),
         };
-        self.execute(command, None).map(drop)
+        self.execute(command, None, owner).map(drop)
     }
 
     /// Has QEMU write the guest's memory to a file, within the limits for that.
-    fn dump(&self, id: &str) -> Result<(), HandlerError> {
+    fn dump(&self, id: &str, owner: &Owner) -> Result<(), HandlerError> {
         let dumps = self.dumps.as_ref().ok_or("no --dump-folder was given")?;
         let _turn = dumps.turn();
-        match self.execute("query-dump", None)?.status.as_deref() {
+        match self.execute("query-dump", None, owner)?.status.as_deref() {
             Some("active") => return Err("QEMU is writing an earlier dump".into()),
             // Its event came while QMP was not connected.
             Some("failed") => drop(dumps.failed()),
             _ => dumps.completed(),
         }
-        let memory = self.execute("query-memory-size-summary", None)?.memory();
+        let memory = self.execute("query-memory-size-summary", None, owner)?.memory();
         let memory = memory.ok_or("QEMU does not say how much memory the guest has")?;
         let path = dumps.begin(id, memory)?.display().to_string();
         // Detached, because writing the memory of a large guest takes longer than the timeout.
         let arguments = json!({ "paging": false, "protocol": format!("file:{path}"), "detach": true });
-        let begun = self.execute("dump-guest-memory", Some(arguments));
+        let begun = self.execute("dump-guest-memory", Some(arguments), owner);
         if begun.is_err() {
             dumps.failed();
         }
@@ -158,10 +173,11 @@ impl Qmp {
     }
 
     /// Sends a command and waits for its answer.
-    fn execute(&self, command: &str, arguments: Option<Value>) -> Result<Returned, HandlerError> {
+    fn execute(&self, command: &str, arguments: Option<Value>, owner: &Owner) -> Result<Returned, HandlerError> {
         let _command = self.command.lock().unwrap_or_else(PoisonError::into_inner);
         let mut link = self.link();
-        let id = link.send(command, arguments).map_err(|error| format!("QMP {}: {error}", self.path.display()))?;
+        let sent = self.check(owner).and_then(|()| link.send(command, arguments));
+        let id = sent.map_err(|error| format!("{self}: {error}"))?;
         let deadline = Instant::now() + ANSWER_TIMEOUT;
         loop {
             if let Some(answer) = link.answer.take_if(|answer| answer.id == id) {
@@ -179,8 +195,13 @@ impl Qmp {
         }
     }
 
+    /// Checks the process of the connection, if there is one.
+    fn check(&self, owner: &Owner) -> Result<(), HandlerError> {
+        Ok(self.process().map_or(Ok(()), |(_, process)| owner.check(&process))?)
+    }
+
     fn keep_connected(&self, listener: &dyn VmListener) {
-        let socket = format!("QMP {}", self.path.display());
+        let socket = self.to_string();
         let mut delay = FIRST_DELAY;
         let mut reported = None;
         loop {
@@ -193,6 +214,7 @@ impl Qmp {
                 link.why_not = format!("{socket}: {lost}");
                 link.stream.take().is_some()
             };
+            self.set_process(None);
             self.answered.notify_all();
             if was_connected || reported.as_ref() != Some(&lost) {
                 let reason = Some(lost.clone());
@@ -215,6 +237,7 @@ impl Qmp {
         delay: &mut Duration,
     ) -> Result<std::convert::Infallible, Lost> {
         let stream = connect(&self.path)?;
+        self.set_process(Some(Peer::of(&stream)));
         let mut messages = Messages::new(stream.try_clone()?);
 
         messages.next()?.is_greeting.then_some(()).ok_or("no greeting, so it is no QMP socket")?;
@@ -244,6 +267,12 @@ impl Qmp {
 
     fn link(&self) -> MutexGuard<'_, Link> {
         self.link.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Display for Qmp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "QMP {}", self.path.display())
     }
 }
 
