@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use vm_watchdog_devices::{MsiMessage, VmInstant};
 
+use crate::core::Notice;
 use crate::event::Event;
 use crate::foreign;
 
@@ -29,6 +30,8 @@ pub(crate) enum Record {
     MessageFailed(VmInstant, MsiMessage, String),
     /// The run delay could not be read.
     RunDelayFailed(VmInstant, String),
+    /// The guest has fed a disarmed watchdog.
+    Notice(VmInstant, Notice),
 }
 
 /// Lets one line of each kind through in a second of the VM's time, and says how many it held back.
@@ -40,6 +43,7 @@ pub(crate) struct LogLimit {
     lines: Mutex<Gate>,
     messages: Mutex<Gate>,
     readings: Mutex<Gate>,
+    notices: Mutex<Gate>,
 }
 
 impl LogLimit {
@@ -84,6 +88,20 @@ impl LogLimit {
                 write(&self.messages, *now, |held| {
                     log::error!(
                         "watchdog {id}: cannot send the interrupt message {data:#x} to {address:#x}: {error}{held}"
+                    );
+                });
+            }
+            Record::Notice(now, Notice::Unprotected) => {
+                write(&self.notices, *now, |held| {
+                    log::error!(
+                        "watchdog {id}: the guest feeds it and believes in it, but a reset has disarmed it{held}"
+                    );
+                });
+            }
+            Record::Notice(now, Notice::Rearmed(timeout)) => {
+                write(&self.notices, *now, |held| {
+                    log::warn!(
+                        "watchdog {id}: armed again with {timeout:?} for a guest that does not know of a reset{held}"
                     );
                 });
             }

@@ -70,6 +70,7 @@ impl<M: Model + Send + 'static> Runtime<M> {
             now = self.clock.now();
         }
         let outcome = guarded.core.access(now, access);
+        log.extend(guarded.core.take_notice().map(|notice| Record::Notice(now, notice)));
         // Before a call that may take long.
         self.wake_if_sooner(&mut guarded);
         guarded = self.make_all(guarded, &mut log, |core| core.reading(now).or_else(|| core.interrupt()));

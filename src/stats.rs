@@ -30,6 +30,19 @@ pub struct Stats {
     pub heartbeats: u64,
     /// When the last of them came, on the VM's clock.
     pub last_heartbeat: Option<VmInstant>,
+    /// Heartbeats that came while the watchdog was disarmed, and had no effect. Drivers send some before they arm it.
+    pub heartbeats_while_disarmed: u64,
+    /// Whether the guest believes that it is protected, and is not: since the last reset it has fed the disarmed watchdog at
+    /// least three times over at least a second of the VM's time, and has neither armed nor disarmed it.
+    ///
+    /// A VMM sees this if it resets the device, or makes a new one, although its guest runs on: after a snapshot or a
+    /// migration that has left out the [state](crate::Watchdog::save) of the watchdog.
+    pub unprotected: bool,
+    /// How often a guest was found [unprotected](Self::unprotected).
+    pub found_unprotected: u64,
+    /// How often the watchdog was armed again for a guest that would have been, see
+    /// [`rearm_after_reset`](crate::WatchdogBuilder::rearm_after_reset).
+    pub rearmed: u64,
     /// First stages that ended.
     pub pretimeouts: u64,
     /// Timeouts that went out. Several within one millisecond count once.

@@ -109,6 +109,7 @@ pub struct WatchdogBuilder<M> {
     run_delay: Option<Box<dyn RunDelay>>,
     steal_limit: Option<u32>,
     last_reset: LastReset,
+    rearms: bool,
 }
 
 impl<M: Model + Send + 'static> WatchdogBuilder<M> {
@@ -165,6 +166,45 @@ impl<M: Model + Send + 'static> WatchdogBuilder<M> {
         Self { last_reset: last, ..self }
     }
 
+    /// Arms the watchdog again for a guest that does not know of a reset. Default: such a guest is only
+    /// [counted](Stats::unprotected) and logged.
+    ///
+    /// For a server whose VMM resets the device although its guest runs on, as QEMU 11.1 does with devices of other processes
+    /// after it has loaded a snapshot. A VMM that [saves](Watchdog::save) and [restores](Watchdog::restore) the watchdog with
+    /// the VM does not need it.
+    ///
+    /// The device keeps its registers of before the reset, with what the guest writes to them since, until the guest arms or
+    /// disarms it; they are part of its saved state. At the heartbeat that shows that the guest believes in its
+    /// protection they are put back, a lock included, and a full period begins. They are not put back if the
+    /// guest's heartbeats were ever as far apart as the timeout: it has set another one. A driver of a guest that boots
+    /// arms or disarms the watchdog before it feeds it, so it gets what it sets. Only models with such guests support this;
+    /// the diag288 does not, because its guests notice.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use vm_watchdog::i6300esb::I6300esb;
+    /// use vm_watchdog::{Event, VmClock, Watchdog};
+    ///
+    /// let (clock, time) = VmClock::manual();
+    /// let builder = Watchdog::builder("wd", I6300esb::new(Default::default())).clock(clock).rearm_after_reset();
+    /// let watchdog = builder.build(|_: &Event| Ok(()))?;
+    /// watchdog.write_config(0x68, &[0x02]); // the guest arms it
+    /// watchdog.reset(); // the VMM has loaded a snapshot of the guest, and the guest feeds the watchdog as before
+    /// for _ in 0..3 {
+    ///     assert!(!watchdog.stats().armed);
+    ///     time.advance(Duration::from_secs(1));
+    ///     for write in [0x0080_u16, 0x0086, 0x0100] {
+    ///         watchdog.write_bar(0x0C, &write.to_le_bytes());
+    ///     }
+    /// }
+    /// assert!(watchdog.stats().armed);
+    /// assert_eq!(watchdog.stats().rearmed, 1);
+    /// # Ok::<(), vm_watchdog::Error>(())
+    /// ```
+    pub fn rearm_after_reset(self) -> Self {
+        Self { rearms: true, ..self }
+    }
+
     /// The watchdog, with `handler` to perform its actions.
     ///
     /// # Errors
@@ -183,13 +223,13 @@ impl<M: Model + Send + 'static> WatchdogBuilder<M> {
         self,
         handler: impl FnOnce(&WeakWatchdog<M>) -> H,
     ) -> Result<Watchdog<M>, Error> {
-        let Self { id, mut model, clock, policy, line, msi, run_delay, steal_limit, last_reset } = self;
+        let Self { id, mut model, clock, policy, line, msi, run_delay, steal_limit, last_reset, rearms } = self;
         if last_reset != LastReset::default() {
             model.set_last_reset(last_reset);
         }
         let resample = line.as_ref().and_then(|line| line.resample()).map(|fd| fd.try_clone_to_owned()).transpose();
         let timer = resample.and_then(Timer::new).map_err(|source| Error::Timer { id: id.to_string(), source })?;
-        let connections = Connections { has_line: line.is_some(), sends_messages: msi.is_some(), steal_limit };
+        let connections = Connections { has_line: line.is_some(), sends_messages: msi.is_some(), steal_limit, rearms };
         let core = Core::new(model, policy, connections);
         let runtime = Arc::new_cyclic(|itself| Runtime {
             id,
@@ -222,6 +262,7 @@ impl<M: Model + Send + 'static> Watchdog<M> {
             run_delay: None,
             steal_limit: None,
             last_reset: LastReset::default(),
+            rearms: false,
         }
     }
 

@@ -1,5 +1,7 @@
 //! The interface that every watchdog model implements.
 
+use core::time::Duration;
+
 use crate::{MsiMessage, StateError, VmInstant};
 
 /// A watchdog without a clock: a state machine that takes the time as an argument.
@@ -51,6 +53,23 @@ pub trait Model: Sized {
 
     /// The host could not send the message that it has taken: it is due again, unless the guest has cleared the interrupt.
     fn put_back_message(&mut self) {}
+
+    /// Whether the guest may be the one from before the last reset, and not know of it: it has neither armed nor disarmed
+    /// the watchdog since. False for models whose guests notice that the watchdog is disarmed.
+    fn guest_may_predate_reset(&self) -> bool {
+        false
+    }
+
+    /// The timeout of the watchdog that [`rearm`](Self::rearm) would arm; `None` if it would not.
+    fn rearm_timeout(&self) -> Option<Duration> {
+        None
+    }
+
+    /// Arms the watchdog as it was before the last reset, with a full period from `now`, for a guest [from before
+    /// it](Self::guest_may_predate_reset). False if the watchdog was not armed before the reset; then nothing has changed.
+    fn rearm(&mut self, _now: VmInstant) -> bool {
+        false
+    }
 
     /// Whether the guest has enabled the watchdog. An expired watchdog stays armed, except as [`AfterTimeout`] says.
     fn is_armed(&self) -> bool;
@@ -181,6 +200,8 @@ pub enum Access {
     Ignored,
     /// A register was read or written.
     Accepted,
+    /// A heartbeat of a watchdog that is not armed. It has no effect.
+    HeartbeatWhileDisarmed,
     /// A heartbeat: the guest restarted a running or expired watchdog.
     Heartbeat,
 }

@@ -13,6 +13,7 @@ mod rate;
 mod steal_time;
 #[cfg(test)]
 mod tests;
+mod unprotected;
 
 use std::time::Duration;
 
@@ -27,6 +28,8 @@ use delivery::{Deliveries, Due, earlier};
 use line::Line;
 use message::Messages;
 use steal_time::StealTime;
+pub(crate) use unprotected::Notice;
+use unprotected::Unprotected;
 
 /// The least time between two wakes of the host for one watchdog, whatever its guest programs: 1 ms, so that there are
 /// at most 1,000 wakes a second. Expiries that come faster are reported together.
@@ -72,6 +75,11 @@ pub(crate) struct Core<M> {
     /// that the guest wakes nothing until then.
     was_woken_early: bool,
     last_heartbeat: Option<VmInstant>,
+    /// Whether a guest that does not know of a reset gets its watchdog back.
+    rearms: bool,
+    /// The heartbeats of the disarmed watchdog since the last reset, if there are any.
+    unprotected: Option<Unprotected>,
+    notice: Option<Notice>,
     stats: Stats,
 }
 
@@ -82,6 +90,8 @@ pub(crate) struct Connections {
     pub sends_messages: bool,
     /// How many times the timeout steal time may make a period last.
     pub steal_limit: Option<u32>,
+    /// Whether a guest that does not know of a reset gets its watchdog back.
+    pub rearms: bool,
 }
 
 impl<M: Model> Core<M> {
@@ -99,6 +109,9 @@ impl<M: Model> Core<M> {
             not_before: VmInstant::ZERO,
             was_woken_early: false,
             last_heartbeat: None,
+            rearms: connections.rearms,
+            unprotected: None,
+            notice: None,
             stats: Stats::default(),
             model,
         }
@@ -121,7 +134,12 @@ impl<M: Model> Core<M> {
         self.note_expired(vm_now);
         let now = self.model_time(vm_now);
         let was_running = self.model.poll_at().is_some();
-        let (kind, outcome) = access(&mut self.model, now);
+        let (mut kind, outcome) = access(&mut self.model, now);
+        if kind == Access::HeartbeatWhileDisarmed {
+            kind = self.heartbeat_while_disarmed(vm_now, now);
+        } else if self.unprotected.is_some() && !self.model.guest_may_predate_reset() {
+            self.unprotected = None;
+        }
         let starts = !was_running && self.model.poll_at().is_some();
         self.try_interrupt_again();
         if kind == Access::Heartbeat || starts {
@@ -141,6 +159,12 @@ impl<M: Model> Core<M> {
         }
         self.keep_pretimeout_before_timeout();
         outcome
+    }
+
+    /// What there is to log about the last access.
+    #[inline]
+    pub fn take_notice(&mut self) -> Option<Notice> {
+        self.notice.take()
     }
 
     /// The guest has started or fed the watchdog: it runs, and has a whole period.
@@ -294,6 +318,7 @@ impl<M: Model> Core<M> {
         self.model.reset();
         self.deliveries.cancel();
         self.pretimeout_at = None;
+        self.unprotected = None;
         self.try_interrupt_again();
     }
 
@@ -327,6 +352,7 @@ impl<M: Model> Core<M> {
             last_heartbeat: self.last_heartbeat,
             delayed_actions: self.deliveries.delayed_actions,
             suppressed_actions: self.deliveries.suppressed_actions,
+            unprotected: self.unprotected.is_some_and(|unprotected| unprotected.is_recognized()),
             starved: self.steal_time.as_ref().map_or(Duration::ZERO, |steal_time| steal_time.compensated),
             ..self.stats
         }

@@ -66,6 +66,7 @@ impl<M: Model> Core<M> {
             steal_time.restore(now, self.period_began, compensated);
         }
         self.has_started = true;
+        self.unprotected = None;
         let level = state.line_level.unwrap_or(model.interrupt_level());
         self.line.iter_mut().for_each(|line: &mut Line| line.restore(level));
         self.messages.iter_mut().for_each(Messages::restore);

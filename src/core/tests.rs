@@ -50,7 +50,7 @@ impl Bench<I6300esb> {
 
     fn with_steal_limit(policy: Policy, steal_limit: Option<u32>) -> Self {
         let device = I6300esb::new(I6300esbConfig::default().with_interrupt_pin(InterruptPin::IntA));
-        Self::of(device, policy, Connections { has_line: true, sends_messages: true, steal_limit })
+        Self::of(device, policy, Connections { has_line: true, sends_messages: true, steal_limit, rearms: false })
     }
 
     fn bar(&mut self, offset: u64, value: u32) {

@@ -1,6 +1,7 @@
 //! PCI configuration space: the standard header, and the watchdog's registers at 60h to 68h.
 
 use super::I6300esb;
+use super::before_reset::SinceReset;
 use super::counter::Stage;
 use super::spec::{self, command, config, configuration, lock};
 use crate::Access;
@@ -69,8 +70,8 @@ impl I6300esb {
                 return self.msi.write_dword(offset - config::MSI, write);
             }
             config::WDT_CONFIGURATION if write.mask & 0xFFFF != 0 => {
-                let value = write.merged_into(self.configuration.into()) as u8;
-                self.configuration = value & configuration::WRITABLE;
+                set_configuration(&mut self.configuration, write);
+                self.since_reset.note(|registers| set_configuration(&mut registers.configuration, write));
             }
             config::WDT_LOCK => return byte(0).map_or(Access::Ignored, |value| self.write_lock(value)),
             _ => return Access::Ignored,
@@ -88,6 +89,7 @@ impl I6300esb {
         if self.lock & lock::WDT_LOCK != 0 {
             return Access::Ignored;
         }
+        self.since_reset = SinceReset::LockWritten;
         let was_enabled = self.is_enabled();
         self.lock = value & lock::WRITABLE;
         match (was_enabled, self.is_enabled()) {
@@ -97,4 +99,8 @@ impl I6300esb {
         }
         Access::Accepted
     }
+}
+
+fn set_configuration(register: &mut u8, write: DwordWrite) {
+    *register = write.merged_into((*register).into()) as u8 & configuration::WRITABLE;
 }

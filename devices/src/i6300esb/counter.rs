@@ -2,6 +2,7 @@
 
 use core::time::Duration;
 
+use super::spec;
 use crate::VmInstant;
 
 /// One tick of the PCI clock (33 1/3 MHz), in nanoseconds.
@@ -26,6 +27,11 @@ pub(super) enum Prescaler {
 }
 
 impl Prescaler {
+    /// What the WDT configuration register selects.
+    pub const fn of(configuration: u8) -> Self {
+        if configuration & spec::configuration::WDT_PRE_SEL == 0 { Self::Khz1 } else { Self::Mhz1 }
+    }
+
     /// Log2 of the PCI clocks in one unit of a preload.
     const fn shift(self) -> u32 {
         match self {

@@ -60,6 +60,14 @@ impl PciHeader {
         self.is_memory_enabled() && self.bar0 == SIZING_PATTERN
     }
 
+    /// The address that is assigned to BAR0, also while memory decoding is off.
+    pub const fn assigned(&self) -> Option<u32> {
+        match self.bar0 {
+            0 | SIZING_PATTERN => self.decoded,
+            address => Some(address),
+        }
+    }
+
     const fn decode(self) -> Self {
         let decoded = match self.bar0 {
             _ if !self.is_memory_enabled() => None,

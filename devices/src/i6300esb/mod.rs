@@ -18,6 +18,7 @@
 //! - BAR0 decodes nothing at address zero (not assigned). A write of all ones is a sizing write, not an address: BAR0
 //!   stays where it decodes, and decodes nothing if memory is enabled only then. A byte or word write moves BAR0 at once.
 
+mod before_reset;
 mod config;
 mod config_space;
 mod counter;
@@ -33,9 +34,12 @@ pub use header::BarMove;
 pub use spec::{
     BAR0_SIZE, CLASS_CODE, CONFIG_SPACE_SIZE, DEVICE_ID, MEMORY_ENABLE, MSI_CAPABILITY, REVISION_ID, VENDOR_ID,
 };
-pub use state::{CounterStateV1, I6300esbStateV1, MsiStateV1};
+pub use state::{ArmedStateV1, CounterStateV1, I6300esbStateV1, MsiStateV1, SinceResetStateV1};
+
+use core::time::Duration;
 
 use crate::{Access, Expired, LastReset, Model, MsiMessage, StateError, VmInstant, lanes};
+use before_reset::{Registers, SinceReset};
 use header::PciHeader;
 use msi::{Message, Msi};
 use registers::Unlock;
@@ -86,6 +90,8 @@ pub struct I6300esb {
     interrupt_active: bool,
     /// RELOAD WDT_TIMEOUT: the watchdog has timed out. A reset does not clear it.
     timed_out: bool,
+    /// Whether the guest can be one that does not know of the last reset.
+    since_reset: SinceReset,
     /// `None` while disabled, and from a timeout until the next reload.
     counter: Option<Counter>,
     /// Expiries that are not yet polled.
@@ -108,6 +114,7 @@ impl I6300esb {
             unlock: Unlock::Locked,
             interrupt_active: false,
             timed_out: false,
+            since_reset: SinceReset::LockUntouched(None),
             counter: None,
             expired: Expired { pretimeout: None, timeout: None },
             latest: VmInstant::ZERO,
@@ -167,6 +174,16 @@ impl I6300esb {
         self.timed_out
     }
 
+    /// The registers of the watchdog that [`rearm`](Model::rearm) would arm; `None` if it would not.
+    pub fn armed_before_reset(&self) -> Option<ArmedStateV1> {
+        self.since_reset.registers().map(Registers::to_state)
+    }
+
+    /// The registers of an armed watchdog, which a reset does not forget; `None` while it is disarmed.
+    pub fn armed_registers(&self) -> Option<ArmedStateV1> {
+        self.is_enabled().then(|| Registers::of(self).to_state())
+    }
+
     fn write_dwords(
         &mut self,
         offset: u64,
@@ -199,7 +216,7 @@ impl I6300esb {
     }
 
     fn prescaler(&self) -> Prescaler {
-        if self.configuration & spec::configuration::WDT_PRE_SEL == 0 { Prescaler::Khz1 } else { Prescaler::Mhz1 }
+        Prescaler::of(self.configuration)
     }
 
     /// Whether the device has an interrupt, by pin or by message.
@@ -330,7 +347,22 @@ impl Model for I6300esb {
     }
 
     fn reset(&mut self) {
-        *self = Self { timed_out: self.timed_out, latest: self.latest, ..Self::new(self.config) };
+        let since_reset = SinceReset::after_reset_of(self);
+        *self = Self { timed_out: self.timed_out, since_reset, latest: self.latest, ..Self::new(self.config) };
+    }
+
+    fn guest_may_predate_reset(&self) -> bool {
+        matches!(self.since_reset, SinceReset::LockUntouched(_))
+    }
+
+    fn rearm_timeout(&self) -> Option<Duration> {
+        let Registers { configuration, preload1, preload2, .. } = self.since_reset.registers()?;
+        let prescaler = Prescaler::of(configuration);
+        Some(prescaler.stage_length(preload1) + prescaler.stage_length(preload2))
+    }
+
+    fn rearm(&mut self, now: VmInstant) -> bool {
+        self.put_back_registers(now)
     }
 
     fn save(&mut self, now: VmInstant) -> I6300esbStateV1 {

@@ -51,8 +51,14 @@ impl I6300esb {
         }
         match write.offset {
             bar::GINTSR if write.sets(gintsr::WDT_INT_ACT) => self.interrupt_active = false,
-            bar::PRELOAD1 if unlocked => self.preload1 = write.merged_into(self.preload1) & spec::PRELOAD_MASK,
-            bar::PRELOAD2 if unlocked => self.preload2 = write.merged_into(self.preload2) & spec::PRELOAD_MASK,
+            bar::PRELOAD1 if unlocked => {
+                set_preload(&mut self.preload1, write);
+                self.since_reset.note(|registers| set_preload(&mut registers.preload1, write));
+            }
+            bar::PRELOAD2 if unlocked => {
+                set_preload(&mut self.preload2, write);
+                self.since_reset.note(|registers| set_preload(&mut registers.preload2, write));
+            }
             bar::RELOAD if unlocked => return self.write_reload(write),
             _ => return Access::Ignored,
         }
@@ -63,10 +69,17 @@ impl I6300esb {
         if write.sets(reload::WDT_TIMEOUT | reload::WDT_TIMEOUT_MIRROR) {
             self.timed_out = false;
         }
-        if write.sets(reload::WDT_RELOAD) && self.is_enabled() {
-            self.start_stage(Stage::One, self.latest);
-            return Access::Heartbeat;
+        match write.sets(reload::WDT_RELOAD) {
+            true if self.is_enabled() => {
+                self.start_stage(Stage::One, self.latest);
+                Access::Heartbeat
+            }
+            true => Access::HeartbeatWhileDisarmed,
+            false => Access::Accepted,
         }
-        Access::Accepted
     }
+}
+
+fn set_preload(preload: &mut u32, write: DwordWrite) {
+    *preload = write.merged_into(*preload) & spec::PRELOAD_MASK;
 }

@@ -2,6 +2,7 @@
 
 use core::time::Duration;
 
+use super::before_reset::{Registers, SinceReset};
 use super::counter::{Counter, Prescaler, Stage};
 use super::header::PciHeader;
 use super::msi::{Message, Msi};
@@ -47,6 +48,9 @@ pub struct I6300esbStateV1 {
     pub wdt_int_act: bool,
     /// RELOAD WDT_TIMEOUT: the watchdog has timed out.
     pub wdt_timeout: bool,
+    /// Set from a reset until the guest writes 68h. States that were saved before this field existed lack it.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub since_reset: Option<SinceResetStateV1>,
     /// The counter, if it runs.
     pub counter: Option<CounterStateV1>,
     /// Nanoseconds since an end of the first stage that is not yet polled.
@@ -65,6 +69,30 @@ pub struct CounterStateV1 {
     pub megahertz: bool,
     /// Nanoseconds until it reaches zero.
     pub remaining_ns: u64,
+}
+
+/// What is known of a guest that has not written 68h since the last reset, in an [`I6300esbStateV1`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
+pub struct SinceResetStateV1 {
+    /// The registers, if the device was armed before the reset, with what the guest has written since.
+    pub armed_before: Option<ArmedStateV1>,
+}
+
+/// The registers of an armed device, in a [`SinceResetStateV1`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
+pub struct ArmedStateV1 {
+    /// 60h, WDT configuration.
+    pub wdt_configuration: u8,
+    /// 68h, WDT lock, with WDT_ENABLE set.
+    pub wdt_lock: u8,
+    /// PRELOAD1, 20 bits.
+    pub preload1: u32,
+    /// PRELOAD2, 20 bits.
+    pub preload2: u32,
+    /// The address of BAR0, if it had one. It is the VMM's to map it there again.
+    pub bar0: Option<u32>,
 }
 
 /// The MSI capability in an [`I6300esbStateV1`].
@@ -95,6 +123,7 @@ impl I6300esb {
             unlock,
             interrupt_active,
             timed_out,
+            since_reset,
             counter,
             expired: Expired { pretimeout, timeout },
             latest,
@@ -120,6 +149,7 @@ impl I6300esb {
             },
             wdt_int_act: interrupt_active,
             wdt_timeout: timed_out,
+            since_reset: since_reset.to_state(),
             counter: counter.map(|Counter { stage, prescaler, ends_at }| CounterStateV1 {
                 stage: match stage {
                     Stage::One => 1,
@@ -153,6 +183,7 @@ impl I6300esb {
             unlock_keys,
             wdt_int_act,
             wdt_timeout,
+            since_reset,
             counter,
             pretimeout_age_ns,
             timeout_age_ns,
@@ -182,6 +213,8 @@ impl I6300esb {
             2 => Unlock::Unlocked,
             _ => return Err(StateError { field: "unlock_keys", value: unlock_keys.into(), accepted: "0, 1 or 2" }),
         };
+        let accepted = "absent, unless 68h is 0 as after a reset";
+        StateError::unless(since_reset.is_none() || wdt_lock == 0, "since_reset", true, accepted)?;
         let enabled = wdt_lock & lock::WDT_ENABLE != 0;
         let counter = counter.map(|counter| running_counter(&counter, enabled, now)).transpose()?;
         let past = |age: u64| now - Duration::from_nanos(age);
@@ -196,6 +229,7 @@ impl I6300esb {
             unlock,
             interrupt_active: wdt_int_act,
             timed_out: wdt_timeout,
+            since_reset: SinceReset::from_state(since_reset)?,
             counter,
             expired: Expired { pretimeout: pretimeout_age_ns.map(past), timeout: timeout_age_ns.map(past) },
             latest: now,
@@ -213,6 +247,34 @@ impl I6300esb {
             self.take_message();
         }
         Ok(())
+    }
+}
+
+impl Registers {
+    pub(super) fn to_state(self) -> ArmedStateV1 {
+        let Self { configuration, lock, preload1, preload2, bar0 } = self;
+        ArmedStateV1 { wdt_configuration: configuration, wdt_lock: lock, preload1, preload2, bar0 }
+    }
+}
+
+impl SinceReset {
+    fn to_state(self) -> Option<SinceResetStateV1> {
+        let Self::LockUntouched(registers) = self else {
+            return None;
+        };
+        Some(SinceResetStateV1 { armed_before: registers.map(Registers::to_state) })
+    }
+
+    fn from_state(state: Option<SinceResetStateV1>) -> Result<Self, StateError> {
+        let Some(SinceResetStateV1 { armed_before }) = state else {
+            return Ok(Self::LockWritten);
+        };
+        let Some(ArmedStateV1 { wdt_configuration, wdt_lock, preload1, preload2, bar0 }) = armed_before else {
+            return Ok(Self::LockUntouched(None));
+        };
+        let registers = Registers { configuration: wdt_configuration, lock: wdt_lock, preload1, preload2, bar0 };
+        registers.validate()?;
+        Ok(Self::LockUntouched(Some(registers)))
     }
 }
 

@@ -6,7 +6,7 @@ use crate::guest::{CONFIGURATION, Event, Guest, KHZ, LIVE_COUNTER, LOCK, PRELOAD
 const TIMEOUT: u16 = 1 << 9;
 
 /// Linux since 2.6.30: 16-bit keys.
-mod linux {
+pub mod linux {
     use super::*;
 
     /// Returns whether the driver reports WDIOF_CARDRESET.
@@ -107,7 +107,7 @@ fn linux_cannot_stop_the_watchdog_with_nowayout() {
 }
 
 /// Linux 2.6 before 2.6.30: 8-bit keys, and 0x1100 to clear the cause of the reset.
-mod old_linux {
+pub mod old_linux {
     use super::*;
 
     fn unlock(guest: &mut Guest) {
@@ -182,7 +182,7 @@ fn linux_2_6_times_out_without_heartbeats_and_reads_the_cause_after_the_reset() 
 }
 
 /// FreeBSD's i6300esbwd(4) of 2025.
-mod freebsd {
+pub mod freebsd {
     use super::*;
 
     pub fn attach(guest: &mut Guest) {
@@ -266,7 +266,7 @@ fn freebsd_cannot_stop_a_watchdog_that_it_locked() {
 }
 
 /// OpenBSD's ichwdt(4): 32-bit accesses, an unchanged prescaler, and a second stage of two units.
-mod openbsd {
+pub mod openbsd {
     use super::*;
 
     fn unlock_write(guest: &mut Guest, register: u64, value: u32) {
@@ -341,7 +341,7 @@ fn openbsd_sends_heartbeats_stops_and_times_out() {
 }
 
 /// EFI Boot Guard arms the watchdog, locks it, and starts an operating system.
-fn efi_boot_guard(guest: &mut Guest, seconds: u64) {
+pub fn efi_boot_guard(guest: &mut Guest, seconds: u64) {
     let unlock = |guest: &mut Guest| {
         guest.set_bar32(RELOAD, 0x80);
         guest.set_bar32(RELOAD, 0x86);

@@ -3,6 +3,7 @@
 //! The tests restate register offsets and bits instead of importing them, so that a wrong number in the model fails.
 
 mod bar0;
+mod before_reset;
 mod clients;
 mod free_running;
 mod guest;

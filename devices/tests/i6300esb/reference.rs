@@ -281,6 +281,9 @@ impl Reference {
                     self.load(0, self.now);
                     return Access::Heartbeat;
                 }
+                if value & 0x0100 != 0 {
+                    return Access::HeartbeatWhileDisarmed;
+                }
             }
             _ => return Access::Ignored,
         }

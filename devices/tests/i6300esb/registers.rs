@@ -341,7 +341,7 @@ fn only_bit_8_reloads() {
 fn a_reload_while_disabled_does_not_start_the_counter() {
     let mut guest = Guest::new();
     guest.preload(512, 512);
-    assert_eq!(guest.reload(), Access::Accepted, "not a heartbeat");
+    assert_eq!(guest.reload(), Access::HeartbeatWhileDisarmed);
     assert_eq!(guest.deadline(), None);
 }
 
