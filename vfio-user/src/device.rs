@@ -13,6 +13,7 @@ use vfio_bindings::bindings::vfio::{
 
 use crate::eventfd::{ClientEventfd, Descriptors};
 use crate::interrupt::Intx;
+use crate::migration::Migratable;
 use crate::msi::Msi;
 use crate::wire::{Fields, MAX_DATA};
 
@@ -87,6 +88,11 @@ pub trait PciDevice {
 
     /// The message of the MSI capability; `None` if the device has no such capability. This does not change.
     fn msi(&self) -> Option<&Msi> {
+        None
+    }
+
+    /// The device as its client migrates it; `None` if it cannot be migrated. This does not change.
+    fn migratable(&mut self) -> Option<&mut dyn Migratable> {
         None
     }
 }

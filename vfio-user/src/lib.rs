@@ -18,6 +18,7 @@
 //! - The BARs that the device has, and region 7 (configuration space, 256 bytes), by messages only. No DMA: DMA_MAP and
 //!   DMA_UNMAP are answered and otherwise ignored.
 //! - INTx if the device has an interrupt pin, level triggered and automasked as VFIO has it; one MSI message if it has that.
+//! - Migration in the states RUNNING, STOP, STOP_COPY and RESUMING, if the device is [`Migratable`].
 //! - An access that starts in a region always succeeds, whatever its width: a guest can cause it, and Cloud Hypervisor's
 //!   client never returns from an access that got an error. The configuration region answers up to 4096 bytes for the
 //!   same reason: a guest reaches that far through a PCI Express host bridge.
@@ -33,6 +34,7 @@ mod disposer;
 mod eventfd;
 mod framer;
 mod interrupt;
+mod migration;
 mod msi;
 mod session;
 mod signaller;
@@ -45,6 +47,7 @@ pub use disposer::Disposer;
 pub use eventfd::{ClientEventfd, Descriptors};
 pub use framer::{Framer, Message};
 pub use interrupt::Intx;
+pub use migration::{MAX_STATE, Migratable};
 pub use msi::Msi;
 pub use session::{Next, Session, refuse};
 pub use wire::{Header, MAX_DATA, MAX_FDS, MAX_MESSAGE};

@@ -9,6 +9,7 @@ use vfio_bindings::bindings::vfio::{
 use crate::device::{self, IrqInfo, PciDevice, Region, RegionInfo};
 use crate::eventfd::Descriptors;
 use crate::framer::Message;
+use crate::migration::{Migratable, Migration};
 use crate::version;
 use crate::wire::{Fields, Header, REGION_ACCESS_SIZE, command};
 
@@ -59,6 +60,7 @@ pub struct Session<D: PciDevice> {
     device: D,
     /// The client has sent a VERSION message that was accepted.
     is_negotiated: bool,
+    migration: Migration,
 }
 
 /// What is wrong with a message.
@@ -79,7 +81,7 @@ impl<D: PciDevice> Session<D> {
     /// A session with a new client. Resets the device.
     pub fn new(mut device: D) -> Self {
         device::power_on(&mut device);
-        Self { device, is_negotiated: false }
+        Self { device, is_negotiated: false, migration: Migration::default() }
     }
 
     /// Whether the client has agreed on the version.
@@ -128,6 +130,9 @@ impl<D: PciDevice> Session<D> {
             command::REGION_READ => self.region_read(body, reply)?,
             command::REGION_WRITE => self.region_write(body, reply)?,
             command::DEVICE_RESET => self.reset(body)?,
+            command::DEVICE_FEATURE => self.migration.feature(migratable(&mut self.device)?, body, reply)?,
+            command::MIG_DATA_READ => self.migration.read(body, reply)?,
+            command::MIG_DATA_WRITE => self.migration.write(body)?,
             command::VERSION => return Err(Errno::INVAL.into()),
             _ => return Err(Errno::OPNOTSUPP.into()),
         }
@@ -176,6 +181,7 @@ impl<D: PciDevice> Session<D> {
     fn reset(&mut self, body: &[u8]) -> Result<(), Errno> {
         Fields::exactly(body, 0)?;
         self.device.reset();
+        self.migration.reset(self.device.migratable());
         Ok(())
     }
 }
@@ -184,6 +190,7 @@ impl<D: PciDevice> Session<D> {
 impl<D: PciDevice> Drop for Session<D> {
     fn drop(&mut self) {
         device::power_on(&mut self.device);
+        self.migration.reset(self.device.migratable());
     }
 }
 
@@ -205,6 +212,11 @@ fn finish(header: Header, outcome: Result<(), Errno>, reply: &mut Vec<u8>) {
     }
     let bytes = header.reply(reply.len(), outcome);
     reply[..Header::SIZE].copy_from_slice(&bytes);
+}
+
+/// The device, if it can be migrated.
+fn migratable(device: &mut impl PciDevice) -> Result<&mut dyn Migratable, Errno> {
+    device.migratable().ok_or(Errno::OPNOTSUPP)
 }
 
 /// Accepts a range for DMA without using it: the device has no DMA.

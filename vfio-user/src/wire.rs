@@ -27,6 +27,9 @@ pub(crate) mod command {
     pub const REGION_READ: u16 = 9;
     pub const REGION_WRITE: u16 = 10;
     pub const DEVICE_RESET: u16 = 13;
+    pub const DEVICE_FEATURE: u16 = 16;
+    pub const MIG_DATA_READ: u16 = 17;
+    pub const MIG_DATA_WRITE: u16 = 18;
 }
 
 /// Flags of a header.
