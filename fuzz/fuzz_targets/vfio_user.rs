@@ -46,7 +46,7 @@ fuzz_target!(|input: &[u8]| {
     let (clock, _time) = VmClock::manual();
     let watchdog = Watchdog::builder("fuzz", device).clock(clock).build(|_: &Event| Ok(())).expect("a timer");
 
-    let mut session = Session::new(WatchdogDevice { watchdog: watchdog.clone(), intx, msi });
+    let mut session = Session::new(WatchdogDevice { watchdog: watchdog.clone(), intx, msi, is_in_reach: Arc::default() });
     let greeting = [[20u32, 0, 0, 0].map(u32::to_ne_bytes).concat(), vec![0; 4]].concat();
     if is_greeted {
         let mut hello = vec![0; 2];

@@ -2,22 +2,24 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use vm_watchdog::i6300esb::{I6300esb, InterruptPin};
+use vm_watchdog::i6300esb::{ArmedStateV1, I6300esb, InterruptPin};
 use vm_watchdog::{Action, ActionHandler, Event, HandlerError, MsiMessage, VmInstant, Watchdog};
 use vm_watchdog_timeline::GuestExpiry;
 use vm_watchdog_vfio_user::{CloseReason, Intx, Msi};
 
 use crate::serve::control::Control;
 use crate::serve::control::qmp::{VmEvent, VmListener};
+use crate::serve::control::remap::remap;
 use crate::serve::device::WatchdogDevice;
 use crate::serve::events::{Entry, ServerEvent, Timeline};
 use crate::serve::options::WatchdogOptions;
 use crate::serve::peer::{Owner, Peer};
 use crate::serve::progress::Progress;
+use crate::serve::restored::Restored;
 use crate::serve::vm::{Vm, VmWatchdog};
 
 /// The least time between two entries for the actions of pretimeouts that were left out.
@@ -39,10 +41,25 @@ pub struct Endpoint {
     /// Whether it made no progress at the last [`makes_progress`](Endpoint::makes_progress).
     is_stalled: AtomicBool,
     timeline: Timeline,
-    /// Whether the watchdog was armed, and had timed out, at the last [`observe`](Endpoint::observe).
-    seen: Mutex<(bool, bool)>,
+    /// Whether a guest that does not know of a reset gets its watchdog back.
+    rearms: bool,
+    /// Whether the guest has reached BAR0 since the last reset, or has asked for its size.
+    is_in_reach: Arc<AtomicBool>,
+    restored: Mutex<Restored>,
+    /// What there was at the last [`observe`](Endpoint::observe).
+    seen: Mutex<Seen>,
     /// How many of the actions that were left out are recorded, and when that was last done.
     suppressed: Mutex<(u64, Option<Instant>)>,
+}
+
+/// The part of a watchdog's state whose changes are events or are saved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Seen {
+    /// The registers of an armed watchdog.
+    armed: Option<ArmedStateV1>,
+    timed_out: bool,
+    rearmed: u64,
+    found_unprotected: u64,
 }
 
 /// Counts the clients of a socket.
@@ -74,6 +91,7 @@ impl Endpoint {
             Some(msi) => builder.msi(move |_: MsiMessage| msi.send()),
             None => builder,
         };
+        let builder = if options.rearms { builder.rearm_after_reset() } else { builder };
         let handler = Handler::default();
         let endpoint = Arc::new(Self {
             watchdog: builder.build(handler.clone())?,
@@ -87,7 +105,10 @@ impl Endpoint {
             progress: Progress::default(),
             is_stalled: AtomicBool::new(false),
             timeline,
-            seen: Mutex::new((false, false)),
+            rearms: options.rearms,
+            is_in_reach: Arc::default(),
+            restored: Mutex::default(),
+            seen: Mutex::default(),
             suppressed: Mutex::default(),
         });
         // The cell is empty: this is the only place that sets it.
@@ -99,7 +120,12 @@ impl Endpoint {
 
     /// The device for a client.
     pub fn device(&self) -> WatchdogDevice {
-        WatchdogDevice { watchdog: self.watchdog.clone(), intx: self.intx.clone(), msi: self.msi.clone() }
+        WatchdogDevice {
+            watchdog: self.watchdog.clone(),
+            intx: self.intx.clone(),
+            msi: self.msi.clone(),
+            is_in_reach: self.is_in_reach.clone(),
+        }
     }
 
     /// Writes to the timeline.
@@ -152,11 +178,19 @@ impl Endpoint {
     pub fn observe(&self) {
         // Read under the lock, so that no thread replaces a newer observation by an older one.
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = (self.watchdog.stats().armed, self.watchdog.timed_out());
+        let stats = self.watchdog.stats();
+        let (armed, timed_out) = self.watchdog.inspect(|device| (device.armed_registers(), device.timed_out()));
+        let now = Seen { armed, timed_out, rearmed: stats.rearmed, found_unprotected: stats.found_unprotected };
         let before = std::mem::replace(&mut *seen, now);
         drop(seen);
-        if now.0 != before.0 {
-            self.record(if now.0 { ServerEvent::Armed } else { ServerEvent::Disarmed });
+        if now.rearmed != before.rearmed {
+            self.record(ServerEvent::Rearmed);
+        }
+        if now.armed.is_some() != before.armed.is_some() {
+            self.record(if now.armed.is_some() { ServerEvent::Armed } else { ServerEvent::Disarmed });
+        }
+        if now.found_unprotected != before.found_unprotected {
+            self.record(ServerEvent::Unprotected { reason: self.why_not_rearmed().to_owned() });
         }
         if now != before {
             self.save_soon();
@@ -211,6 +245,66 @@ impl Endpoint {
             log::error!("watchdog {id}: {stall}, so the watchdog of the service manager is not notified");
         }
         stall.is_none()
+    }
+
+    fn why_not_rearmed(&self) -> &'static str {
+        if !self.rearms {
+            "it is not armed again with --no-rearm"
+        } else if self.watchdog.inspect(I6300esb::armed_before_reset).is_none() {
+            "what it had set before is not known"
+        } else {
+            "it feeds more slowly than its last timeout, so it has set another one"
+        }
+    }
+
+    /// Whether the guest believes in a protection that it does not have.
+    pub fn is_unprotected(&self) -> bool {
+        self.watchdog.stats().unprotected || self.restored().is_found()
+    }
+
+    /// Looks for a guest that QEMU has restored without the address of its watchdog, and maps the watchdog again.
+    pub fn look_for_restored(self: &Arc<Self>) {
+        let is_found = self.restored().observe(self.is_out_of_reach(), self.vm.clock.now());
+        if !is_found {
+            return;
+        }
+        let endpoint = self.clone();
+        // QEMU sends requests to this thread while it answers.
+        let started = thread::Builder::new().name("remap".into()).spawn(move || endpoint.remap());
+        if let Err(error) = started {
+            self.record(ServerEvent::Unprotected { reason: error.to_string() });
+        }
+    }
+
+    /// How long until there may be a restored guest to find, unless the VM is paused.
+    pub fn restored_due_in(&self) -> Option<Duration> {
+        self.restored().due_in(self.vm.clock.now())
+    }
+
+    /// Whether the watchdog was armed before its last reset, and the guest has neither booted nor reached the watchdog since.
+    /// For a guest without firmware, Cloud Hypervisor asks for the size of BAR0 when it makes the device.
+    fn is_out_of_reach(&self) -> bool {
+        self.clients.is_connected.load(Ordering::Relaxed)
+            && !self.is_in_reach.load(Ordering::Relaxed)
+            && self.watchdog.inspect(|device| device.armed_before_reset().is_some() && device.bar0().is_none())
+    }
+
+    fn remap(&self) {
+        let bar0 = self.watchdog.inspect(I6300esb::armed_before_reset).and_then(|armed| armed.bar0);
+        let outcome = match (self.vm.control.qmp(), bar0) {
+            _ if !self.rearms => Err("with --no-rearm its address is not put back".into()),
+            (None, _) => Err("without --qmp its address cannot be put back".into()),
+            (_, None) => Err("its address is not known".into()),
+            (Some(qmp), Some(bar0)) => remap(qmp, &self.owner(), bar0),
+        };
+        self.record(match outcome {
+            Ok(()) => ServerEvent::Remapped,
+            Err(why) => ServerEvent::Unprotected { reason: format!("its heartbeats do not arrive: {why}") },
+        });
+    }
+
+    fn restored(&self) -> MutexGuard<'_, Restored> {
+        self.restored.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Drops a pending action, because the VM was reset or shut down.

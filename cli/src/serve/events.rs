@@ -37,6 +37,12 @@ pub enum ServerEvent {
     Armed,
     /// The guest has stopped it, or a reset has.
     Disarmed,
+    /// The guest has fed a watchdog that a reset had disarmed: it is armed again.
+    Rearmed,
+    /// QEMU had restored the guest without the address of its watchdog, which is put back.
+    Remapped,
+    /// The guest believes that its watchdog protects it, and a reset has disarmed it.
+    Unprotected { reason: String },
     /// A stage of the watchdog has expired.
     Expiry(GuestExpiry),
     /// Its action was performed.
@@ -84,7 +90,11 @@ impl From<LogLine> for Entry {
 impl TimelineEntry for Entry {
     fn kind(&self) -> Option<Kind> {
         match self.event {
-            ServerEvent::Armed | ServerEvent::Disarmed => Some(Kind::Feeding),
+            ServerEvent::Armed
+            | ServerEvent::Disarmed
+            | ServerEvent::Rearmed
+            | ServerEvent::Remapped
+            | ServerEvent::Unprotected { .. } => Some(Kind::Feeding),
             ServerEvent::Expiry(_) => Some(Kind::Expiry),
             ServerEvent::Performed { .. }
             | ServerEvent::ActionFailed { .. }
@@ -120,6 +130,11 @@ impl fmt::Display for Entry {
             ServerEvent::Refused => f.write_str("a second VMM was refused"),
             ServerEvent::Armed => f.write_str("armed"),
             ServerEvent::Disarmed => f.write_str("disarmed"),
+            ServerEvent::Rearmed => f.write_str("armed again, because the guest does not know that it was reset"),
+            ServerEvent::Remapped => f.write_str("QEMU had lost its address, which is put back"),
+            ServerEvent::Unprotected { reason } => {
+                write!(f, "the guest is not protected, and does not know it: {reason}")
+            }
             ServerEvent::Expiry(expiry) => write!(f, "{expiry}"),
             ServerEvent::Performed { action } => write!(f, "{action} done"),
             ServerEvent::ActionFailed { action, reason } => write!(f, "{action} failed: {reason}"),
@@ -144,7 +159,7 @@ impl fmt::Display for Entry {
                     f.write_str("; the last reset came from the watchdog")?;
                 }
                 if *was_armed {
-                    f.write_str("; it was armed then, and is disarmed until a VM connects and arms it")?;
+                    f.write_str("; it was armed then, and is disarmed until a VM connects and arms it or feeds it")?;
                 }
                 Ok(())
             }

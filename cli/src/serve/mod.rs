@@ -14,6 +14,7 @@ mod metrics;
 pub mod options;
 mod peer;
 mod progress;
+mod restored;
 mod server;
 mod service;
 mod socket;

@@ -96,6 +96,16 @@ struct Flags {
     #[arg(long = "state", value_name = "FILE")]
     state: Option<PathBuf>,
 
+    /// Leave a guest unprotected that does not know that its watchdog was reset
+    ///
+    /// QEMU 11.1 resets the watchdog after it has loaded a snapshot, and connects anew at the end of a migration, although the
+    /// guest runs on and goes on feeding. Unless this option is given, the server arms the watchdog again as it was, with
+    /// a full timeout, at the third heartbeat and a second after the first. With --qmp and an x86 QEMU, which does not
+    /// restore the address of the device either, it stops the VM for a moment and puts the address back. The event
+    /// "unprotected" and the metric vm_watchdog_unprotected say where it cannot.
+    #[arg(long)]
+    no_rearm: bool,
+
     /// Permissions of the sockets, in octal
     #[arg(long, value_name = "MODE", default_value = "600", value_parser = parse_mode)]
     socket_mode: Mode,
@@ -158,6 +168,8 @@ pub struct WatchdogOptions {
     pub id: String,
     pub device: I6300esbConfig,
     pub policy: Policy,
+    /// Whether a guest that does not know of a reset gets its watchdog back.
+    pub rearms: bool,
 }
 
 /// The control channel of a VM, which performs the actions of its watchdogs.
@@ -256,6 +268,7 @@ impl Flags {
                 id: config.id().map_or_else(|| format!("watchdog{index}"), str::to_owned),
                 device: pci_device(config).map_err(|message| of_socket(socket, &message))?,
                 policy: config.policy_with_rate(ACTION_RATE),
+                rearms: !self.no_rearm,
             })
         };
         self.sockets.iter().enumerate().map(watchdog).collect()

@@ -105,6 +105,7 @@ impl Server {
             let _busy = endpoint.progress.serving.begin(now);
             self.accept_again = self.accept_again.filter(|&again| again > now);
             self.serve_client();
+            self.endpoint.look_for_restored();
             self.serve_surplus(now);
             if self.accept_again.is_none() {
                 self.accept();
@@ -125,6 +126,7 @@ impl Server {
         let timeout = surplus
             .chain(clients)
             .chain(self.accept_again)
+            .chain(self.endpoint.restored_due_in().map(|due_in| now + due_in))
             .min()
             .map(|deadline| timespec(deadline.saturating_duration_since(now)));
         let mut fds = vec![PollFd::new(stop, PollFlags::IN)];

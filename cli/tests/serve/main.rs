@@ -21,3 +21,4 @@ mod scrapers;
 mod server;
 mod state;
 mod tenants;
+mod unprotected;

@@ -121,6 +121,11 @@ fn each_counter_counts_what_its_name_says() {
     for _ in 0..31 {
         client.write(BAR0, 0x00, &[1, 0, 0, 0]).unwrap();
     }
+    // Eleven heartbeats of a watchdog that the guest has disarmed, and one of the driver that arms it.
+    client.write(CONFIG, 0x68, &[0]).unwrap();
+    for _ in 0..11 {
+        client.ping();
+    }
     // Six heartbeats with a pretimeout each, in a wake each. Its action, debug, is performed.
     client.arm(60_000);
     warn(&server, &mut client, 6);
@@ -141,6 +146,7 @@ fn each_counter_counts_what_its_name_says() {
         ("refused_clients", 5..=5),
         ("ignored_accesses", 31..=31),
         ("heartbeats", 38..=38),
+        ("heartbeats_while_disarmed", 12..=12),
         ("pretimeouts", 7..=7),
         ("timeouts", 1..=1),
         ("action_failures", 2..=2),
@@ -181,6 +187,7 @@ fn an_interrupt_that_cannot_be_signalled_is_counted() {
         ("interrupt_failures", 1..=5),
         ("connections", 4..=4),
         ("heartbeats", 5..=5),
+        ("heartbeats_while_disarmed", 1..=1),
         ("pretimeouts", 5..=5),
         ("actions", 5..=5),
         ("timer_wakes", 5..=20),

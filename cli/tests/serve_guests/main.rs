@@ -8,6 +8,7 @@ mod cloud_hypervisor;
 mod guest;
 mod hot_plug;
 mod qmp;
+mod restored;
 #[path = "../serve/server.rs"]
 #[allow(dead_code, reason = "the tests of the protocol use the rest")]
 mod server;

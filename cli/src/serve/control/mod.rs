@@ -5,6 +5,7 @@ pub mod connect;
 pub mod dumps;
 pub mod exec;
 pub mod qmp;
+pub mod remap;
 
 use std::path::Path;
 use std::sync::Arc;

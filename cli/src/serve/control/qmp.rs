@@ -172,8 +172,17 @@ impl Qmp {
         }
     }
 
-    /// Sends a command and waits for its answer.
+    /// Sends a command and waits for what it returns, as far as it matters here.
     fn execute(&self, command: &str, arguments: Option<Value>, owner: &Owner) -> Result<Returned, HandlerError> {
+        Ok(serde_json::from_str(&self.ask(command, arguments, owner)?).unwrap_or_default())
+    }
+
+    /// Sends a command and waits for what it returns, which is JSON. The socket has to belong to `owner`.
+    ///
+    /// # Errors
+    ///
+    /// As [`perform`](Self::perform).
+    pub fn ask(&self, command: &str, arguments: Option<Value>, owner: &Owner) -> Result<String, HandlerError> {
         let _command = self.command.lock().unwrap_or_else(PoisonError::into_inner);
         let mut link = self.link();
         let sent = self.check(owner).and_then(|()| link.send(command, arguments));
@@ -245,13 +254,14 @@ impl Qmp {
         messages.answer(listener)?.map_err(|error| format!("qmp_capabilities: {error}"))?;
         write_command(&stream, 0, "query-status", None)?;
         let status = messages.answer(listener)?.map_err(|error| format!("query-status: {error}"))?;
-        let runs = status.running.ok_or("query-status: no answer")?;
+        let status: Returned = serde_json::from_str(&status).unwrap_or_default();
+        let running = status.running.ok_or("query-status: no answer")?;
 
         messages.is_ready()?;
         self.link().stream = Some(stream);
         *delay = FIRST_DELAY;
         listener.vm_event(VmEvent::Control { socket: socket.to_owned(), connected: true, reason: None });
-        listener.vm_event(VmEvent::Runs(runs));
+        listener.vm_event(VmEvent::Runs(running));
         loop {
             let Message { event, dump_ended, answer, .. } = messages.next()?;
             if let Some(event) = event {
@@ -348,7 +358,7 @@ impl Messages {
     }
 
     /// The outcome of the command 0. Forwards the events that come before it.
-    fn answer(&mut self, listener: &dyn VmListener) -> io::Result<Result<Returned, String>> {
+    fn answer(&mut self, listener: &dyn VmListener) -> io::Result<Result<String, String>> {
         loop {
             match self.next()? {
                 Message { event: Some(event), .. } => listener.vm_event(event),
@@ -389,7 +399,8 @@ struct Message {
 /// The answer to a command.
 struct Answer {
     id: u64,
-    outcome: Result<Returned, String>,
+    /// What the command returns, as text, or why it is refused.
+    outcome: Result<String, String>,
 }
 
 /// What commands return, as far as it matters.
@@ -483,7 +494,7 @@ impl Parts<'_> {
     fn answer(&self) -> Option<Answer> {
         let id = parse(self.id)?;
         let outcome = match self.returned {
-            Some(_) => Ok(parse(self.returned).unwrap_or_default()),
+            Some(returned) => Ok(returned.get().to_owned()),
             None => Err(why(self.error).unwrap_or_else(|| "no reason given".to_owned())),
         };
         Some(Answer { id, outcome })

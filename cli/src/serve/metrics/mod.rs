@@ -24,6 +24,12 @@ pub fn render(endpoints: &[Arc<Endpoint>]) -> prometheus::Result<String> {
     })?;
     metrics.count("suppressed_actions", "Actions that were left out", |e| e.watchdog.stats().suppressed_actions)?;
     metrics.count("ignored_accesses", "Accesses that hardware ignores", |e| e.watchdog.stats().ignored_accesses)?;
+    metrics.count("heartbeats_while_disarmed", "Heartbeats of a disarmed watchdog, which have no effect", |e| {
+        e.watchdog.stats().heartbeats_while_disarmed
+    })?;
+    metrics.count("rearmed", "Watchdogs armed again for guests that did not know of a reset", |e| {
+        e.watchdog.stats().rearmed
+    })?;
     metrics.count("interrupt_failures", "Interrupts that could not be signalled", |e| {
         e.watchdog.stats().interrupt_failures
     })?;
@@ -32,6 +38,9 @@ pub fn render(endpoints: &[Arc<Endpoint>]) -> prometheus::Result<String> {
     metrics.count("refused_clients", "VMMs refused because another one was connected", |e| load(&e.clients.refused))?;
     metrics.count("protocol_errors", "Connections that ended in an error", |e| load(&e.clients.protocol_errors))?;
     metrics.state("armed", "Whether the guest has the watchdog running", |e| Some(e.watchdog.stats().armed))?;
+    metrics.state("unprotected", "Whether the guest believes in a protection that it does not have", |e| {
+        Some(e.is_unprotected())
+    })?;
     metrics.state("timed_out", "WDT_TIMEOUT: whether the last reset came from the watchdog", |e| {
         Some(e.watchdog.timed_out())
     })?;
