@@ -26,7 +26,7 @@ use vm_watchdog::i6300esb::{I6300esb, I6300esbConfig, InterruptPin};
 use vm_watchdog::{Event, VmClock, Watchdog};
 use vm_watchdog_vfio_user::{Descriptors, Framer, Header, Intx, MAX_MESSAGE, Message, Msi, Next, Session};
 
-use crate::device::WatchdogDevice;
+use crate::device::{Pauses, WatchdogDevice};
 
 const REGION_READ: u16 = 9;
 const REGION_WRITE: u16 = 10;
@@ -44,9 +44,11 @@ fuzz_target!(|input: &[u8]| {
     let config = I6300esbConfig::default().with_interrupt_pin(interrupt_pin);
     let device = I6300esb::new(if has_msi { config.with_msi() } else { config });
     let (clock, _time) = VmClock::manual();
-    let watchdog = Watchdog::builder("fuzz", device).clock(clock).build(|_: &Event| Ok(())).expect("a timer");
+    let watchdog = Watchdog::builder("fuzz", device).clock(clock.clone()).build(|_: &Event| Ok(())).expect("a timer");
 
-    let mut session = Session::new(WatchdogDevice { watchdog: watchdog.clone(), intx, msi, is_in_reach: Arc::default() });
+    let (is_in_reach, pauses) = (Arc::default(), Arc::new(Pauses::of(clock.clone())));
+    let device = WatchdogDevice { watchdog: watchdog.clone(), intx, msi, is_in_reach, pauses };
+    let mut session = Session::new(device);
     let greeting = [[20u32, 0, 0, 0].map(u32::to_ne_bytes).concat(), vec![0; 4]].concat();
     if is_greeted {
         let mut hello = vec![0; 2];
@@ -58,6 +60,7 @@ fuzz_target!(|input: &[u8]| {
     drop(session);
 
     assert!(!watchdog.stats().armed);
+    assert!(!clock.is_paused(), "a client that has stopped the device has gone");
     let mut id = [0; 4];
     watchdog.read_config(0, &mut id);
     assert_eq!(id, [0x86, 0x80, 0xAB, 0x25]);

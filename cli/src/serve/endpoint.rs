@@ -125,6 +125,7 @@ impl Endpoint {
             intx: self.intx.clone(),
             msi: self.msi.clone(),
             is_in_reach: self.is_in_reach.clone(),
+            pauses: self.vm.pauses.clone(),
         }
     }
 

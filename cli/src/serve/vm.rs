@@ -8,6 +8,7 @@ use vm_watchdog::VmClock;
 
 use crate::serve::control::Control;
 use crate::serve::control::qmp::{VmEvent, VmListener};
+use crate::serve::device::Pauses;
 use crate::serve::metrics::file::MetricsFile;
 use crate::serve::peer::Owner;
 use crate::serve::state::StateWriter;
@@ -15,6 +16,8 @@ use crate::serve::state::StateWriter;
 /// A VM.
 pub struct Vm {
     pub clock: VmClock,
+    /// Pauses and resumes the clock.
+    pub pauses: Arc<Pauses>,
     pub control: Control,
     /// Whether the control socket may belong to another process than the VMM.
     pub accepts_any_process: bool,
@@ -40,8 +43,10 @@ impl Vm {
         state: Option<StateWriter>,
         metrics: Option<MetricsFile>,
     ) -> Arc<Self> {
+        let clock = VmClock::monotonic();
         Arc::new(Self {
-            clock: VmClock::monotonic(),
+            pauses: Arc::new(Pauses::of(clock.clone())),
+            clock,
             control,
             accepts_any_process,
             state,
@@ -73,13 +78,8 @@ impl Vm {
         change(&mut is_reported);
         let watchdogs = self.watchdogs();
         let pauses = *is_reported && watchdogs.iter().all(|watchdog| self.believes_qmp(&**watchdog));
-        if pauses == self.clock.is_paused() {
+        if !self.pauses.set_vm_paused(pauses) {
             return;
-        }
-        if pauses {
-            self.clock.pause();
-        } else {
-            self.clock.resume();
         }
         // Under the lock, so that the reports of two threads are in the order of their changes.
         watchdogs.iter().for_each(|watchdog| watchdog.vm_event(VmEvent::Runs(!pauses)));

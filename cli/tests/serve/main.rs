@@ -10,6 +10,7 @@ mod floods;
 mod hostile;
 mod lifecycle;
 mod metrics;
+mod migration;
 mod observability;
 mod operations;
 mod output;
