@@ -12,7 +12,8 @@ use vm_watchdog_timeline::GuestExpiry;
 use vm_watchdog_vfio_user::{CloseReason, Intx, Msi};
 
 use crate::serve::control::Control;
-use crate::serve::control::qmp::{VmEvent, VmListener};
+use crate::serve::control::messages::VmEvent;
+use crate::serve::control::qmp::VmListener;
 use crate::serve::control::remap::remap;
 use crate::serve::device::WatchdogDevice;
 use crate::serve::events::{Entry, ServerEvent, Timeline};
@@ -407,6 +408,8 @@ impl VmListener for Endpoint {
                 self.acknowledge();
                 self.record(ServerEvent::Vm { name: "shutdown", reason });
             }
+            // The dumps are those of the VM.
+            VmEvent::DumpEnded { .. } => {}
             VmEvent::Control { socket, connected, reason } => {
                 self.record(ServerEvent::Control { socket, connected, reason });
                 if connected {

@@ -7,7 +7,8 @@ use std::time::Duration;
 use vm_watchdog::VmClock;
 
 use crate::serve::control::Control;
-use crate::serve::control::qmp::{VmEvent, VmListener};
+use crate::serve::control::messages::VmEvent;
+use crate::serve::control::qmp::VmListener;
 use crate::serve::device::Pauses;
 use crate::serve::metrics::file::MetricsFile;
 use crate::serve::peer::Owner;
@@ -99,11 +100,21 @@ impl Vm {
 /// Pauses and resumes the clock, and forwards to the watchdogs what has changed.
 impl VmListener for Vm {
     fn vm_event(&self, event: VmEvent) {
-        if let VmEvent::Runs(runs) = event {
-            return self.change_pause(|is_reported| *is_reported = !runs);
+        let watchdogs = self.watchdogs();
+        match event {
+            VmEvent::Runs(runs) => return self.change_pause(|is_reported| *is_reported = !runs),
+            VmEvent::DumpEnded { outcome } => {
+                if let Some(qmp) = self.control.qmp() {
+                    if watchdogs.iter().all(|watchdog| self.believes_qmp(&**watchdog)) {
+                        qmp.dump_ended(outcome);
+                    }
+                }
+                return;
+            }
+            VmEvent::Reset { .. } | VmEvent::Shutdown { .. } | VmEvent::Control { .. } => {}
         }
         let is_about_qmp = matches!(event, VmEvent::Control { .. });
-        for watchdog in self.watchdogs() {
+        for watchdog in watchdogs {
             if is_about_qmp || self.believes_qmp(&*watchdog) {
                 watchdog.vm_event(event.clone());
             }

@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::fakes::{FakeQmp, QmpClient};
 use crate::server::{Builder, Server};
+use crate::tenants::Vmm;
 
 /// Less than any file system has free.
 const SMALL: u64 = 1 << 20;
@@ -120,6 +122,26 @@ fn what_a_dump_that_fails_has_left_is_removed() {
     let log = server.expect("log")["message"].as_str().unwrap().to_owned();
     assert!(log.contains(file.to_str().unwrap()) && log.ends_with("No space left on device"), "{log}");
     assert_eq!(names(&folder), ["wd-1.000.elf"]);
+}
+
+#[test]
+fn what_another_process_says_of_a_dump_removes_nothing() {
+    let (server, mut qmp, folder) = with_dumps("i6300esb,action=dump,id=wd", &[]);
+    let mut client = server.client();
+    client.arm(1);
+    answer_memory(&mut qmp, json!({"base-memory": SMALL}));
+    let file = path(&qmp.answer("dump-guest-memory", json!({})));
+    fs::write(file, "whole").unwrap();
+    server.expect("performed");
+    drop(client);
+    server.expect("disconnected");
+    // From now on QMP is not the VMM's.
+    let _vmm = Vmm::start(&server, "s");
+    server.expect("foreign-control");
+    let result = json!({"total": 9, "status": "failed", "completed": 5});
+    qmp.say(json!({"event": "DUMP_COMPLETED", "data": {"result": result, "error": "no"}}));
+    qmp.no_command(Duration::from_millis(300));
+    assert_eq!(names(&folder).len(), 1);
 }
 
 #[test]

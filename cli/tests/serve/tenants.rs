@@ -244,11 +244,11 @@ fn connects_and_ends() {
 }
 
 /// A VMM in a process of its own.
-struct Vmm(Child);
+pub struct Vmm(Child);
 
 impl Vmm {
     /// Connects to the socket of this name, and arms its watchdog with a short timeout.
-    fn start(server: &Server, socket: &str) -> Self {
+    pub fn start(server: &Server, socket: &str) -> Self {
         let mut vmm = Command::new(env::current_exe().unwrap());
         vmm.args(["tenants::arms_and_waits", "--exact"]).env(SOCKET, server.path(socket));
         Self(vmm.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap())

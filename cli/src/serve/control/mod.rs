@@ -4,6 +4,7 @@ pub mod cloud_hypervisor;
 pub mod connect;
 pub mod dumps;
 pub mod exec;
+pub mod messages;
 pub mod qmp;
 pub mod remap;
 

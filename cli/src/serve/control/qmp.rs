@@ -7,7 +7,7 @@
 //! untrusted QEMU sends.
 
 use std::fmt;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -15,28 +15,20 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
-use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use vm_watchdog::{Action, Event, HandlerError};
 
 use crate::serve::control::connect::connect;
 use crate::serve::control::dumps::Dumps;
+use crate::serve::control::messages::{Answer, Message, Messages, VmEvent};
 use crate::serve::peer::{Owner, Peer};
 
 /// How long QEMU may take to answer a command.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long QEMU may take to greet and to say whether the VM runs. It sends nothing while another client is connected.
-const SETUP_TIMEOUT: Duration = Duration::from_secs(5);
 /// The first delay before reconnecting; it doubles with each failure.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 /// The longest delay.
 const LONGEST_DELAY: Duration = Duration::from_secs(2);
-/// The longest message that is read, and the most that is read before a connection is ready. QEMU sends much less.
-const MOST_BYTES: u64 = 64 << 10;
-
-/// How many characters of a reason are kept.
-const REASON_LENGTH: usize = 200;
 
 /// A QMP connection.
 pub struct Qmp {
@@ -68,17 +60,17 @@ pub trait VmListener: Send + Sync {
     fn vm_event(&self, event: VmEvent);
 }
 
-/// An event of a VM.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum VmEvent {
-    /// It runs (true), or is paused (false).
-    Runs(bool),
-    /// It was reset.
-    Reset { reason: Option<String> },
-    /// It has shut down.
-    Shutdown { reason: Option<String> },
-    /// The control connection was established, or lost.
-    Control { socket: String, connected: bool, reason: Option<String> },
+/// What commands return, as far as it matters.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Returned {
+    /// Of `query-status`.
+    running: Option<bool>,
+    /// Of `query-status` and `query-dump`.
+    status: Option<String>,
+    /// Of `query-memory-size-summary`, in bytes: what the guest started with, and what was plugged in since.
+    base_memory: Option<u64>,
+    plugged_memory: Option<u64>,
 }
 
 /// Why a connection ended.
@@ -158,7 +150,7 @@ impl Qmp {
     }
 
     /// QEMU has written a dump, or has failed to.
-    fn dump_ended(&self, outcome: Result<(), String>) {
+    pub fn dump_ended(&self, outcome: Result<(), String>) {
         let Some(dumps) = &self.dumps else {
             return;
         };
@@ -251,9 +243,10 @@ impl Qmp {
 
         messages.next()?.is_greeting.then_some(()).ok_or("no greeting, so it is no QMP socket")?;
         write_command(&stream, 0, "qmp_capabilities", None)?;
-        messages.answer(listener)?.map_err(|error| format!("qmp_capabilities: {error}"))?;
+        let forward = |event| listener.vm_event(event);
+        messages.answer(forward)?.map_err(|error| format!("qmp_capabilities: {error}"))?;
         write_command(&stream, 0, "query-status", None)?;
-        let status = messages.answer(listener)?.map_err(|error| format!("query-status: {error}"))?;
+        let status = messages.answer(forward)?.map_err(|error| format!("query-status: {error}"))?;
         let status: Returned = serde_json::from_str(&status).unwrap_or_default();
         let running = status.running.ok_or("query-status: no answer")?;
 
@@ -263,11 +256,9 @@ impl Qmp {
         listener.vm_event(VmEvent::Control { socket: socket.to_owned(), connected: true, reason: None });
         listener.vm_event(VmEvent::Runs(running));
         loop {
-            let Message { event, dump_ended, answer, .. } = messages.next()?;
+            let Message { event, answer, .. } = messages.next()?;
             if let Some(event) = event {
                 listener.vm_event(event);
-            } else if let Some(outcome) = dump_ended {
-                self.dump_ended(outcome);
             } else if answer.is_some() {
                 self.link().answer = answer;
                 self.answered.notify_all();
@@ -296,219 +287,16 @@ impl Link {
     }
 }
 
-fn write_command(mut stream: &UnixStream, id: u64, command: &str, arguments: Option<Value>) -> io::Result<()> {
-    let mut message = json!({ "execute": command, "id": id });
-    if let Some(arguments) = arguments {
-        message["arguments"] = arguments;
-    }
-    stream.write_all(format!("{message}\n").as_bytes())
-}
-
-/// The messages of QEMU, one a line. No more than one of them is in memory.
-struct Messages {
-    stream: BufReader<UnixStream>,
-    line: Vec<u8>,
-    /// What the connection may still send and when, until it is ready.
-    setup: Option<(u64, Instant)>,
-}
-
-impl Messages {
-    fn new(stream: UnixStream) -> Self {
-        let setup = Some((MOST_BYTES, Instant::now() + SETUP_TIMEOUT));
-        Self { stream: BufReader::new(stream), line: Vec::new(), setup }
-    }
-
-    /// From now on each message may be so long, and may come at any time.
-    fn is_ready(&mut self) -> io::Result<()> {
-        self.setup = None;
-        self.stream.get_ref().set_read_timeout(None)
-    }
-
-    fn next(&mut self) -> io::Result<Message> {
-        let most = self.setup.map_or(MOST_BYTES, |(most, _)| most);
-        self.line.clear();
-        loop {
-            if let Some((_, deadline)) = self.setup {
-                let left = deadline.saturating_duration_since(Instant::now());
-                self.stream.get_ref().set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
-            }
-            let bytes = match self.stream.fill_buf() {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(self.too_slow()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                bytes => bytes?,
-            };
-            if bytes.is_empty() {
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "closed by QEMU"));
-            }
-            let end = bytes.iter().position(|byte| *byte == b'\n').map(|at| at + 1);
-            let count = end.unwrap_or(bytes.len());
-            if (self.line.len() + count) as u64 > most {
-                return Err(self.too_long());
-            }
-            self.line.extend_from_slice(&bytes[..count]);
-            self.stream.consume(count);
-            if end.is_some() {
-                break;
-            }
-        }
-        if let Some((most, _)) = &mut self.setup {
-            *most -= self.line.len() as u64;
-        }
-        Message::parse(&self.line)
-    }
-
-    /// The outcome of the command 0. Forwards the events that come before it.
-    fn answer(&mut self, listener: &dyn VmListener) -> io::Result<Result<String, String>> {
-        loop {
-            match self.next()? {
-                Message { event: Some(event), .. } => listener.vm_event(event),
-                Message { answer: Some(Answer { id: 0, outcome }), .. } => return Ok(outcome),
-                _ => {}
-            }
-        }
-    }
-
-    fn too_long(&self) -> io::Error {
-        let message = match self.setup {
-            Some(_) => format!("QEMU sends more than {MOST_BYTES} bytes before it has answered query-status"),
-            None => format!("QEMU sends a message of more than {MOST_BYTES} bytes"),
-        };
-        io::Error::new(io::ErrorKind::InvalidData, message)
-    }
-
-    fn too_slow(&self) -> io::Error {
-        let message = match self.setup {
-            Some((MOST_BYTES, _)) if self.line.is_empty() => {
-                "no greeting: is another client connected to it?".to_owned()
-            }
-            _ => format!("QEMU has not answered query-status within {SETUP_TIMEOUT:?}"),
-        };
-        io::Error::new(io::ErrorKind::TimedOut, message)
-    }
-}
-
-/// A message, as far as it matters.
-struct Message {
-    is_greeting: bool,
-    event: Option<VmEvent>,
-    /// QEMU has written a dump, or why it has not.
-    dump_ended: Option<Result<(), String>>,
-    answer: Option<Answer>,
-}
-
-/// The answer to a command.
-struct Answer {
-    id: u64,
-    /// What the command returns, as text, or why it is refused.
-    outcome: Result<String, String>,
-}
-
-/// What commands return, as far as it matters.
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct Returned {
-    /// Of `query-status`.
-    running: Option<bool>,
-    /// Of `query-status` and `query-dump`.
-    status: Option<String>,
-    /// Of `query-memory-size-summary`, in bytes: what the guest started with, and what was plugged in since.
-    base_memory: Option<u64>,
-    plugged_memory: Option<u64>,
-}
-
 impl Returned {
     fn memory(&self) -> Option<u64> {
         Some(self.base_memory?.saturating_add(self.plugged_memory.unwrap_or(0)))
     }
 }
 
-/// The parts of a message, which are not parsed unless they matter: a tree of their values takes a hundred times as much
-/// memory as the text.
-#[derive(Default, Deserialize)]
-struct Parts<'a> {
-    #[serde(borrow, rename = "QMP")]
-    greeting: Option<&'a RawValue>,
-    #[serde(borrow)]
-    event: Option<&'a RawValue>,
-    #[serde(borrow)]
-    data: Option<&'a RawValue>,
-    #[serde(borrow)]
-    id: Option<&'a RawValue>,
-    #[serde(borrow, rename = "return")]
-    returned: Option<&'a RawValue>,
-    #[serde(borrow)]
-    error: Option<&'a RawValue>,
-}
-
-/// What the event DUMP_COMPLETED has.
-#[derive(Deserialize)]
-struct DumpEnd {
-    result: DumpResult,
-}
-
-#[derive(Deserialize)]
-struct DumpResult {
-    status: String,
-}
-
-/// The text that says why.
-#[derive(Deserialize)]
-struct Why {
-    #[serde(alias = "desc", alias = "error")]
-    reason: String,
-}
-
-impl Message {
-    fn parse(line: &[u8]) -> io::Result<Self> {
-        let parts: Parts<'_> = match serde_json::from_slice(line) {
-            // A value that is no message is ignored.
-            Err(error) if error.is_data() => Parts::default(),
-            parts => parts.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?,
-        };
-        let (is_greeting, dump_ended) = (parts.greeting.is_some(), parts.dump_ended());
-        Ok(Self { is_greeting, event: parts.event(), dump_ended, answer: parts.answer() })
+fn write_command(mut stream: &UnixStream, id: u64, command: &str, arguments: Option<Value>) -> io::Result<()> {
+    let mut message = json!({ "execute": command, "id": id });
+    if let Some(arguments) = arguments {
+        message["arguments"] = arguments;
     }
-}
-
-impl Parts<'_> {
-    fn event(&self) -> Option<VmEvent> {
-        let reason = || why(self.data);
-        match parse::<String>(self.event)?.as_str() {
-            "STOP" => Some(VmEvent::Runs(false)),
-            "RESUME" => Some(VmEvent::Runs(true)),
-            "RESET" => Some(VmEvent::Reset { reason: reason() }),
-            "SHUTDOWN" => Some(VmEvent::Shutdown { reason: reason() }),
-            _ => None,
-        }
-    }
-
-    fn dump_ended(&self) -> Option<Result<(), String>> {
-        parse::<String>(self.event).filter(|event| event == "DUMP_COMPLETED")?;
-        let DumpEnd { result } = parse(self.data)?;
-        match result.status.as_str() {
-            "completed" => Some(Ok(())),
-            _ => Some(Err(why(self.data).unwrap_or_else(|| "no reason given".to_owned()))),
-        }
-    }
-
-    fn answer(&self) -> Option<Answer> {
-        let id = parse(self.id)?;
-        let outcome = match self.returned {
-            Some(returned) => Ok(returned.get().to_owned()),
-            None => Err(why(self.error).unwrap_or_else(|| "no reason given".to_owned())),
-        };
-        Some(Answer { id, outcome })
-    }
-}
-
-/// A part of a message, if it is as expected.
-fn parse<T: DeserializeOwned>(part: Option<&RawValue>) -> Option<T> {
-    serde_json::from_str(part?.get()).ok()
-}
-
-/// Untrusted text from QEMU, sanitized and truncated for a line of the log.
-fn why(part: Option<&RawValue>) -> Option<String> {
-    let printable = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
-    let Why { reason } = parse(part)?;
-    Some(reason.chars().take(REASON_LENGTH).map(printable).collect())
+    stream.write_all(format!("{message}\n").as_bytes())
 }
