@@ -51,7 +51,7 @@ fn wait_for_counters(port: u16, id: &str, expected: &[(&str, RangeInclusive<u64>
     loop {
         let metrics = scrape(port);
         let counters = counters(&metrics, id);
-        assert_eq!(counters.len(), 13, "{metrics}");
+        assert_eq!(counters.len(), 15, "{metrics}");
         let bounds = |name| expected.iter().find(|(expected, _)| *expected == name).map_or(0..=0, |(_, it)| it.clone());
         let is_known = |name| counters.contains_key(name);
         if counters.iter().all(|(name, value)| bounds(*name).contains(value))
