@@ -1,4 +1,4 @@
-//! The command line: the two commands, and what their arguments share.
+//! The command line: the three commands, and what their arguments share.
 
 use std::process::ExitCode;
 
@@ -6,6 +6,7 @@ use clap::Parser;
 use vm_watchdog_vmm::ExitStatus;
 
 use crate::boot::BootArguments;
+use crate::check::CheckArguments;
 use crate::exit;
 use crate::serve::options::ServeOptions;
 
@@ -26,6 +27,9 @@ pub enum Command {
     /// Serve watchdogs to VMs of QEMU and Cloud Hypervisor, over vfio-user
     #[command(after_help = exit::SERVE_HELP)]
     Serve(ServeOptions),
+    /// Check a manifest of KubeVirt, libvirt or QEMU, and say what it means
+    #[command(after_help = exit::CHECK_HELP)]
+    Check(CheckArguments),
 }
 
 /// The command to run, or the status to end with after help or an error was printed.

@@ -17,6 +17,13 @@ Exit status:
      something else
   2  the command line cannot be used";
 
+/// What the statuses mean after `vm-watchdog check`, for its `--help`.
+pub const CHECK_HELP: &str = "\
+Exit status:
+  0  the file can be used
+  1  the file cannot be read, or has an error
+  2  the command line cannot be used";
+
 /// What the statuses mean after `vm-watchdog boot`, for its `--help`.
 pub const BOOT_HELP: &str = "\
 Exit status:

@@ -2,6 +2,7 @@
 
 mod arguments;
 mod boot;
+mod check;
 mod exit;
 mod format;
 mod serve;
@@ -14,6 +15,7 @@ fn main() -> ExitCode {
     match arguments::parse() {
         Ok(Command::Boot(arguments)) => boot::run(arguments).into(),
         Ok(Command::Serve(options)) => serve::run(options),
+        Ok(Command::Check(arguments)) => check::run(&arguments),
         Err(code) => code,
     }
 }
