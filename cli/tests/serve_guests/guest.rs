@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 use vm_watchdog_test_support::Unavailable;
+use vm_watchdog_test_support::channel::Message;
 use vm_watchdog_test_support::initramfs::Initramfs;
 use vm_watchdog_test_support::kernel::Kernel;
 use vm_watchdog_test_support::process::Process;
@@ -26,6 +27,7 @@ pub struct Pieces {
     machine: Machine,
     kernel: PathBuf,
     initramfs: PathBuf,
+    parameter: String,
 }
 
 /// A machine of QEMU.
@@ -67,14 +69,21 @@ impl Pieces {
 
     /// A guest on x86 with another initramfs, which is written to the file `name`.
     pub fn x86_with(name: &str, kernel: &Kernel, initramfs: Initramfs) -> Result<Self, Unavailable> {
-        Ok(Self { qemu: Qemu::current()?, machine: PC, kernel: kernel.elf()?, initramfs: write(name, initramfs)? })
+        let (qemu, kernel, initramfs) = (Qemu::current()?, kernel.elf()?, write(name, initramfs)?);
+        Ok(Self { qemu, machine: PC, kernel, initramfs, parameter: String::new() })
     }
 
     /// A guest on arm64. Fetches and builds its pieces.
     pub fn arm64() -> Result<Self, Unavailable> {
         let kernel = Kernel::arm64()?;
         let initramfs = write("serve-guest-arm64.cpio", guest_initramfs(&kernel)?)?;
-        Ok(Self { qemu: Qemu::for_arm64()?, machine: VIRT, kernel: kernel.image(), initramfs })
+        let (qemu, kernel) = (Qemu::for_arm64()?, kernel.image());
+        Ok(Self { qemu, machine: VIRT, kernel, initramfs, parameter: String::new() })
+    }
+
+    /// The same with a further parameter on the kernel's command line, which is a variable of the guest's init.
+    pub fn with_parameter(&self, parameter: &str) -> Self {
+        Self { parameter: format!(" {parameter}"), ..self.clone() }
     }
 
     /// A QEMU whose guest has the watchdog at `socket`, and which serves QMP to the server at `folder/qmp` and to the
@@ -93,7 +102,7 @@ impl Pieces {
         machine.args(["-display", "none", "-nodefaults", "-serial", "file:/dev/stderr", "-serial", "stdio"]);
         serve_qmp(&mut machine, folder);
         machine.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.initramfs);
-        machine.args(["-append", self.machine.append]);
+        machine.arg("-append").arg(format!("{}{}", self.machine.append, self.parameter));
         machine
     }
 
@@ -166,6 +175,11 @@ impl Guest {
         let reply = self.process.run(command, LIMIT).unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(reply.status, 0, "{command}: {}", reply.output);
         reply.output
+    }
+
+    /// Waits for the next message of the guest.
+    pub fn message(&mut self) -> Message {
+        self.process.wait_for_message(BOOT_LIMIT).unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// Busybox feeds the watchdog every second, with a timeout of 4.

@@ -6,6 +6,7 @@ mod arm64;
 mod client;
 mod cloud_hypervisor;
 mod guest;
+mod health;
 mod hot_plug;
 mod qmp;
 mod restored;

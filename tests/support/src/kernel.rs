@@ -92,8 +92,15 @@ impl Kernel {
 
     /// A module, after the modules that it depends on.
     pub fn module(&self, name: &str) -> Result<Vec<Module>, Unavailable> {
+        self.modules(&[name])
+    }
+
+    /// Several modules, each after the modules that it depends on.
+    pub fn modules(&self, names: &[&str]) -> Result<Vec<Module>, Unavailable> {
         let mut found = Vec::new();
-        self.add_module(name, &mut found)?;
+        for name in names {
+            self.add_module(name, &mut found)?;
+        }
         Ok(found)
     }
 

@@ -9,6 +9,8 @@
 //! - [`debian`]: packages, with a private apt configuration
 //! - [`kernel`]: Debian's kernel, its modules and its busybox
 //! - [`initramfs`]: the archive that a kernel boots from
+//! - [`guest_agent`]: QEMU's guest agent, to be put into such an archive
+//! - [`libraries`]: the libraries of unpacked packages
 //! - [`nested`]: an outer guest whose KVM works
 //! - [`cloud_hypervisor`]: Cloud Hypervisor as the VMM, where the environment names its binary
 //! - [`qemu`]: a current QEMU, independent of the machine's own
@@ -19,8 +21,10 @@ pub mod assets;
 pub mod channel;
 pub mod cloud_hypervisor;
 pub mod debian;
+pub mod guest_agent;
 pub mod initramfs;
 pub mod kernel;
+pub mod libraries;
 pub mod nested;
 pub mod process;
 pub mod qemu;

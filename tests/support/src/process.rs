@@ -189,6 +189,11 @@ impl Process {
         }
     }
 
+    /// Waits at most `limit` for the next message of the guest, whatever it is.
+    pub fn wait_for_message(&mut self, limit: Duration) -> Result<Message, ProcessError> {
+        self.next_message("a message of the guest", Instant::now() + limit, limit)
+    }
+
     /// Executes a shell command in the guest within `limit`.
     pub fn run(&mut self, command: &str, limit: Duration) -> Result<Reply, ProcessError> {
         let awaited = format!("the end of {command:?}");
@@ -381,6 +386,15 @@ mod tests {
         process.send("go on\n").unwrap();
         assert_eq!(process.wait_until_printed("up", LIMIT).unwrap(), "up at 2");
         let error = process.wait_until_printed("up", Duration::from_millis(100)).unwrap_err();
+        assert!(matches!(error, ProcessError::TooSlow { .. }), "{error}");
+    }
+
+    #[test]
+    fn messages_are_taken_one_by_one() {
+        let mut process = shell(&format!("{GUEST}\necho said aside | frame; echo ready 0 | frame; read line"));
+        assert_eq!(process.wait_for_message(LIMIT).unwrap(), Message::Said("aside".to_owned()));
+        assert_eq!(process.wait_for_message(LIMIT).unwrap(), Message::Ready("0".to_owned()));
+        let error = process.wait_for_message(Duration::from_millis(100)).unwrap_err();
         assert!(matches!(error, ProcessError::TooSlow { .. }), "{error}");
     }
 

@@ -8,6 +8,7 @@ use std::process::Command;
 
 use crate::Unavailable;
 use crate::debian::{Keep, Packages, Suite};
+use crate::libraries::Libraries;
 use crate::process;
 
 const CURRENT: Packages = Packages {
@@ -63,15 +64,11 @@ impl Qemu {
     /// A command for `qemu-system-TARGET`, which is killed when the test ends. The caller adds the machine's arguments.
     pub fn system(&self, target: &str) -> Command {
         let program = format!("qemu-system-{target}");
-        // If /usr is not merged, the C library and its loader are in /lib.
-        let places = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].map(|place| self.root.join(place));
-        let mut loaders = places.iter().map(|place| place.join("ld-linux-x86-64.so.2"));
-        let loader = loaders.rfind(|loader| loader.exists()).unwrap_or_else(|| places[0].clone());
-        let libraries = places.each_ref().map(|place| place.display().to_string()).join(":");
-        let mut command = process::that_dies_with_us(&loader);
+        let libraries = Libraries::of(&self.root);
+        let mut command = process::that_dies_with_us(&libraries.loader());
         command
-            .env("QEMU_MODULE_DIR", places[0].join("qemu"))
-            .args(["--library-path", &libraries])
+            .env("QEMU_MODULE_DIR", self.root.join("usr/lib/x86_64-linux-gnu/qemu"))
+            .args(["--library-path", &libraries.search_path()])
             .args(["--argv0", &program])
             .arg(self.root.join("usr/bin").join(&program));
         for data in ["usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu"] {
