@@ -26,7 +26,7 @@ pub enum Command {
     Boot(BootArguments),
     /// Serve watchdogs to VMs of QEMU and Cloud Hypervisor, over vfio-user
     #[command(after_help = exit::SERVE_HELP)]
-    Serve(ServeOptions),
+    Serve(Box<ServeOptions>),
     /// Check a manifest of KubeVirt, libvirt or QEMU, and say what it means
     #[command(after_help = exit::CHECK_HELP)]
     Check(CheckArguments),

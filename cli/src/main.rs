@@ -14,7 +14,7 @@ use crate::arguments::Command;
 fn main() -> ExitCode {
     match arguments::parse() {
         Ok(Command::Boot(arguments)) => boot::run(arguments).into(),
-        Ok(Command::Serve(options)) => serve::run(options),
+        Ok(Command::Serve(options)) => serve::run(*options),
         Ok(Command::Check(arguments)) => check::run(&arguments),
         Err(code) => code,
     }

@@ -153,6 +153,7 @@ impl Endpoint {
         self.record(ServerEvent::Connected);
         self.vm.follow_pause();
         self.compare_control();
+        self.vm.vm_event(VmEvent::Client { connected: true });
     }
 
     /// Records that the connection of the client is closed.
@@ -166,6 +167,7 @@ impl Endpoint {
         self.vm.follow_pause();
         self.observe();
         self.record_suppressed();
+        self.vm.vm_event(VmEvent::Client { connected: false });
         // The end of the connection drops what was pending, which `observe` does not see.
         self.save_soon();
     }
@@ -396,26 +398,16 @@ impl Endpoint {
 
 impl VmListener for Endpoint {
     fn vm_event(&self, event: VmEvent) {
-        match event {
-            VmEvent::Runs(true) => self.record(ServerEvent::Resumed),
-            VmEvent::Runs(false) => self.record(ServerEvent::Paused),
-            // The device is reset through its own socket. QMP only reports that the VM was reset.
-            VmEvent::Reset { reason } => {
-                self.acknowledge();
-                self.record(ServerEvent::Vm { name: "reset", reason });
-            }
-            VmEvent::Shutdown { reason } => {
-                self.acknowledge();
-                self.record(ServerEvent::Vm { name: "shutdown", reason });
-            }
-            // The dumps are those of the VM.
-            VmEvent::DumpEnded { .. } => {}
-            VmEvent::Control { socket, connected, reason } => {
-                self.record(ServerEvent::Control { socket, connected, reason });
-                if connected {
-                    self.report_foreign_control();
-                }
-            }
+        // The device is reset through its own socket. QMP only reports that the VM was reset.
+        if matches!(event, VmEvent::Reset { .. } | VmEvent::Shutdown { .. }) {
+            self.acknowledge();
+        }
+        let is_connected = matches!(event, VmEvent::Control { connected: true, .. });
+        if let Some(event) = ServerEvent::of_vm(event) {
+            self.record(event);
+        }
+        if is_connected {
+            self.report_foreign_control();
         }
     }
 }

@@ -8,6 +8,8 @@ use vm_watchdog::Action;
 use vm_watchdog_timeline::{GuestExpiry, Kind, LogLine, TimelineEntry};
 use vm_watchdog_vfio_user::CloseReason;
 
+use crate::serve::control::messages::VmEvent;
+
 /// The timeline of one watchdog.
 pub type Timeline = vm_watchdog_timeline::Timeline<Entry>;
 
@@ -53,6 +55,12 @@ pub enum ServerEvent {
     ActionDelayed { action: Action, until_ns: u64 },
     /// So many actions were left out since the last entry like this.
     ActionSuppressed { actions: u64 },
+    /// The result of a probe has changed.
+    Probe { result: &'static str, reason: String },
+    /// An attempt of a probe has failed, could not be made, or has succeeded with a remark.
+    Attempt { outcome: &'static str, message: String },
+    /// Restarts of the VM do not help: the next one is delayed.
+    BackOff { seconds: u64 },
     /// The control socket of the VM is connected, or no longer.
     Control { socket: String, connected: bool, reason: Option<String> },
     /// The control socket is not that of the VMM: no action is sent to it, and its events do not count.
@@ -71,6 +79,21 @@ pub enum ServerEvent {
     Lost { events: u64 },
     /// The socket is closed.
     Stopped,
+}
+
+impl ServerEvent {
+    /// What the timeline has of an event of the VM.
+    pub fn of_vm(event: VmEvent) -> Option<Self> {
+        match event {
+            VmEvent::Runs(true) => Some(Self::Resumed),
+            VmEvent::Runs(false) => Some(Self::Paused),
+            VmEvent::Reset { reason } => Some(Self::Vm { name: "reset", reason }),
+            VmEvent::Powerdown => Some(Self::Vm { name: "powerdown", reason: None }),
+            VmEvent::Shutdown { reason } => Some(Self::Vm { name: "shutdown", reason }),
+            VmEvent::Control { socket, connected, reason } => Some(Self::Control { socket, connected, reason }),
+            VmEvent::Client { .. } | VmEvent::DumpEnded { .. } => None,
+        }
+    }
 }
 
 impl Entry {
@@ -103,11 +126,14 @@ impl TimelineEntry for Entry {
             ServerEvent::Listening { .. }
             | ServerEvent::Metrics { .. }
             | ServerEvent::Restored { .. }
+            | ServerEvent::Probe { .. }
+            | ServerEvent::BackOff { .. }
             | ServerEvent::Lost { .. }
             | ServerEvent::Stopped => None,
             ServerEvent::Connected
             | ServerEvent::Disconnected { .. }
             | ServerEvent::Refused
+            | ServerEvent::Attempt { .. }
             | ServerEvent::Control { .. }
             | ServerEvent::ForeignControl { .. }
             | ServerEvent::Paused
@@ -144,6 +170,11 @@ impl fmt::Display for Entry {
             }
             ServerEvent::ActionSuppressed { actions } => {
                 write!(f, "{actions} actions left out")
+            }
+            ServerEvent::Probe { result, reason } => write!(f, "{result}: {reason}"),
+            ServerEvent::Attempt { outcome, message } => write!(f, "{outcome}: {message}"),
+            ServerEvent::BackOff { seconds } => {
+                write!(f, "the action is due in {seconds} s, because restarts did not help")
             }
             ServerEvent::Control { socket, connected: true, .. } => write!(f, "{socket} connected"),
             ServerEvent::Control { socket, connected: false, reason } => {

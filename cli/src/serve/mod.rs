@@ -8,6 +8,7 @@ mod control;
 mod device;
 mod endpoint;
 mod events;
+mod health;
 mod lines;
 mod locked_file;
 mod metrics;
@@ -42,7 +43,9 @@ use crate::serve::control::exec::Commands;
 use crate::serve::control::{Control, dumps};
 use crate::serve::endpoint::Endpoint;
 use crate::serve::events::{Entry, ServerEvent, Timeline};
+use crate::serve::health::{Health, HealthError};
 use crate::serve::lines::Lines;
+use crate::serve::metrics::Subjects;
 use crate::serve::metrics::file::MetricsFile;
 use crate::serve::options::{ControlOptions, DumpOptions, MetricsAddress, ServeOptions, WatchdogOptions};
 use crate::serve::service::{FileLimitError, Signals};
@@ -81,6 +84,9 @@ enum ServeError {
     /// Too few files may be open.
     #[error(transparent)]
     FileLimit(#[from] FileLimitError),
+    /// The probes cannot be run.
+    #[error(transparent)]
+    Health(#[from] HealthError),
     /// The library cannot build a watchdog.
     #[error(transparent)]
     Watchdog(#[from] vm_watchdog::Error),
@@ -134,15 +140,20 @@ fn try_run(options: ServeOptions, commands: &Arc<Commands>) -> Result<(), ServeE
     for options in &options.watchdogs {
         endpoints.push(Endpoint::build(options, vm.clone(), output.timeline(vm.clock.clone()))?);
     }
+    let health = options
+        .health
+        .as_ref()
+        .map(|health| Health::build(health, vm.clone(), endpoints.first().cloned(), output.timeline(vm.clock.clone())));
+    let health = health.transpose()?;
     output.restore(&vm, &endpoints)?;
     let mut threads = start(&endpoints, &mut sockets)?;
+    let subjects = Subjects { endpoints: endpoints.clone(), health: health.clone() };
     let metrics = metrics.map(|Metrics { listener, address, file }| {
-        metrics::http::spawn(listener, endpoints.clone()).map(|()| (address, file))
+        metrics::http::spawn(listener, subjects.clone()).map(|()| (address, file))
     });
     let metrics = metrics.transpose().map_err(ServeError::host("start a thread"))?;
     if let Some(file) = &vm.metrics {
-        let endpoints = endpoints.clone();
-        let render = move || metrics::render(&endpoints).map_err(io::Error::other);
+        let render = move || metrics::render(&subjects).map_err(io::Error::other);
         file.start(render).map_err(ServeError::host("write the metrics file"))?;
     }
 
@@ -153,6 +164,13 @@ fn try_run(options: ServeOptions, commands: &Arc<Commands>) -> Result<(), ServeE
         let event = ServerEvent::Metrics { address: address.clone() };
         output.timeline(VmClock::monotonic()).record(Entry::of_server(event));
     }
+    for warning in options.warnings {
+        log::warn!("{warning}");
+    }
+    let _health_thread = match health.as_ref().zip(options.health.as_ref()) {
+        Some((health, options)) => Some(health.start(options)?),
+        None => None,
+    };
     if let Some(qmp) = vm.control.qmp() {
         qmp.listen(vm.clone()).map_err(ServeError::host("start a thread"))?;
     }

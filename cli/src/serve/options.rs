@@ -1,5 +1,8 @@
 //! The options of `vm-watchdog serve`.
 
+#[cfg(test)]
+mod tests;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,6 +15,7 @@ use vm_watchdog::{Action, ActionRate, DeviceConfig, Policy, WatchdogConfig};
 use vm_watchdog_timeline::Format;
 
 use crate::format::parser;
+use crate::serve::health::options::{HealthOptions, ManifestFlags, ManifestOptions, ManifestWatchdog};
 
 /// How often the actions of a watchdog are performed, unless its --watchdog says otherwise.
 const ACTION_RATE: ActionRate = ActionRate::new(Duration::from_secs(10), 3);
@@ -28,7 +32,7 @@ const MOST_DUMPS: u64 = 5;
 #[derive(Clone, Debug, Args)]
 struct Flags {
     /// Where the VMM connects; once for each watchdog
-    #[arg(long = "socket", value_name = "PATH", required = true)]
+    #[arg(long = "socket", value_name = "PATH", required_unless_present = "file")]
     sockets: Vec<PathBuf>,
 
     /// The watchdog that the guest sees [default: i6300esb,action=reset]
@@ -47,6 +51,9 @@ struct Flags {
         value_name = "MODEL[,action=ACTION][,pretimeout=ACTION[,before=TIME]][,grace=TIME,then=ACTION][,action-interval=TIME|none[,action-burst=NUMBER]][,id=NAME][,interrupt=intx|msi]"
     )]
     watchdogs: Vec<WatchdogConfig>,
+
+    #[command(flatten)]
+    manifest: ManifestFlags,
 
     /// Act on a QEMU through this QMP socket, and stop the clock while QEMU says that the VM is paused
     ///
@@ -141,6 +148,10 @@ struct Flags {
 #[derive(Clone, Debug)]
 pub struct ServeOptions {
     pub watchdogs: Vec<WatchdogOptions>,
+    /// The probes, if the VM has any.
+    pub health: Option<HealthOptions>,
+    /// What is accepted in the manifest, but probably not meant.
+    pub warnings: Vec<String>,
     pub control: ControlOptions,
     /// Whether the control socket may be that of another process than the VMM.
     pub any_control_process: bool,
@@ -222,7 +233,8 @@ impl FromArgMatches for ServeOptions {
 impl Flags {
     /// Refuses what cannot work together, before any socket is created.
     fn parse(self) -> Result<ServeOptions, String> {
-        let watchdogs = self.watchdogs()?;
+        let manifest = self.manifest.read()?;
+        let watchdogs = self.watchdogs(manifest.as_ref())?;
         let control = self.control(&watchdogs)?;
         for (index, WatchdogOptions { socket, id, policy, .. }) in watchdogs.iter().enumerate() {
             let others = &watchdogs[..index];
@@ -236,9 +248,17 @@ impl Flags {
                 control.check(action).map_err(|message| of_socket(socket, &message))?;
             }
         }
+        let (health, warnings) = manifest.map_or((None, Vec::new()), |manifest| (manifest.health, manifest.warnings));
+        if let Some(health) = health.as_ref().filter(|health| health.liveness.is_some()) {
+            for action in health.policy.actions() {
+                control.check(action).map_err(|message| format!("the liveness probe: {message}"))?;
+            }
+        }
         let Self { any_control_process, state, socket_mode, metrics, metrics_file, events, events_file, .. } = self;
         Ok(ServeOptions {
             watchdogs,
+            health,
+            warnings,
             control,
             any_control_process,
             state,
@@ -250,7 +270,14 @@ impl Flags {
         })
     }
 
-    fn watchdogs(&self) -> Result<Vec<WatchdogOptions>, String> {
+    fn watchdogs(&self, manifest: Option<&ManifestOptions>) -> Result<Vec<WatchdogOptions>, String> {
+        let of_manifest = manifest.map_or(&[][..], |manifest| &manifest.watchdogs);
+        if !of_manifest.is_empty() {
+            return self.watchdogs_of_manifest(of_manifest);
+        }
+        if manifest.is_some() && self.watchdogs.is_empty() && !self.sockets.is_empty() {
+            return Err("the manifest has no watchdog, so --socket needs --watchdog".into());
+        }
         let (sockets, configs) = (self.sockets.len(), self.watchdogs.len());
         let default = default_watchdog();
         let config = |index: usize| match configs {
@@ -272,6 +299,26 @@ impl Flags {
             })
         };
         self.sockets.iter().enumerate().map(watchdog).collect()
+    }
+
+    fn watchdogs_of_manifest(&self, watchdogs: &[ManifestWatchdog]) -> Result<Vec<WatchdogOptions>, String> {
+        if !self.watchdogs.is_empty() {
+            return Err("--watchdog: the manifest has a watchdog already".into());
+        }
+        if watchdogs.len() != self.sockets.len() {
+            return Err(match watchdogs.len() {
+                1 => "the manifest has a watchdog, so it needs one --socket".into(),
+                count => format!("the manifest has {count} watchdogs, so it needs {count} --socket"),
+            });
+        }
+        let watchdog = |(index, (socket, watchdog)): (usize, (&PathBuf, &ManifestWatchdog))| WatchdogOptions {
+            socket: socket.clone(),
+            id: watchdog.id.clone().unwrap_or_else(|| format!("watchdog{index}")),
+            device: watchdog.device,
+            policy: Policy::new(watchdog.action).with_action_rate(ACTION_RATE.interval, ACTION_RATE.burst),
+            rearms: !self.no_rearm,
+        };
+        Ok(self.sockets.iter().zip(watchdogs).enumerate().map(watchdog).collect())
     }
 
     fn control(&self, watchdogs: &[WatchdogOptions]) -> Result<ControlOptions, String> {
@@ -373,112 +420,4 @@ fn parse_address(text: &str) -> Result<MetricsAddress, String> {
     }
     let accepted = "accepted are a port, an address and a port like 127.0.0.1:9560, or a socket like unix:/run/metrics";
     text.parse().map(MetricsAddress::Tcp).map_err(|_| accepted.to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::Parser;
-
-    #[derive(Parser)]
-    struct Cli {
-        #[command(flatten)]
-        options: ServeOptions,
-    }
-
-    fn parse(line: &str) -> Result<ServeOptions, String> {
-        let words = std::iter::once("serve").chain(line.split_whitespace());
-        Cli::try_parse_from(words).map(|cli| cli.options).map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn each_watchdog_belongs_to_the_socket_of_the_same_number() {
-        let two = "--watchdog i6300esb,action=pause --socket a --socket b --watchdog i6300esb,action=dump,id=second";
-        let options = parse(&format!("{two} --qmp q --dump-folder d --state s")).unwrap();
-        let watchdogs: Vec<_> = options
-            .watchdogs
-            .iter()
-            .map(|it| (it.socket.to_str().unwrap(), it.id.as_str(), it.policy.timeout))
-            .collect();
-        assert_eq!(watchdogs, [("a", "watchdog0", Action::Pause), ("b", "second", Action::Dump)]);
-        let ids = vec!["watchdog0".to_owned(), "second".to_owned()];
-        let dumps = DumpOptions { folder: "d".into(), ids, most: 5, size: None };
-        assert_eq!(options.control, ControlOptions::Qmp { path: "q".into(), dumps: Some(dumps) });
-        assert_eq!(options.state, Some("s".into()));
-    }
-
-    #[test]
-    fn one_watchdog_or_none_holds_for_every_socket() {
-        for (line, action) in [("--watchdog i6300esb,action=pause", Action::Pause), ("", Action::Reset)] {
-            let options = parse(&format!("--qmp q --socket a --socket b {line}")).unwrap();
-            let ids: Vec<_> = options.watchdogs.iter().map(|it| it.id.as_str()).collect();
-            assert_eq!(ids, ["watchdog0", "watchdog1"]);
-            assert!(options.watchdogs.iter().all(|it| it.policy.timeout == action));
-        }
-    }
-
-    #[test]
-    fn invalid_options_are_refused_with_a_reason() {
-        for (line, reason) in [
-            ("", "--socket"),
-            ("--socket a", "the action reset needs one of --qmp, --cloud-hypervisor, --exec"),
-            ("--socket a --qmp q --socket a", "socket a: given twice"),
-            ("--socket a --qmp q --qmp r", "'--qmp <PATH>' cannot be used multiple times"),
-            ("--socket a --qmp q --state s --state t", "'--state <FILE>' cannot be used multiple times"),
-            (
-                "--socket a --socket b --socket c --qmp q --watchdog i6300esb --watchdog i6300esb",
-                "--watchdog: given 2 times with 3 --socket, accepted are once or 3 times",
-            ),
-            ("--socket a --exec=", "--exec: an empty command does nothing"),
-            ("--socket a --exec x --dump-folder d", "--dump-folder goes with --qmp and without --exec"),
-            ("--qmp q --watchdog i6300esb,id=x --socket a --socket b", "two watchdogs are called \"x\""),
-            ("--socket a --qmp q --cloud-hypervisor c", "goes with neither"),
-            ("--socket a --qmp q --poweroff vm.shutdown", "which is missing"),
-            ("--socket a --cloud-hypervisor c --poweroff reboot", "vmm.shutdown"),
-            (
-                "--socket a --exec x --any-control-process",
-                "--any-control-process goes with --qmp or --cloud-hypervisor",
-            ),
-            ("--socket a --cloud-hypervisor c --watchdog i6300esb,action=dump", "--exec"),
-            ("--socket a --qmp q --watchdog i6300esb,pretimeout=dump", "--dump-folder"),
-            ("--socket a --qmp q --watchdog diag288", "diag288"),
-            ("--socket a --qmp q --watchdog i6300esb,steal-limit=2", "steal-limit"),
-            ("--socket a --qmp q --socket-mode 999", "octal"),
-            ("--socket a --qmp q --dump-limit 3", "--dump-folder"),
-            ("--socket a --qmp q --dump-folder d --dump-limit 0", "0 is not in 1.."),
-            ("--socket a --qmp q --dump-folder d --dump-size 64g", "accepted are sizes like 512M, 64G or 1T"),
-            ("--socket a --qmp q --dump-folder d --dump-size 99999999T", "accepted are sizes like"),
-            ("--socket a --qmp q --metrics nowhere", "a port"),
-        ] {
-            let error = parse(line).expect_err(line);
-            assert!(error.contains(reason), "{line}: {error}");
-        }
-    }
-
-    #[test]
-    fn a_watchdog_that_only_reports_needs_no_control_channel() {
-        let options = parse("--socket a --watchdog i6300esb,action=none --metrics 9560").unwrap();
-        assert_eq!(options.metrics, Some(MetricsAddress::Tcp(([127, 0, 0, 1], 9560).into())));
-        assert_eq!(options.socket_mode, Mode::RUSR | Mode::WUSR);
-    }
-
-    #[test]
-    fn actions_have_a_rate_unless_the_operator_says_otherwise() {
-        for (watchdog, rate) in [
-            ("", Some(ACTION_RATE)),
-            ("--watchdog i6300esb,action=pause", Some(ACTION_RATE)),
-            ("--watchdog i6300esb,action-interval=1m", Some(ActionRate::new(Duration::from_secs(60), 3))),
-            ("--watchdog i6300esb,action-interval=none", None),
-        ] {
-            let options = parse(&format!("--qmp q --socket a {watchdog}")).unwrap();
-            assert_eq!(options.watchdogs[0].policy.action_rate, rate, "{watchdog}");
-        }
-    }
-
-    #[test]
-    fn the_size_of_dumps_has_units_of_1024() {
-        for (text, size) in [("1", 1), ("3K", 3 << 10), ("512M", 512 << 20), ("64G", 64 << 30), ("2T", 2 << 40)] {
-            assert_eq!(parse_size(text), Ok(size));
-        }
-    }
 }

@@ -100,6 +100,11 @@ pub fn ready(watchdogs: usize) {
     notify(&[NotifyState::Ready, NotifyState::Status(&status)]);
 }
 
+/// What the service manager shows for the server.
+pub fn status(status: &str) {
+    notify(&[NotifyState::Status(status)]);
+}
+
 /// Tells the service manager that the server ends.
 pub fn stopping() {
     notify(&[NotifyState::Stopping]);

@@ -111,11 +111,15 @@ impl VmListener for Vm {
                 }
                 return;
             }
-            VmEvent::Reset { .. } | VmEvent::Shutdown { .. } | VmEvent::Control { .. } => {}
+            VmEvent::Reset { .. }
+            | VmEvent::Powerdown
+            | VmEvent::Shutdown { .. }
+            | VmEvent::Client { .. }
+            | VmEvent::Control { .. } => {}
         }
-        let is_about_qmp = matches!(event, VmEvent::Control { .. });
+        let is_certain = matches!(event, VmEvent::Control { .. } | VmEvent::Client { .. });
         for watchdog in watchdogs {
-            if is_about_qmp || self.believes_qmp(&*watchdog) {
+            if is_certain || self.believes_qmp(&*watchdog) {
                 watchdog.vm_event(event.clone());
             }
         }

@@ -7,6 +7,7 @@ mod disk;
 mod dumps;
 mod fakes;
 mod floods;
+mod health;
 mod hostile;
 mod lifecycle;
 mod metrics;

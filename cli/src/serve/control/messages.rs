@@ -22,10 +22,14 @@ pub enum VmEvent {
     Runs(bool),
     /// It was reset.
     Reset { reason: Option<String> },
+    /// It was asked to shut down.
+    Powerdown,
     /// It has shut down.
     Shutdown { reason: Option<String> },
     /// It has written a dump of its memory, or why it has not.
     DumpEnded { outcome: Result<(), String> },
+    /// A VMM has connected to the socket of a watchdog, or disconnected.
+    Client { connected: bool },
     /// The control connection was established, or lost.
     Control { socket: String, connected: bool, reason: Option<String> },
 }
@@ -181,6 +185,7 @@ impl Parts<'_> {
         match parse::<String>(self.event)?.as_str() {
             "STOP" => Some(VmEvent::Runs(false)),
             "RESUME" => Some(VmEvent::Runs(true)),
+            "POWERDOWN" => Some(VmEvent::Powerdown),
             "RESET" => Some(VmEvent::Reset { reason: reason() }),
             "SHUTDOWN" => Some(VmEvent::Shutdown { reason: reason() }),
             "DUMP_COMPLETED" => Some(VmEvent::DumpEnded { outcome: self.dump_ended()? }),

@@ -1,20 +1,20 @@
-//! The metrics over HTTP. One fixed path does not need an HTTP server; `httparse` parses the request.
+//! The metrics and the results of the probes over HTTP. Three fixed paths do not need an HTTP server; `httparse` parses the request.
 //!
 //! One thread serves every scraper and waits for none of them: each has a deadline, and the oldest one makes room when
 //! there are too many.
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, SocketFlags};
+use vm_watchdog_probes::ProbeKind;
 
-use crate::serve::endpoint::Endpoint;
-use crate::serve::metrics::render;
+use crate::serve::health::report::report;
+use crate::serve::metrics::{Subjects, render};
 
 /// How long a scraper may take in all.
 const SCRAPE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -26,21 +26,23 @@ const ACCEPT_DELAY: Duration = Duration::from_secs(2);
 const LONGEST_REQUEST: usize = 8 << 10;
 /// How many header lines it may have.
 const MOST_HEADERS: usize = 64;
+/// The type of an answer for people.
+const TEXT: &str = "text/plain; charset=utf-8";
 
-/// Serves the metrics of `endpoints` on a non-blocking listener, for ever.
+/// Serves the metrics of `subjects` and the results of their probes on a non-blocking listener, for ever.
 ///
 /// # Errors
 ///
 /// The error of the host if it cannot start a thread.
-pub fn spawn(listener: OwnedFd, endpoints: Vec<Arc<Endpoint>>) -> io::Result<()> {
-    let mut server = Server { listener, endpoints, scrapers: Vec::new(), accept_again: None };
+pub fn spawn(listener: OwnedFd, subjects: Subjects) -> io::Result<()> {
+    let mut server = Server { listener, subjects, scrapers: Vec::new(), accept_again: None };
     thread::Builder::new().name("metrics".into()).spawn(move || server.run())?;
     Ok(())
 }
 
 struct Server {
     listener: OwnedFd,
-    endpoints: Vec<Arc<Endpoint>>,
+    subjects: Subjects,
     /// The oldest first.
     scrapers: Vec<Scraper>,
     /// When scrapers are accepted again.
@@ -70,9 +72,9 @@ impl Server {
             }
             let now = Instant::now();
             self.accept_again = self.accept_again.filter(|&again| again > now);
-            let endpoints = &self.endpoints;
+            let subjects = &self.subjects;
             self.scrapers
-                .retain_mut(|scraper| scraper.deadline > now && matches!(scraper.serve(endpoints), Ok(Next::Wait)));
+                .retain_mut(|scraper| scraper.deadline > now && matches!(scraper.serve(subjects), Ok(Next::Wait)));
             if self.accept_again.is_none() {
                 self.accept(now);
             }
@@ -106,7 +108,7 @@ impl Server {
                 let deadline = now + SCRAPE_TIMEOUT;
                 let mut scraper = Scraper { socket, deadline, request: Vec::new(), answer: None };
                 // Its request has often arrived with it. If so, no other scraper can take its place.
-                if let Ok(Next::Wait) = scraper.serve(&self.endpoints) {
+                if let Ok(Next::Wait) = scraper.serve(&self.subjects) {
                     if self.scrapers.len() == MOST_SCRAPERS {
                         self.scrapers.remove(0);
                     }
@@ -124,8 +126,8 @@ impl Server {
 
 impl Scraper {
     /// Receives and sends what is possible without waiting.
-    fn serve(&mut self, endpoints: &[Arc<Endpoint>]) -> Result<Next, Errno> {
-        if self.answer.is_none() && !self.receive(endpoints)? {
+    fn serve(&mut self, subjects: &Subjects) -> Result<Next, Errno> {
+        if self.answer.is_none() && !self.receive(subjects)? {
             return Ok(Next::Wait);
         }
         let answer = self.answer.get_or_insert_default();
@@ -141,7 +143,7 @@ impl Scraper {
     }
 
     /// Receives the request, and returns whether there is an answer.
-    fn receive(&mut self, endpoints: &[Arc<Endpoint>]) -> Result<bool, Errno> {
+    fn receive(&mut self, subjects: &Subjects) -> Result<bool, Errno> {
         loop {
             let mut bytes = [0; 1024];
             let count = match rustix::net::recv(&self.socket, &mut bytes, RecvFlags::empty()) {
@@ -158,26 +160,31 @@ impl Scraper {
                 Ok(httparse::Status::Partial) if count > 0 && self.request.len() < LONGEST_REQUEST => continue,
                 _ => None,
             };
-            self.answer = Some(answer(path, endpoints));
+            self.answer = Some(answer(path, subjects));
             return Ok(true);
         }
     }
 }
 
 /// The answer to a GET request for `path`; `None` is another request.
-fn answer(path: Option<&str>, endpoints: &[Arc<Endpoint>]) -> Vec<u8> {
-    let (status, body) = match path {
-        Some("/metrics") => match render(endpoints) {
-            Ok(body) => ("200 OK", body),
-            Err(error) => ("500 Internal Server Error", error.to_string()),
+fn answer(path: Option<&str>, subjects: &Subjects) -> Vec<u8> {
+    let health = |kind| subjects.health.as_ref().and_then(|health| health.probe(kind));
+    let json = |(status, body)| (status, "application/json", body);
+    let (status, content_type, body) = match path {
+        Some("/metrics") => match render(subjects) {
+            Ok(body) => ("200 OK", prometheus::TEXT_FORMAT, body),
+            Err(error) => ("500 Internal Server Error", TEXT, error.to_string()),
         },
-        Some(_) => ("404 Not Found", "the metrics are at /metrics\n".to_owned()),
-        None => ("400 Bad Request", "only GET /metrics is supported\n".to_owned()),
+        Some("/livez") => json(report(health(ProbeKind::Liveness).as_ref())),
+        Some("/readyz") => json(report(health(ProbeKind::Readiness).as_ref())),
+        Some(_) => {
+            ("404 Not Found", TEXT, "the metrics are at /metrics, the probes at /livez and /readyz\n".to_owned())
+        }
+        None => ("400 Bad Request", TEXT, "only GET is supported\n".to_owned()),
     };
     let length = body.len();
     let head = format!(
-        "HTTP/1.1 {status}\r\nContent-Type: {}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n",
-        prometheus::TEXT_FORMAT
+        "HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
     );
     (head + &body).into_bytes()
 }

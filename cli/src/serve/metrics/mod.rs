@@ -6,13 +6,24 @@ pub mod http;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use prometheus::{Encoder, GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{Encoder, GaugeVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
+
+use vm_watchdog_probes::{ProbeKind, ProbeResult};
 
 use crate::serve::endpoint::Endpoint;
+use crate::serve::health::Health;
+use crate::serve::health::runner::Attempts;
+
+/// What the metrics are about.
+#[derive(Clone)]
+pub struct Subjects {
+    pub endpoints: Vec<Arc<Endpoint>>,
+    pub health: Option<Arc<Health>>,
+}
 
 /// Every metric as of now.
-pub fn render(endpoints: &[Arc<Endpoint>]) -> prometheus::Result<String> {
-    let metrics = Metrics { registry: Registry::new(), endpoints };
+pub fn render(subjects: &Subjects) -> prometheus::Result<String> {
+    let metrics = Metrics { registry: Registry::new(), endpoints: &subjects.endpoints };
     metrics.count("heartbeats", "Heartbeats of the guest", |e| e.watchdog.stats().heartbeats)?;
     metrics.count("pretimeouts", "First stages that ended", |e| e.watchdog.stats().pretimeouts)?;
     metrics.count("timeouts", "Timeouts", |e| e.watchdog.stats().expiries)?;
@@ -49,6 +60,9 @@ pub fn render(endpoints: &[Arc<Endpoint>]) -> prometheus::Result<String> {
     metrics.state("paused", "Whether the VM is known to be paused", |e| Some(e.vm.clock.is_paused()))?;
     metrics.state("qmp_connected", "Whether QMP is connected", |e| Some(e.vm.control.qmp()?.is_connected()))?;
     metrics.last_heartbeat_age()?;
+    if let Some(health) = &subjects.health {
+        metrics.health(health)?;
+    }
     let mut text = Vec::new();
     TextEncoder::new().encode(&metrics.registry.gather(), &mut text)?;
     Ok(String::from_utf8_lossy(&text).into_owned())
@@ -76,6 +90,38 @@ impl Metrics<'_> {
             }
         }
         self.registry.register(Box::new(gauges))
+    }
+
+    fn health(&self, health: &Health) -> prometheus::Result<()> {
+        let help = "Result of the probe: 1 is alive, or ready";
+        let results = IntGaugeVec::new(Opts::new("vm_watchdog_probe_success", help), &["probe"])?;
+        let help = "Attempts of the probe, by their outcome";
+        let attempts = IntCounterVec::new(Opts::new("vm_watchdog_probe_attempts_total", help), &["probe", "outcome"])?;
+        for kind in [ProbeKind::Liveness, ProbeKind::Readiness] {
+            let Some(probe) = health.probe(kind) else { continue };
+            let is_success = probe.result == ProbeResult::Success;
+            results.get_metric_with_label_values(&[kind.as_str()])?.set(is_success.into());
+            let Attempts { successes, warnings, failures, errors } = probe.attempts;
+            for (outcome, count) in
+                [("success", successes), ("warning", warnings), ("failure", failures), ("error", errors)]
+            {
+                attempts.get_metric_with_label_values(&[kind.as_str(), outcome])?.inc_by(count);
+            }
+        }
+        self.registry.register(Box::new(results))?;
+        self.registry.register(Box::new(attempts))?;
+        if let Some(stats) = health.liveness_stats() {
+            self.total("liveness_failures", "Failures of the liveness probe", stats.expiries)?;
+            self.total("liveness_actions", "Actions performed after them", stats.actions)?;
+            self.total("liveness_action_failures", "Tries to perform one that failed", stats.action_failures)?;
+        }
+        Ok(())
+    }
+
+    fn total(&self, name: &str, help: &str, value: u64) -> prometheus::Result<()> {
+        let counter = IntCounter::new(format!("vm_watchdog_{name}_total"), help)?;
+        counter.inc_by(value);
+        self.registry.register(Box::new(counter))
     }
 
     fn last_heartbeat_age(&self) -> prometheus::Result<()> {
