@@ -1,5 +1,6 @@
 //! A VM whose guest has a network, an HTTP server as its application, and QEMU's guest agent.
 
+use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
 use std::os::fd::OwnedFd;
@@ -9,6 +10,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, socket_with, sockopt};
+use serde_json::Value;
 use vm_watchdog_test_support::Unavailable;
 use vm_watchdog_test_support::channel::Message;
 use vm_watchdog_test_support::guest_agent::GuestAgent;
@@ -16,9 +18,13 @@ use vm_watchdog_test_support::initramfs::Initramfs;
 use vm_watchdog_test_support::kernel::{Kernel, Module};
 
 use crate::guest::{Guest, Pieces};
+use crate::server::{Builder, Server};
 
 /// How long an answer may take, on a loaded machine.
 pub const LIMIT: Duration = Duration::from_secs(30);
+
+/// The options of every server.
+const OPTIONS: &str = "--manifest vmi.yaml --address 127.0.0.1 --qmp qmp --metrics 0";
 
 /// What guests with an application are made of: fetched and built once for all tests.
 pub fn pieces() -> Result<Pieces, Unavailable> {
@@ -69,6 +75,11 @@ impl Port {
         let address = SocketAddr::try_from(getsockname(&held)?)?;
         Ok(Self { _held: held, number: address.port() })
     }
+
+    /// Writes a manifest that has PORT for the number.
+    fn write_manifest(&self, folder: &Path, manifest: &str) {
+        fs::write(folder.join("vmi.yaml"), manifest.replace("PORT", &self.number.to_string())).unwrap();
+    }
 }
 
 /// The status and the body of the answer to a request at this port.
@@ -83,12 +94,84 @@ pub fn get(port: u16, path: &str) -> (u16, String) {
     (status.unwrap_or_else(|| panic!("no status: {answer:?}")), body.to_owned())
 }
 
+/// A VM with an application, and the server that looks after it.
+pub struct Vm {
+    pub server: Server,
+    pub guest: Guest,
+    pub port: Port,
+    /// The port of the server's metrics, `/readyz` and `/livez`.
+    reports: u16,
+}
+
+impl Vm {
+    /// Starts a server with this manifest and these options, and then the VM. A VM with a socket `s` has a watchdog.
+    pub fn start(pieces: &Pieces, manifest: &str, options: &str) -> Self {
+        let port = Port::reserve().unwrap();
+        let builder = Builder::new();
+        port.write_manifest(builder.path(), manifest);
+        let server = builder.options(OPTIONS).options(options).start();
+        let reports = metrics_port(&server);
+        let (folder, socket) = (server.folder.path(), server.path("s"));
+        let mut machine = match socket.exists() {
+            true => pieces.machine(folder, &socket),
+            false => pieces.machine_without_watchdog(folder),
+        };
+        connect_application(&mut machine, folder, &port);
+        let guest = Guest::boot(machine);
+        server.await_control();
+        Self { server, guest, port, reports }
+    }
+
+    /// Kills the server and starts one with another manifest.
+    pub fn served_by_another(self, manifest: &str, options: &str) -> Self {
+        self.port.write_manifest(self.server.folder.path(), manifest);
+        let server = self.server.replaced_by(&format!("{OPTIONS} {options}"));
+        let reports = metrics_port(&server);
+        server.await_control();
+        Self { server, reports, ..self }
+    }
+
+    /// Waits until a probe has this result, and checks that nothing is done before.
+    pub fn expect_result(&self, probe: &str, result: &str) -> Value {
+        loop {
+            let event = self.server.expect_before("probe", "expiry");
+            if event["id"] == probe && event["result"] == result {
+                return event;
+            }
+        }
+    }
+
+    /// The status of `/readyz`, which must agree with the metrics.
+    pub fn readyz(&self) -> u16 {
+        let (status, report) = get(self.reports, "/readyz");
+        let success = self.metric("probe_success{probe=\"readiness\"}");
+        assert_eq!(success, f64::from(u8::from(status == 200)), "{status} {report}");
+        status
+    }
+
+    /// The value of a metric without its prefix.
+    pub fn metric(&self, name: &str) -> f64 {
+        let metrics = get(self.reports, "/metrics").1;
+        let value =
+            metrics.lines().find_map(|line| line.strip_prefix("vm_watchdog_")?.strip_prefix(name)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("no {name}: {metrics}")).parse().unwrap()
+    }
+}
+
+/// The port of a server with `--metrics 0`.
+fn metrics_port(server: &Server) -> u16 {
+    let address = server.expect("metrics")["address"].as_str().unwrap().to_owned();
+    address.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).unwrap()
+}
+
 /// An answer of the application to a probe, as the guest reports it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer {
     /// `liveness` or `readiness`.
     pub probe: String,
     pub status: u16,
+    /// The guest's time since its boot.
+    pub uptime: Duration,
 }
 
 impl Answer {
@@ -121,6 +204,7 @@ impl Answer {
         let mut words = text.split(' ');
         let probe = words.next()?.to_owned();
         let status = words.next()?.parse().ok()?;
-        Some(Self { probe, status })
+        let uptime = Duration::from_secs_f64(words.next()?.parse().ok()?);
+        Some(Self { probe, status, uptime })
     }
 }
