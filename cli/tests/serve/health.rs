@@ -20,6 +20,9 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// Long enough for a probe that runs to make two attempts.
 const QUIET: Duration = Duration::from_millis(2500);
 
+/// Accepts the request and never answers.
+const SILENCE: u16 = 0;
+
 /// An HTTP server in the guest.
 struct Guest {
     port: u16,
@@ -48,15 +51,16 @@ impl Guest {
         self.requests.recv_timeout(TIMEOUT).expect("a request")
     }
 
-    /// No request comes for a while, except for one that is under way.
+    /// No request comes for a while, except for one that is under way, which has a second.
     fn is_left_alone(&self) {
-        thread::sleep(PERIOD / 10);
+        thread::sleep(2 * PERIOD);
         while self.requests.try_recv().is_ok() {}
         assert!(self.requests.recv_timeout(QUIET).is_err(), "a request");
     }
 }
 
 fn serve(listener: &TcpListener, status: &AtomicU16, sender: &Sender<Instant>) {
+    let mut unanswered = Vec::new();
     for stream in listener.incoming() {
         let mut stream = stream.unwrap();
         let mut request = Vec::new();
@@ -65,13 +69,21 @@ fn serve(listener: &TcpListener, status: &AtomicU16, sender: &Sender<Instant>) {
             request.push(byte[0]);
         }
         let status = status.load(Ordering::SeqCst);
-        let answer = format!("HTTP/1.1 {status} Whatever\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
-        // A probe may have given up.
-        let _ = stream.write_all(answer.as_bytes());
+        if status == SILENCE {
+            unanswered.push(stream);
+        } else {
+            answer(stream, status);
+        }
         if sender.send(Instant::now()).is_err() {
             return;
         }
     }
+}
+
+fn answer(mut stream: TcpStream, status: u16) {
+    let answer = format!("HTTP/1.1 {status} Whatever\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    // A probe may have given up.
+    let _ = stream.write_all(answer.as_bytes());
 }
 
 /// A VirtualMachineInstance with these probes, each of them `NAME: {...}` in flow style, and further lines of `spec`.
@@ -118,8 +130,8 @@ fn a_guest_that_fails_its_liveness_probe_is_shut_down_and_after_the_grace_period
     assert_eq!(result["reason"], format!("2 failures in a row, the last one: {text}"));
     let expiry = server.expect("expiry");
     assert_eq!((&expiry["id"], &expiry["action"]), (&json!("liveness"), &json!("shutdown")));
-    qmp.answer("system_powerdown", json!({}));
     let asked = Instant::now();
+    qmp.answer("system_powerdown", json!({}));
     qmp.answer("quit", json!({}));
     assert!(asked.elapsed() >= PERIOD, "the guest has its grace period");
 }
@@ -158,9 +170,8 @@ fn readiness_is_served_after_its_thresholds_and_nothing_acts_on_it() {
         ready()
     );
     let mut qmp = qmp.accept(&server, true);
-    let first = guest.is_asked();
     assert!(of("readiness", "success")(&server.expect("probe")));
-    assert!(first.elapsed() >= PERIOD * 2, "three successes in a row");
+    assert!(guest.requests.try_iter().count() >= 3, "three successes in a row");
     assert!(ready().starts_with("HTTP/1.1 200 OK"), "{}", ready());
     assert!(scrape(port).contains("vm_watchdog_probe_success{probe=\"readiness\"} 1"), "{}", scrape(port));
     guest.answers(404);
@@ -196,6 +207,22 @@ fn nothing_is_probed_while_the_vm_is_paused_or_not_there() {
 }
 
 #[test]
+fn an_attempt_that_a_pause_interrupts_is_made_again() {
+    let guest = Guest::start(SILENCE);
+    let probe = http("livenessProbe", &guest, "timeoutSeconds: 2, failureThreshold: 1");
+    let (server, mut qmp) = start("", &[probe]);
+    guest.is_asked();
+    qmp.pause(&server);
+    qmp.no_command(3 * PERIOD);
+    guest.answers(200);
+    qmp.resume(&server);
+    guest.is_asked();
+    qmp.no_command(PERIOD);
+    guest.answers(500);
+    qmp.answer("system_powerdown", json!({}));
+}
+
+#[test]
 fn a_guest_that_was_asked_to_shut_down_or_has_done_so_does_not_fail() {
     let guest = Guest::start(200);
     let probes = [http("livenessProbe", &guest, "failureThreshold: 1"), http("readinessProbe", &guest, "")];
@@ -218,12 +245,12 @@ fn a_guest_that_does_not_shut_down_in_its_grace_period_is_probed_again() {
     let probe = http("livenessProbe", &guest, "failureThreshold: 1, terminationGracePeriodSeconds: 3");
     let (server, mut qmp) = start("--liveness-action reset", &[probe]);
     guest.is_asked();
+    let asked = Instant::now();
     qmp.event("POWERDOWN");
     server.expect_where("vm", |event| event["name"] == "powerdown");
-    let asked = Instant::now();
     guest.answers(500);
     qmp.answer("system_reset", json!({}));
-    assert!(asked.elapsed() >= 2 * PERIOD, "{:?}", asked.elapsed());
+    assert!(asked.elapsed() >= 3 * PERIOD, "{:?}", asked.elapsed());
 }
 
 #[test]
@@ -288,15 +315,9 @@ fn a_guest_agent_that_is_not_there_is_a_failure() {
 
 #[test]
 fn a_guest_that_never_answers_takes_no_longer_than_the_timeout() {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let held: Arc<std::sync::Mutex<Vec<TcpStream>>> = Arc::default();
-    let streams = held.clone();
-    thread::spawn(move || listener.incoming().for_each(|stream| streams.lock().unwrap().push(stream.unwrap())));
-    let probe = format!("readinessProbe: {{httpGet: {{port: {port}}}, periodSeconds: 1, failureThreshold: 1}}");
-    let (server, _qmp) = start("", &[probe]);
-    let first = server.expect("attempt");
-    let second = server.expect("attempt");
+    let guest = Guest::start(SILENCE);
+    let (server, _qmp) = start("", &[http("readinessProbe", &guest, "failureThreshold: 1")]);
+    let [first, second] = [(); 2].map(|()| server.expect("attempt"));
     let time = |event: &Value| event["vm_time_ns"].as_u64().unwrap();
     assert!(time(&second) - time(&first) < 10 * PERIOD.as_nanos() as u64, "{first} {second}");
 }
