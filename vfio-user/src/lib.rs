@@ -49,5 +49,7 @@ pub use framer::{Framer, Message};
 pub use interrupt::Intx;
 pub use migration::{MAX_STATE, Migratable};
 pub use msi::Msi;
+/// The error of a request, in the signatures of this crate.
+pub use rustix::io::Errno;
 pub use session::{Next, Session, refuse};
 pub use wire::{Header, MAX_DATA, MAX_FDS, MAX_MESSAGE};

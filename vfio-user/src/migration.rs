@@ -26,8 +26,7 @@ const FEATURE_SIZE: usize = 16;
 /// A device that its client can stop, save, and restore.
 ///
 /// ```
-/// use rustix::io::Errno;
-/// use vm_watchdog_vfio_user::Migratable;
+/// use vm_watchdog_vfio_user::{Errno, Migratable};
 ///
 /// /// Eight bytes of scratch memory, which never change on their own.
 /// struct Scratch([u8; 8]);

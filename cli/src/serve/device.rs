@@ -4,10 +4,9 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::io::Errno;
 use vm_watchdog::i6300esb::{BAR0_SIZE, I6300esb, I6300esbState};
 use vm_watchdog::{VmClock, Watchdog};
-use vm_watchdog_vfio_user::{BARS, Intx, Migratable, Msi, PciDevice};
+use vm_watchdog_vfio_user::{BARS, Errno, Intx, Migratable, Msi, PciDevice};
 
 /// The register of BAR0 in configuration space.
 const BAR0: u16 = 0x10;
