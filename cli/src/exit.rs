@@ -15,7 +15,7 @@ Exit status:
   0  SIGTERM or SIGINT ended the server
   1  a socket, a file or the address for the metrics cannot be used, too few files may be open, or the host refuses
      something else
-  2  the command line cannot be used";
+  2  the command line or the manifest cannot be used";
 
 /// What the statuses mean after `vm-watchdog check`, for its `--help`.
 pub const CHECK_HELP: &str = "\
