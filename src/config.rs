@@ -196,7 +196,7 @@ pub enum ConfigError {
     #[error("unknown watchdog model {0:?}: accepted are {models}", models = DeviceModel::ALL.map(DeviceModel::as_str).join(", "))]
     UnknownModel(String),
     /// A word is not `key=value`, or its key is unknown.
-    #[error("unknown watchdog option {0:?}: accepted are {keys}", keys = key_list(&KEYS))]
+    #[error("unknown watchdog option {0:?}: accepted are {keys}", keys = key_list(&all_keys()))]
     UnknownOption(String),
     /// A known key does not apply to the model.
     #[error("{key}=... does not apply to {model}: accepted are {keys}", keys = key_list(model.keys()))]
@@ -236,20 +236,6 @@ pub enum ConfigError {
         missing: &'static str,
     },
 }
-
-const KEYS: [&str; 11] = [
-    "action",
-    "pretimeout",
-    "before",
-    "grace",
-    "then",
-    "action-interval",
-    "action-burst",
-    "steal-limit",
-    "id",
-    "interrupt",
-    "zvm",
-];
 
 /// The burst if only the interval is given.
 const DEFAULT_BURST: u32 = 3;
@@ -364,28 +350,31 @@ impl From<WatchdogConfig> for String {
     }
 }
 
-/// The values of the options, in the order of [`KEYS`].
-struct Options<'a>([Option<&'a str>; KEYS.len()]);
+/// Every key with its value, if the text has one.
+struct Options<'a>(Vec<(&'static str, Option<&'a str>)>);
 
 impl<'a> Options<'a> {
     fn parse(words: impl Iterator<Item = &'a str>) -> Result<Self, ConfigError> {
-        let mut values = [None; KEYS.len()];
+        let mut options: Vec<_> = all_keys().into_iter().map(|key| (key, None)).collect();
         for word in words {
-            let known = word.split_once('=').and_then(|(key, value)| Some((position(key)?, value)));
-            let (index, value) = known.ok_or_else(|| ConfigError::UnknownOption(word.to_owned()))?;
-            if values[index].replace(value).is_some() {
-                return Err(ConfigError::Repeated(KEYS[index]));
+            let unknown = || ConfigError::UnknownOption(word.to_owned());
+            let (key, value) = word.split_once('=').ok_or_else(unknown)?;
+            let option = options.iter_mut().find(|(known, _)| *known == key);
+            let (key, old) = option.ok_or_else(unknown)?;
+            if old.replace(value).is_some() {
+                return Err(ConfigError::Repeated(key));
             }
         }
-        Ok(Self(values))
+        Ok(Self(options))
     }
 
+    /// The keys that the text has.
     fn keys(&self) -> impl Iterator<Item = &'static str> + '_ {
-        KEYS.into_iter().filter(|key| self.value(key).is_some())
+        self.0.iter().filter(|(_, value)| value.is_some()).map(|(key, _)| *key)
     }
 
     fn value(&self, key: &str) -> Option<&'a str> {
-        position(key).and_then(|index| self.0[index])
+        self.0.iter().find(|(known, _)| *known == key).and_then(|(_, value)| *value)
     }
 
     fn action(&self, key: &'static str) -> Result<Option<Action>, ConfigError> {
@@ -438,8 +427,15 @@ impl<'a> Options<'a> {
     }
 }
 
-fn position(key: &str) -> Option<usize> {
-    KEYS.iter().position(|&known| known == key)
+/// The keys of all models, in the order in which messages list them.
+fn all_keys() -> Vec<&'static str> {
+    let mut all = Vec::new();
+    for key in DeviceModel::ALL.iter().flat_map(|model| model.keys()) {
+        if !all.contains(key) {
+            all.push(*key);
+        }
+    }
+    all
 }
 
 fn key_list(keys: &[&str]) -> String {
