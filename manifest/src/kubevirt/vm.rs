@@ -65,7 +65,7 @@ fn instance_spec(reader: &mut Reader<'_, '_>, spec: &Fields, manifest: &mut Mani
     }
 }
 
-/// The spec of an instance has no template: whoever writes one means a VirtualMachine.
+/// The spec of an instance has no template. One that has belongs to a VirtualMachine.
 fn refuse_template(reader: &mut Reader<'_, '_>, template: &Value) {
     let inner = reader.fields(template, &["spec"], Others::Ignored);
     if let Some(inner) = inner.as_ref().and_then(|template| template.get("spec")) {

@@ -104,7 +104,7 @@ fn spawn_lookup(name: String) -> io::Result<Receiver<io::Result<Vec<IpAddr>>>> {
     let look_up = move || {
         let answer = (name.as_str(), 0).to_socket_addrs();
         let answer = answer.map(|addresses| addresses.map(|address| address.ip()).take(MOST_ADDRESSES).collect());
-        // Nobody waits any more if the probe has ended.
+        // The receiver is gone if the probe has ended.
         let _ = sender.send(answer);
     };
     thread::Builder::new().name("probe-lookup".into()).spawn(look_up)?;

@@ -14,7 +14,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::serve::options::DumpOptions;
 
-/// How many files in the folder are looked at: whoever may write to it may fill it.
+/// How many files in the folder are looked at, because a user who may write to it may fill it.
 const MOST_FILES: usize = 10_000;
 /// What is left free of the file system, as its twentieth part.
 const RESERVE: u64 = 20;

@@ -91,7 +91,7 @@ impl Connection {
             self.skip_delimiter()?;
             let line = match read_line(&mut self.reader) {
                 Ok(line) => line,
-                // An answer to somebody else.
+                // An answer to another client.
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => continue,
                 Err(error) => return Err(error),
             };
