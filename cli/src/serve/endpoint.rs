@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,7 @@ use crate::serve::control::qmp::VmListener;
 use crate::serve::control::remap::remap;
 use crate::serve::device::WatchdogDevice;
 use crate::serve::events::{Entry, ServerEvent, Timeline};
+use crate::serve::late::LateHandler;
 use crate::serve::options::WatchdogOptions;
 use crate::serve::peer::{Owner, Peer};
 use crate::serve::progress::Progress;
@@ -72,10 +73,6 @@ pub struct Clients {
     pub protocol_errors: AtomicU64,
 }
 
-/// The handler of the watchdog. Its endpoint is set once the endpoint is built.
-#[derive(Clone, Default)]
-struct Handler(Arc<OnceLock<Weak<Endpoint>>>);
-
 impl Endpoint {
     /// Builds a watchdog and its endpoint.
     pub fn build(options: &WatchdogOptions, vm: Arc<Vm>, timeline: Timeline) -> Result<Arc<Self>, vm_watchdog::Error> {
@@ -93,7 +90,7 @@ impl Endpoint {
             None => builder,
         };
         let builder = if options.rearms { builder.rearm_after_reset() } else { builder };
-        let handler = Handler::default();
+        let handler = LateHandler::new();
         let endpoint = Arc::new(Self {
             watchdog: builder.build(handler.clone())?,
             intx,
@@ -112,8 +109,7 @@ impl Endpoint {
             seen: Mutex::default(),
             suppressed: Mutex::default(),
         });
-        // The cell is empty: this is the only place that sets it.
-        let _ = handler.0.set(Arc::downgrade(&endpoint));
+        handler.set_owner(&endpoint);
         let watchdog: Arc<dyn VmWatchdog> = endpoint.clone();
         endpoint.vm.add(Arc::downgrade(&watchdog));
         Ok(endpoint)
@@ -353,47 +349,6 @@ impl Endpoint {
             self.record(ServerEvent::ActionSuppressed { actions });
         }
     }
-
-    fn delayed(&self, event: &Event, until: VmInstant) {
-        self.expired(event);
-        self.record(ServerEvent::ActionDelayed { action: event.action, until_ns: until.as_nanos() });
-        self.record_suppressed();
-        self.save_soon();
-    }
-
-    fn suppressed(&self, event: &Event) {
-        self.expired(event);
-        let recorded = self.suppressed.lock().unwrap_or_else(PoisonError::into_inner).1;
-        if recorded.is_none_or(|recorded| recorded.elapsed() >= SUPPRESSED_INTERVAL) {
-            // The watchdog counts this one after the call.
-            self.record_suppressed_of(self.watchdog.stats().suppressed_actions.saturating_add(1));
-        }
-    }
-
-    fn perform(&self, event: &Event) -> Result<(), HandlerError> {
-        let _busy = self.progress.acting.begin(Instant::now());
-        // A delayed action was recorded as an expiry when it was delayed.
-        if !event.delayed {
-            self.expired(event);
-        }
-        self.record_suppressed();
-        let action = event.action;
-        if matches!(action, Action::None | Action::Debug) {
-            self.save_soon();
-            return Ok(());
-        }
-        if event.attempt == 1 {
-            // The action may end the VM, and then this server may be ended too.
-            self.save_now();
-        }
-        let outcome = self.vm.control.perform(event, &self.socket, &self.owner());
-        self.record(match &outcome {
-            Ok(()) => ServerEvent::Performed { action },
-            Err(error) => ServerEvent::ActionFailed { action, reason: error.to_string() },
-        });
-        self.save_soon();
-        outcome
-    }
 }
 
 impl VmListener for Endpoint {
@@ -421,26 +376,47 @@ impl VmWatchdog for Endpoint {
     }
 }
 
-impl ActionHandler for Handler {
+/// Performs the actions of the watchdog.
+impl ActionHandler for Endpoint {
     fn perform(&self, event: &Event) -> Result<(), HandlerError> {
-        let endpoint = self.0.get().and_then(Weak::upgrade).ok_or("the server is about to end")?;
-        endpoint.perform(event)
+        let _busy = self.progress.acting.begin(Instant::now());
+        // A delayed action was recorded as an expiry when it was delayed.
+        if !event.delayed {
+            self.expired(event);
+        }
+        self.record_suppressed();
+        let action = event.action;
+        if matches!(action, Action::None | Action::Debug) {
+            self.save_soon();
+            return Ok(());
+        }
+        if event.attempt == 1 {
+            // The action may end the VM, and then this server may be ended too.
+            self.save_now();
+        }
+        let outcome = self.vm.control.perform(event, &self.socket, &self.owner());
+        self.record(ServerEvent::of_outcome(action, &outcome));
+        self.save_soon();
+        outcome
     }
-
     fn note(&self, event: &Event) {
         // An event without an action cannot fail.
         let _ = self.perform(event);
     }
 
     fn delayed(&self, event: &Event, until: VmInstant) {
-        if let Some(endpoint) = self.0.get().and_then(Weak::upgrade) {
-            endpoint.delayed(event, until);
-        }
+        self.expired(event);
+        self.record(ServerEvent::ActionDelayed { action: event.action, until_ns: until.as_nanos() });
+        self.record_suppressed();
+        self.save_soon();
     }
 
     fn suppressed(&self, event: &Event) {
-        if let Some(endpoint) = self.0.get().and_then(Weak::upgrade) {
-            endpoint.suppressed(event);
+        self.expired(event);
+        let recorded = self.suppressed.lock().unwrap_or_else(PoisonError::into_inner).1;
+        if recorded.is_none_or(|recorded| recorded.elapsed() >= SUPPRESSED_INTERVAL) {
+            // The watchdog counts this one after the call.
+            self.record_suppressed_of(self.watchdog.stats().suppressed_actions.saturating_add(1));
         }
     }
 }

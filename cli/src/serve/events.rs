@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use serde::Serialize;
-use vm_watchdog::Action;
+use vm_watchdog::{Action, HandlerError};
 use vm_watchdog_timeline::{GuestExpiry, Kind, LogLine, TimelineEntry};
 use vm_watchdog_vfio_user::CloseReason;
 
@@ -82,6 +82,14 @@ pub enum ServerEvent {
 }
 
 impl ServerEvent {
+    /// The outcome of an action.
+    pub fn of_outcome(action: Action, outcome: &Result<(), HandlerError>) -> Self {
+        match outcome {
+            Ok(()) => Self::Performed { action },
+            Err(error) => Self::ActionFailed { action, reason: error.to_string() },
+        }
+    }
+
     /// What the timeline has of an event of the VM.
     pub fn of_vm(event: VmEvent) -> Option<Self> {
         match event {

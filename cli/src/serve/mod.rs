@@ -9,6 +9,7 @@ mod device;
 mod endpoint;
 mod events;
 mod health;
+mod late;
 mod lines;
 mod locked_file;
 mod metrics;
@@ -167,10 +168,9 @@ fn try_run(options: ServeOptions, commands: &Arc<Commands>) -> Result<(), ServeE
     for warning in options.warnings {
         log::warn!("{warning}");
     }
-    let _health_thread = match health.as_ref().zip(options.health.as_ref()) {
-        Some((health, options)) => Some(health.start(options)?),
-        None => None,
-    };
+    if let Some((health, options)) = health.as_ref().zip(options.health.as_ref()) {
+        threads.watchdogs.extend(health.start(options)?);
+    }
     if let Some(qmp) = vm.control.qmp() {
         qmp.listen(vm.clone()).map_err(ServeError::host("start a thread"))?;
     }
@@ -297,6 +297,7 @@ struct Threads {
     /// Receives once from each serving thread that ends. Disconnected when all have ended.
     ended: Receiver<()>,
     are_serving: bool,
+    /// The threads that act, also on a liveness failure.
     watchdogs: Vec<WatchdogThread>,
 }
 

@@ -11,7 +11,7 @@ pub mod runner;
 
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use vm_watchdog::{Access, Action, ActionHandler, Event, HandlerError, Stats, VmInstant, Watchdog, WatchdogThread};
@@ -26,6 +26,7 @@ use crate::serve::events::{Entry, ServerEvent, Timeline};
 use crate::serve::health::failure::LivenessFailure;
 use crate::serve::health::options::HealthOptions;
 use crate::serve::health::runner::{Observer, Runner, Snapshot};
+use crate::serve::late::LateHandler;
 use crate::serve::peer::Owner;
 use crate::serve::service;
 use crate::serve::vm::{Vm, VmWatchdog};
@@ -62,11 +63,6 @@ pub struct Health {
     is_present: Mutex<bool>,
 }
 
-/// The thread that acts on liveness failures, until it is dropped.
-pub struct HealthThread {
-    _liveness: Option<WatchdogThread>,
-}
-
 struct Liveness {
     runner: Arc<Runner>,
     /// Times out when the probe has failed.
@@ -87,10 +83,6 @@ struct Restarts {
     back_off: RestartBackOff,
 }
 
-/// Performs what follows from a liveness failure. Its probes are set once they are built.
-#[derive(Clone, Default)]
-struct Handler(Arc<OnceLock<Weak<Health>>>);
-
 impl Health {
     /// Builds the probes. Their attempts begin with [`start`](Self::start).
     ///
@@ -106,7 +98,7 @@ impl Health {
         let worker = |kind, probe: &Option<Probe>| probe.as_ref().map(|probe| Worker::new(kind, probe)).transpose();
         let runner = |worker| Runner::new(worker, vm.clock.clone(), options.shutdown_limit);
         let readiness = worker(ProbeKind::Readiness, &options.readiness)?.map(runner);
-        let handler = Handler::default();
+        let handler = LateHandler::new();
         let liveness = match worker(ProbeKind::Liveness, &options.liveness)?.map(runner) {
             Some(runner) => {
                 let failure = Watchdog::builder("liveness", LivenessFailure::default());
@@ -125,19 +117,19 @@ impl Health {
             watchdog,
             is_present: Mutex::new(false),
         });
-        // The cell is empty: this is the only place that sets it.
-        let _ = handler.0.set(Arc::downgrade(&health));
+        handler.set_owner(&health);
         let listener: Arc<dyn VmWatchdog> = health.clone();
         health.vm.add(Arc::downgrade(&listener));
         Ok(health)
     }
 
-    /// Runs the probes on threads of their own.
+    /// Runs the probes on threads of their own. Returns the thread that acts on liveness failures, if there is a liveness
+    /// probe.
     ///
     /// # Errors
     ///
     /// [`HealthError`] if a thread cannot be started.
-    pub fn start(self: &Arc<Self>, options: &HealthOptions) -> Result<HealthThread, HealthError> {
+    pub fn start(self: &Arc<Self>, options: &HealthOptions) -> Result<Option<WatchdogThread>, HealthError> {
         let liveness = self.liveness.as_ref().map(|liveness| liveness.failure.spawn()).transpose()?;
         let probes = [(ProbeKind::Liveness, &options.liveness), (ProbeKind::Readiness, &options.readiness)];
         for (kind, probe) in probes {
@@ -149,7 +141,7 @@ impl Health {
         if self.vm.control.qmp().is_none() && self.watchdog.is_none() {
             self.set_present(true);
         }
-        Ok(HealthThread { _liveness: liveness })
+        Ok(liveness)
     }
 
     /// The result of the liveness or readiness probe; `None` if the VM has no such probe.
@@ -197,32 +189,6 @@ impl Health {
 
     fn is_present(&self) -> MutexGuard<'_, bool> {
         self.is_present.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Performs what follows from a liveness failure.
-    fn perform(&self, event: &Event) -> Result<(), HandlerError> {
-        let Event { action, .. } = *event;
-        self.record("liveness", ServerEvent::Expiry(GuestExpiry::new(event, 0)));
-        if let Some(metrics) = &self.vm.metrics {
-            metrics.write_soon();
-        }
-        if matches!(action, Action::None | Action::Debug) {
-            return Ok(());
-        }
-        let socket = self.watchdog.as_ref().map_or(Path::new(""), |watchdog| &watchdog.socket);
-        let outcome = self.vm.control.perform(event, socket, &self.owner());
-        self.record(
-            "liveness",
-            match &outcome {
-                Ok(()) => ServerEvent::Performed { action },
-                Err(error) => ServerEvent::ActionFailed { action, reason: error.to_string() },
-            },
-        );
-        if outcome.is_ok() && action == Action::Reset && self.vm.control.qmp().is_none() {
-            // No event reports it.
-            self.start_over(reset);
-        }
-        outcome
     }
 
     /// Shows the result in the status of the service.
@@ -336,9 +302,25 @@ impl Observer for Health {
     }
 }
 
-impl ActionHandler for Handler {
+/// Performs what follows from a liveness failure.
+impl ActionHandler for Health {
     fn perform(&self, event: &Event) -> Result<(), HandlerError> {
-        self.0.get().and_then(Weak::upgrade).ok_or("the server is about to end")?.perform(event)
+        let Event { action, .. } = *event;
+        self.record("liveness", ServerEvent::Expiry(GuestExpiry::new(event, 0)));
+        if let Some(metrics) = &self.vm.metrics {
+            metrics.write_soon();
+        }
+        if matches!(action, Action::None | Action::Debug) {
+            return Ok(());
+        }
+        let socket = self.watchdog.as_ref().map_or(Path::new(""), |watchdog| &watchdog.socket);
+        let outcome = self.vm.control.perform(event, socket, &self.owner());
+        self.record("liveness", ServerEvent::of_outcome(action, &outcome));
+        if outcome.is_ok() && action == Action::Reset && self.vm.control.qmp().is_none() {
+            // No event reports it.
+            self.start_over(reset);
+        }
+        outcome
     }
 
     fn note(&self, event: &Event) {
