@@ -27,7 +27,13 @@ fn with_dumps(options: &str, files: &[&str]) -> (Server, QmpClient, PathBuf) {
     (server, qmp, folder)
 }
 
+/// A QEMU that no libvirt has started.
+fn answer_owner(qmp: &mut QmpClient) {
+    qmp.answer("query-chardev", json!([{"label": "compat_monitor0", "filename": "unix:q", "frontend-open": true}]));
+}
+
 fn answer_memory(qmp: &mut QmpClient, memory: Value) {
+    answer_owner(qmp);
     qmp.answer("query-dump", json!({"status": "none", "completed": 0, "total": 0}));
     qmp.answer("query-memory-size-summary", memory);
 }
@@ -56,6 +62,25 @@ fn a_dump_is_written_by_qemu_to_the_folder() {
     let name = path.file_name().unwrap().to_str().unwrap();
     assert!(path.parent() == Some(&folder) && name.starts_with("wd-") && name.ends_with(".elf"), "{path:?}");
     assert_eq!((&arguments["detach"], &arguments["paging"]), (&json!(true), &json!(false)));
+}
+
+/// libvirtd 9.0 crashes at the end of a dump that it has not begun.
+#[test]
+fn a_dump_of_a_qemu_that_belongs_to_libvirt_is_refused_and_escalated() {
+    let (server, mut qmp, folder) = with_dumps("i6300esb,action=dump,id=wd,grace=1m,then=poweroff", &[]);
+    let mut client = server.client();
+    client.arm(1);
+    for _ in 0..5 {
+        let devices =
+            [("charserial0", "file"), ("charmonitor", "unix:/var/lib/libvirt/qemu/domain-1-web/monitor.sock")];
+        let devices = devices.map(|(label, name)| json!({"label": label, "filename": name, "frontend-open": true}));
+        qmp.answer("query-chardev", json!(devices));
+        let reason = "this QEMU belongs to libvirt, whose daemon (9.0) crashes at a dump that it has not begun: \
+                      use --exec 'virsh dump --memory-only ...'";
+        assert_eq!(server.expect("action-failed")["reason"], reason);
+    }
+    qmp.answer("quit", json!({}));
+    assert_eq!(names(&folder), [""; 0]);
 }
 
 #[test]
@@ -154,6 +179,7 @@ fn a_dump_that_is_complete_stays_and_one_in_progress_is_not_disturbed() {
     fs::write(&file, "whole").unwrap();
     server.expect("performed");
     client.arm(1);
+    answer_owner(&mut qmp);
     qmp.answer("query-dump", json!({"status": "active", "completed": 3, "total": 5}));
     assert_eq!(server.expect("action-failed")["reason"], "QEMU is writing an earlier dump");
     let result = json!({"total": 5, "status": "completed", "completed": 5});

@@ -97,6 +97,7 @@ fn answer_dumps(mut qmp: QmpClient, ends: &AtomicBool) -> u64 {
             continue;
         };
         let answer = match command["execute"].as_str().unwrap() {
+            "query-chardev" => json!([]),
             "query-dump" => json!({"status": "none"}),
             "query-memory-size-summary" => json!({"base-memory": 1 << 20}),
             command => {

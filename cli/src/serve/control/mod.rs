@@ -84,8 +84,8 @@ impl Control {
     pub fn action_limit(&self) -> Duration {
         match self {
             Self::None => Duration::ZERO,
-            // A dump takes three commands.
-            Self::Qmp(_) => 3 * (qmp::ANSWER_TIMEOUT + connect::WRITE_TIMEOUT),
+            // A dump takes four commands.
+            Self::Qmp(_) => 4 * (qmp::ANSWER_TIMEOUT + connect::WRITE_TIMEOUT),
             Self::CloudHypervisor(_) => cloud_hypervisor::ANSWER_TIMEOUT + connect::WRITE_TIMEOUT,
             Self::Exec { .. } => exec::COMMAND_TIMEOUT,
         }

@@ -3,7 +3,7 @@
 //! A thread reads the connection, and reconnects when it is lost, because the events say when the VM is paused. A handler
 //! writes its command from its own thread and waits until the reader has received the answer.
 //!
-//! This is a client of our own because it needs nine commands, a timeout for each, and bounds for everything that an
+//! This is a client of our own because it needs ten commands, a timeout for each, and bounds for everything that an
 //! untrusted QEMU sends.
 
 use std::fmt;
@@ -73,6 +73,12 @@ struct Returned {
     plugged_memory: Option<u64>,
 }
 
+/// One of those that `query-chardev` returns.
+#[derive(Deserialize)]
+struct CharacterDevice {
+    label: String,
+}
+
 /// Why a connection ended.
 type Lost = Box<dyn std::error::Error + Send + Sync>;
 
@@ -131,6 +137,11 @@ impl Qmp {
     fn dump(&self, id: &str, owner: &Owner) -> Result<(), HandlerError> {
         let dumps = self.dumps.as_ref().ok_or("no --dump-folder was given")?;
         let _turn = dumps.turn();
+        if self.is_of_libvirt(owner)? {
+            return Err("this QEMU belongs to libvirt, whose daemon (9.0) crashes at a dump that it has not begun: \
+                        use --exec 'virsh dump --memory-only ...'"
+                .into());
+        }
         match self.execute("query-dump", None, owner)?.status.as_deref() {
             Some("active") => return Err("QEMU is writing an earlier dump".into()),
             // Its event came while QMP was not connected.
@@ -147,6 +158,13 @@ impl Qmp {
             dumps.failed();
         }
         begun.map(drop)
+    }
+
+    /// Whether libvirt has started this QEMU: it gives its own monitor this name.
+    fn is_of_libvirt(&self, owner: &Owner) -> Result<bool, HandlerError> {
+        let devices = self.ask("query-chardev", None, owner)?;
+        let devices: Vec<CharacterDevice> = serde_json::from_str(&devices).unwrap_or_default();
+        Ok(devices.iter().any(|device| device.label == "charmonitor"))
     }
 
     /// QEMU has written a dump, or has failed to.
