@@ -1,4 +1,4 @@
-//! The command line: the three commands, and what their arguments share.
+//! The command line: the commands, and what their arguments share.
 
 use std::process::ExitCode;
 
@@ -8,6 +8,7 @@ use vm_watchdog_vmm::ExitStatus;
 use crate::boot::BootArguments;
 use crate::check::CheckArguments;
 use crate::exit;
+use crate::kubevirt::sidecar::SidecarArguments;
 use crate::serve::options::ServeOptions;
 
 /// Watchdog devices for virtual machines.
@@ -30,6 +31,9 @@ pub enum Command {
     /// Check a manifest of KubeVirt, libvirt or QEMU, and say what it means
     #[command(after_help = exit::CHECK_HELP)]
     Check(CheckArguments),
+    /// Run in the hook sidecar of a KubeVirt VM
+    #[command(after_help = exit::SIDECAR_HELP)]
+    Sidecar(SidecarArguments),
 }
 
 /// The command to run, or the status to end with after help or an error was printed.
@@ -56,7 +60,7 @@ fn parse_from<T: Into<std::ffi::OsString> + Clone>(
 }
 
 /// The message alone, without the usage that clap adds to it.
-fn one_line(error: &clap::Error) -> String {
+pub fn one_line(error: &clap::Error) -> String {
     let text = error.to_string();
     let message: Vec<_> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
     message.join(" ").trim_start_matches("error: ").to_owned()

@@ -24,6 +24,16 @@ Exit status:
   1  the file cannot be read, or has an error
   2  the command line cannot be used";
 
+/// What the statuses mean after `vm-watchdog sidecar`, for its `--help`.
+pub const SIDECAR_HELP: &str = "\
+The hook is this program under the name onDefineDomain, in a folder of PATH.
+
+Exit status:
+  0  a signal has ended sidecar-shim, or it has ended with 0
+  1  a folder or sidecar-shim cannot be used
+  2  the command line cannot be used
+Otherwise the status is that of sidecar-shim.";
+
 /// What the statuses mean after `vm-watchdog boot`, for its `--help`.
 pub const BOOT_HELP: &str = "\
 Exit status:

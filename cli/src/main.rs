@@ -1,21 +1,27 @@
-//! The `vm-watchdog` command.
+//! The `vm-watchdog` command, which is a hook of KubeVirt as well if it is called `onDefineDomain`.
 
 mod arguments;
 mod boot;
 mod check;
 mod exit;
 mod format;
+mod kubevirt;
 mod serve;
 
 use std::process::ExitCode;
 
 use crate::arguments::Command;
+use crate::kubevirt::{hook, sidecar};
 
 fn main() -> ExitCode {
+    if hook::is_called(std::env::args_os().next().as_deref()) {
+        return hook::run();
+    }
     match arguments::parse() {
         Ok(Command::Boot(arguments)) => boot::run(arguments).into(),
         Ok(Command::Serve(options)) => serve::run(*options),
         Ok(Command::Check(arguments)) => check::run(&arguments),
+        Ok(Command::Sidecar(arguments)) => sidecar::run(&arguments),
         Err(code) => code,
     }
 }
