@@ -7,6 +7,7 @@ mod client;
 mod domain;
 mod hook;
 mod hostile;
+mod manifests;
 mod qemu;
 mod schema;
 #[path = "../serve/server.rs"]
