@@ -53,7 +53,7 @@ impl TryFrom<u64> for MemorySize {
     type Error = InvalidMemorySize;
 
     fn try_from(bytes: u64) -> Result<Self, InvalidMemorySize> {
-        if bytes % Self::PAGE == 0 { Ok(Self(bytes)) } else { Err(InvalidMemorySize(bytes.to_string())) }
+        if bytes.is_multiple_of(Self::PAGE) { Ok(Self(bytes)) } else { Err(InvalidMemorySize(bytes.to_string())) }
     }
 }
 
@@ -66,7 +66,7 @@ impl From<MemorySize> for u64 {
 impl fmt::Display for MemorySize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
-            bytes if bytes % (1 << 20) == 0 => write!(f, "{} MiB", bytes >> 20),
+            bytes if bytes.is_multiple_of(1 << 20) => write!(f, "{} MiB", bytes >> 20),
             bytes => write!(f, "{} KiB", bytes >> 10),
         }
     }

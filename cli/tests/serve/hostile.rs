@@ -262,7 +262,7 @@ fn a_client_that_disconnects_within_a_message_leaves_nothing_behind() {
     for length in 0..whole.len() {
         let mut stream = server.stream();
         stream.write_all(&whole[..length]).unwrap();
-        if length % 2 == 0 {
+        if length.is_multiple_of(2) {
             drop(stream);
         } else {
             stream.shutdown(Shutdown::Write).unwrap();

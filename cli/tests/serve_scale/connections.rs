@@ -63,7 +63,7 @@ impl<'a> Tenant<'a> {
     fn connect(&mut self, number: usize) {
         let mut client = Client::connect(&self.server.path("s"));
         let write = message(1, REGION_WRITE, 0, &access(BAR0, 0x0C, 2, &[0x80, 0]));
-        if number % SILENT == 0 {
+        if number.is_multiple_of(SILENT) {
             self.silent.push_front(client);
             self.silent.truncate(MOST_SILENT);
             return;
