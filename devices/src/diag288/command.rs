@@ -15,7 +15,7 @@ use crate::Request;
 /// assert_eq!(command.to_string(), "SYSTEM RESTART");
 /// assert_eq!(command.request(), Some(Request::Restart));
 /// ```
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct CpCommand {
     text: [u8; CpCommand::MAX_LENGTH],
     /// At least one byte.

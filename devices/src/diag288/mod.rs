@@ -123,7 +123,7 @@ impl From<Result<Access, ProgramInterruption>> for Access {
 /// assert_eq!(watchdog.poll_at(), Some(at(35)));
 /// assert_eq!(watchdog.poll(at(36)).timeout, Some(at(35)));
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Diag288 {
     flavour: Flavour,
     after_timeout: AfterTimeout,

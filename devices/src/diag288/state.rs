@@ -9,7 +9,7 @@ use crate::{StateError, VmInstant};
 ///
 /// It holds durations, never instants, so it can be restored on any clock. [`AfterTimeout`](crate::AfterTimeout) is not
 /// part of it: the host that restores the state sets it from its own policy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct Diag288StateV1 {
     /// Nanoseconds until the timeout, if the watchdog runs.

@@ -74,7 +74,7 @@ use registers::Unlock;
 /// assert_eq!(watchdog.poll(at(1_006_633_959)).timeout, None);
 /// assert_eq!(watchdog.poll(at(1_006_633_960)).timeout, Some(at(1_006_633_960)));
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct I6300esb {
     config: I6300esbConfig,
     header: PciHeader,

@@ -15,7 +15,7 @@ use crate::{Expired, Model, StateError, VmInstant};
 ///
 /// It holds durations, never instants, so it can be restored on any clock. The [configuration](I6300esbConfig) is not
 /// part of it: the VMM creates the target device with the same configuration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct I6300esbStateV1 {
     /// PCI command register.
@@ -60,7 +60,7 @@ pub struct I6300esbStateV1 {
 }
 
 /// The running counter in an [`I6300esbStateV1`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct CounterStateV1 {
     /// 1 or 2.
@@ -72,7 +72,7 @@ pub struct CounterStateV1 {
 }
 
 /// What is known of a guest that has not written 68h since the last reset, in an [`I6300esbStateV1`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct SinceResetStateV1 {
     /// The registers, if the device was armed before the reset, with what the guest has written since.
@@ -80,7 +80,7 @@ pub struct SinceResetStateV1 {
 }
 
 /// The registers of an armed device, in a [`SinceResetStateV1`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct ArmedStateV1 {
     /// 60h, WDT configuration.
@@ -96,7 +96,7 @@ pub struct ArmedStateV1 {
 }
 
 /// The MSI capability in an [`I6300esbStateV1`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct MsiStateV1 {
     /// MSI enable.
