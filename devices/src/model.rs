@@ -75,7 +75,8 @@ pub trait Model: Sized {
     fn is_armed(&self) -> bool;
 
     /// Sets what the timeout does to the device. The host calls this before a guest accesses the device, and on every
-    /// change of its policy. Models with only one behaviour ignore it.
+    /// change of its policy, which holds for a timeout whose action is still pending too. Models with only one behaviour
+    /// ignore it.
     fn set_after_timeout(&mut self, _after: AfterTimeout) {}
 
     /// What a reset keeps: whether the watchdog has timed out since the guest last cleared that, or armed it anew.
