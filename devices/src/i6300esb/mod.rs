@@ -174,6 +174,24 @@ impl I6300esb {
         self.timed_out
     }
 
+    /// Time from a heartbeat to the timeout, as the guest has set it: both stages (datasheet, PRELOAD1 and PRELOAD2). `None` while
+    /// the watchdog is disarmed.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use vm_watchdog_devices::VmInstant;
+    /// # use vm_watchdog_devices::i6300esb::{I6300esb, I6300esbConfig};
+    /// let mut device = I6300esb::new(I6300esbConfig::default());
+    /// assert_eq!(device.period(), None);
+    /// device.write_config(0x68, &[0x02], VmInstant::ZERO);
+    /// // Both preloads are 0xFFFFF after a reset, in units of 983.04 us.
+    /// assert_eq!(device.period(), Some(2 * 0xF_FFFF * Duration::from_nanos(983_040)));
+    /// ```
+    pub fn period(&self) -> Option<Duration> {
+        let stage_length = |stage| self.prescaler().stage_length(self.stage_preload(stage));
+        self.is_enabled().then(|| stage_length(Stage::One) + stage_length(Stage::Two))
+    }
+
     /// The registers of the watchdog that [`rearm`](Model::rearm) would arm; `None` if it would not.
     pub fn armed_before_reset(&self) -> Option<ArmedStateV1> {
         self.since_reset.registers().map(Registers::to_state)

@@ -35,7 +35,10 @@ fn a_stage_lasts_its_preload_in_units_of_the_prescaler() {
             let mut guest = Guest::new();
             guest.set_config8(CONFIGURATION, configuration);
             guest.preload(preload1, preload2);
+            assert_eq!(guest.device.period(), None, "it is disarmed");
             guest.enable();
+            let period = (u64::from(preload1) + u64::from(preload2)) * unit;
+            assert_eq!(guest.device.period().map(|period| period.as_nanos()), Some(period.into()));
             let stage1 = guest.now + u64::from(preload1) * unit;
             let stage2 = stage1 + u64::from(preload2) * unit;
             let mut expected = vec![Event::Pretimeout(stage1)];
