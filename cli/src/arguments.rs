@@ -10,6 +10,7 @@ use crate::check::CheckArguments;
 use crate::exit;
 use crate::kubevirt::sidecar::SidecarArguments;
 use crate::serve::options::ServeOptions;
+use crate::status::StatusArguments;
 
 /// Watchdog devices for virtual machines.
 #[derive(Debug, Parser)]
@@ -34,6 +35,9 @@ pub enum Command {
     /// Run in the hook sidecar of a KubeVirt VM
     #[command(after_help = exit::SIDECAR_HELP)]
     Sidecar(SidecarArguments),
+    /// Show the VMs of this host and their watchdogs
+    #[command(after_help = exit::STATUS_HELP)]
+    Status(StatusArguments),
 }
 
 /// The command to run, or the status to end with after help or an error was printed.

@@ -34,6 +34,17 @@ Exit status:
   2  the command line cannot be used
 Otherwise the status is that of sidecar-shim.";
 
+/// What the statuses mean after `vm-watchdog status`, for its `--help`.
+pub const STATUS_HELP: &str = "\
+Exit status:
+  0  every VM is well: armed, alive and ready; or there is none; or ctrl-C has ended --watch
+  1  the folder cannot be read
+  2  the command line cannot be used
+  3  a VM is critical: its server does not answer, its guest has timed out or is not protected although it believes so,
+     its last action has failed, or its liveness probe has
+  4  no VM is critical, and one has a warning: no VMM is connected, the guest has not armed its watchdog, an action is
+     delayed, or the guest is not ready";
+
 /// What the statuses mean after `vm-watchdog boot`, for its `--help`.
 pub const BOOT_HELP: &str = "\
 Exit status:

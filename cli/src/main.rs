@@ -6,7 +6,9 @@ mod check;
 mod exit;
 mod format;
 mod kubevirt;
+mod local_socket;
 mod serve;
+mod status;
 
 use std::process::ExitCode;
 
@@ -22,6 +24,7 @@ fn main() -> ExitCode {
         Ok(Command::Serve(options)) => serve::run(*options),
         Ok(Command::Check(arguments)) => check::run(&arguments),
         Ok(Command::Sidecar(arguments)) => sidecar::run(&arguments),
+        Ok(Command::Status(arguments)) => status::run(&arguments),
         Err(code) => code,
     }
 }

@@ -17,6 +17,7 @@ use crate::serve::control::qmp::VmListener;
 use crate::serve::control::remap::remap;
 use crate::serve::device::WatchdogDevice;
 use crate::serve::events::{Entry, ServerEvent, Timeline};
+use crate::serve::last_action::LastAction;
 use crate::serve::late::LateHandler;
 use crate::serve::options::WatchdogOptions;
 use crate::serve::peer::{Owner, Peer};
@@ -40,6 +41,7 @@ pub struct Endpoint {
     /// Whether a thread compares it with the process behind the control socket.
     is_comparing: AtomicBool,
     pub progress: Progress,
+    pub last_action: LastAction,
     /// Whether it made no progress at the last [`makes_progress`](Endpoint::makes_progress).
     is_stalled: AtomicBool,
     timeline: Timeline,
@@ -101,6 +103,7 @@ impl Endpoint {
             vmm: Mutex::default(),
             is_comparing: AtomicBool::new(false),
             progress: Progress::default(),
+            last_action: LastAction::default(),
             is_stalled: AtomicBool::new(false),
             timeline,
             rearms: options.rearms,
@@ -386,7 +389,9 @@ impl ActionHandler for Endpoint {
         }
         self.record_suppressed();
         let action = event.action;
+        self.last_action.started(event);
         if matches!(action, Action::None | Action::Debug) {
+            self.last_action.ended(event, &Ok(()));
             self.save_soon();
             return Ok(());
         }
@@ -395,6 +400,7 @@ impl ActionHandler for Endpoint {
             self.save_now();
         }
         let outcome = self.vm.control.perform(event, &self.socket, &self.owner());
+        self.last_action.ended(event, &outcome);
         self.record(ServerEvent::of_outcome(action, &outcome));
         self.save_soon();
         outcome
@@ -406,6 +412,7 @@ impl ActionHandler for Endpoint {
 
     fn delayed(&self, event: &Event, until: VmInstant) {
         self.expired(event);
+        self.last_action.delayed(event);
         self.record(ServerEvent::ActionDelayed { action: event.action, until_ns: until.as_nanos() });
         self.record_suppressed();
         self.save_soon();

@@ -9,6 +9,7 @@ mod device;
 mod endpoint;
 mod events;
 mod health;
+mod last_action;
 mod late;
 mod lines;
 mod locked_file;
@@ -21,6 +22,7 @@ mod server;
 mod service;
 mod socket;
 mod state;
+mod status;
 mod vm;
 
 use std::io;
@@ -30,7 +32,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use log::Level;
 use rustix::event::{EventfdFlags, eventfd};
@@ -148,7 +150,14 @@ fn try_run(options: ServeOptions, commands: &Arc<Commands>) -> Result<(), ServeE
     let health = health.transpose()?;
     output.restore(&vm, &endpoints)?;
     let mut threads = start(&endpoints, &mut sockets)?;
-    let subjects = Subjects { endpoints: endpoints.clone(), health: health.clone() };
+    let subjects = Subjects {
+        name: options.name,
+        started: Instant::now(),
+        started_at: SystemTime::now(),
+        vm: vm.clone(),
+        endpoints: endpoints.clone(),
+        health: health.clone(),
+    };
     let metrics = metrics.map(|Metrics { listener, address, file }| {
         metrics::http::spawn(listener, subjects.clone()).map(|()| (address, file))
     });

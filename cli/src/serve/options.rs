@@ -21,6 +21,8 @@ use crate::serve::health::options::{HealthOptions, ManifestFlags, ManifestOption
 const ACTION_RATE: ActionRate = ActionRate::new(Duration::from_secs(10), 3);
 /// How many dumps a VM may have, unless --dump-limit says otherwise.
 const MOST_DUMPS: u64 = 5;
+/// The longest name of a VM, in bytes: that of a folder.
+const LONGEST_NAME: usize = 255;
 
 /// Puts watchdogs into a VM of QEMU 10.1 or newer, Cloud Hypervisor, or any other VMM that speaks vfio-user.
 ///
@@ -54,6 +56,12 @@ struct Flags {
 
     #[command(flatten)]
     manifest: ManifestFlags,
+
+    /// The name of the VM, which becomes the label "vm" of every metric
+    ///
+    /// Give each VM of a host a name of its own if node_exporter collects the metrics of several from files.
+    #[arg(long = "name", value_name = "NAME", value_parser = parse_name)]
+    name: Option<String>,
 
     /// Act on a QEMU through this QMP socket, and stop the clock while QEMU says that the VM is paused
     ///
@@ -119,6 +127,7 @@ struct Flags {
 
     /// Serve Prometheus metrics at http://ADDRESS/metrics, or on a Unix socket
     ///
+    /// The same address has /status for "vm-watchdog status", and /livez and /readyz for the probes.
     /// A port alone is a port of 127.0.0.1; port 0 is a free one, which the event "metrics" names. The socket has the
     /// permissions of --socket-mode.
     #[arg(long, value_name = "[ADDRESS:]PORT|unix:PATH", value_parser = parse_address)]
@@ -147,6 +156,8 @@ struct Flags {
 /// The options of `vm-watchdog serve`.
 #[derive(Clone, Debug)]
 pub struct ServeOptions {
+    /// The name of the VM.
+    pub name: Option<String>,
     pub watchdogs: Vec<WatchdogOptions>,
     /// The probes, if the VM has any.
     pub health: Option<HealthOptions>,
@@ -254,8 +265,10 @@ impl Flags {
                 control.check(action).map_err(|message| format!("the liveness probe: {message}"))?;
             }
         }
-        let Self { any_control_process, state, socket_mode, metrics, metrics_file, events, events_file, .. } = self;
+        let Self { name, any_control_process, state, socket_mode, metrics, metrics_file, events, events_file, .. } =
+            self;
         Ok(ServeOptions {
+            name,
             watchdogs,
             health,
             warnings,
@@ -393,6 +406,12 @@ fn default_watchdog() -> WatchdogConfig {
 fn parse_mode(text: &str) -> Result<Mode, String> {
     let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777);
     mode.map(Mode::from_raw_mode).ok_or_else(|| "accepted are octal permissions like 600 or 660".to_owned())
+}
+
+fn parse_name(text: &str) -> Result<String, String> {
+    let is_name = (1..=LONGEST_NAME).contains(&text.len()) && !text.contains(char::is_control);
+    let accepted = || format!("accepted are 1 to {LONGEST_NAME} bytes without control characters");
+    is_name.then(|| text.to_owned()).ok_or_else(accepted)
 }
 
 /// Bytes, or a number with a unit of 1024.

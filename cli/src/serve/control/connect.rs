@@ -1,13 +1,11 @@
 //! Connects to the control socket of a VMM.
 
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::fs::{FileType, Mode, OFlags};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use crate::local_socket;
 
 /// How long writing a request may take.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -18,45 +16,8 @@ pub const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
 ///
 /// It is a symbolic link, which a tenant may have placed, or no socket, or the host refuses.
 pub fn connect(path: &Path) -> io::Result<UnixStream> {
-    let file = rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
-    match FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) {
-        FileType::Socket => {}
-        FileType::Symlink => return Err(invalid("it is a symbolic link")),
-        _ => return Err(invalid("it is no socket")),
-    }
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    // Connects to the file that was looked at, whatever is at the path now.
-    let checked = format!("/proc/self/fd/{}", file.as_raw_fd());
-    rustix::net::connect(&socket, &SocketAddrUnix::new(checked)?)?;
-    let stream = UnixStream::from(socket);
+    let stream = UnixStream::from(local_socket::connect(path)?);
     stream.set_nonblocking(false)?;
     stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
     Ok(stream)
-}
-
-fn invalid(message: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidInput, message)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::fs;
-    use std::os::unix::net::UnixListener;
-
-    #[test]
-    fn a_socket_is_connected_and_nothing_else_is() {
-        let folder = tempfile::tempdir().unwrap();
-        let [socket, link, file] = ["socket", "link", "file"].map(|name| folder.path().join(name));
-        let listener = UnixListener::bind(&socket).unwrap();
-        std::os::unix::fs::symlink(&socket, &link).unwrap();
-        fs::write(&file, "").unwrap();
-        connect(&socket).unwrap();
-        assert_eq!(connect(&link).unwrap_err().to_string(), "it is a symbolic link");
-        assert_eq!(connect(&file).unwrap_err().to_string(), "it is no socket");
-        assert_eq!(connect(&folder.path().join("none")).unwrap_err().kind(), io::ErrorKind::NotFound);
-        drop(listener);
-        assert_eq!(connect(&socket).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
-    }
 }

@@ -26,6 +26,7 @@ use crate::serve::events::{Entry, ServerEvent, Timeline};
 use crate::serve::health::failure::LivenessFailure;
 use crate::serve::health::options::HealthOptions;
 use crate::serve::health::runner::{Observer, Runner, Snapshot};
+use crate::serve::last_action::LastAction;
 use crate::serve::late::LateHandler;
 use crate::serve::peer::Owner;
 use crate::serve::service;
@@ -55,6 +56,8 @@ pub struct Health {
     timeline: Timeline,
     liveness: Option<Liveness>,
     readiness: Option<Arc<Runner>>,
+    /// What followed from the last liveness failure.
+    pub last_action: LastAction,
     /// What the service manager shows.
     status: Mutex<Status>,
     /// A watchdog of the VM, if it has any: they record the events of the VM, and when its VMM is connected.
@@ -113,6 +116,7 @@ impl Health {
             timeline,
             liveness,
             readiness,
+            last_action: LastAction::default(),
             status: Mutex::default(),
             watchdog,
             is_present: Mutex::new(false),
@@ -310,11 +314,14 @@ impl ActionHandler for Health {
         if let Some(metrics) = &self.vm.metrics {
             metrics.write_soon();
         }
+        self.last_action.started(event);
         if matches!(action, Action::None | Action::Debug) {
+            self.last_action.ended(event, &Ok(()));
             return Ok(());
         }
         let socket = self.watchdog.as_ref().map_or(Path::new(""), |watchdog| &watchdog.socket);
         let outcome = self.vm.control.perform(event, socket, &self.owner());
+        self.last_action.ended(event, &outcome);
         self.record("liveness", ServerEvent::of_outcome(action, &outcome));
         if outcome.is_ok() && action == Action::Reset && self.vm.control.qmp().is_none() {
             // No event reports it.

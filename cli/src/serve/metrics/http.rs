@@ -1,4 +1,4 @@
-//! The metrics and the results of the probes over HTTP. Three fixed paths do not need an HTTP server; `httparse` parses the request.
+//! The metrics, the status and the results of the probes over HTTP. Four fixed paths do not need an HTTP server; `httparse` parses the request.
 //!
 //! One thread serves every scraper and waits for none of them: each has a deadline, and the oldest one makes room when
 //! there are too many.
@@ -15,6 +15,7 @@ use vm_watchdog_probes::ProbeKind;
 
 use crate::serve::health::report::report;
 use crate::serve::metrics::{Subjects, render};
+use crate::serve::status::status;
 
 /// How long a scraper may take in all.
 const SCRAPE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -28,8 +29,10 @@ const LONGEST_REQUEST: usize = 8 << 10;
 const MOST_HEADERS: usize = 64;
 /// The type of an answer for people.
 const TEXT: &str = "text/plain; charset=utf-8";
+/// The type of an answer for programs.
+const JSON: &str = "application/json";
 
-/// Serves the metrics of `subjects` and the results of their probes on a non-blocking listener, for ever.
+/// Serves the metrics and the status of `subjects`, and the results of their probes, on a non-blocking listener, for ever.
 ///
 /// # Errors
 ///
@@ -169,17 +172,23 @@ impl Scraper {
 /// The answer to a GET request for `path`; `None` is another request.
 fn answer(path: Option<&str>, subjects: &Subjects) -> Vec<u8> {
     let health = |kind| subjects.health.as_ref().and_then(|health| health.probe(kind));
-    let json = |(status, body)| (status, "application/json", body);
+    let json = |(status, body)| (status, JSON, body);
     let (status, content_type, body) = match path {
         Some("/metrics") => match render(subjects) {
             Ok(body) => ("200 OK", prometheus::TEXT_FORMAT, body),
             Err(error) => ("500 Internal Server Error", TEXT, error.to_string()),
         },
+        Some("/status") => match serde_json::to_string(&status(subjects)) {
+            Ok(body) => ("200 OK", JSON, body + "\n"),
+            Err(error) => ("500 Internal Server Error", TEXT, error.to_string()),
+        },
         Some("/livez") => json(report(health(ProbeKind::Liveness).as_ref())),
         Some("/readyz") => json(report(health(ProbeKind::Readiness).as_ref())),
-        Some(_) => {
-            ("404 Not Found", TEXT, "the metrics are at /metrics, the probes at /livez and /readyz\n".to_owned())
-        }
+        Some(_) => (
+            "404 Not Found",
+            TEXT,
+            "the metrics are at /metrics, the status at /status, the probes at /livez and /readyz\n".to_owned(),
+        ),
         None => ("400 Bad Request", TEXT, "only GET is supported\n".to_owned()),
     };
     let length = body.len();

@@ -3,27 +3,39 @@
 pub mod file;
 pub mod http;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Instant, SystemTime};
 
 use prometheus::{Encoder, GaugeVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
 
+use vm_watchdog::i6300esb::I6300esb;
 use vm_watchdog_probes::{ProbeKind, ProbeResult};
 
 use crate::serve::endpoint::Endpoint;
 use crate::serve::health::Health;
 use crate::serve::health::runner::Attempts;
+use crate::serve::vm::Vm;
 
 /// What the metrics are about.
 #[derive(Clone)]
 pub struct Subjects {
+    /// The name of the VM, for the label `vm`.
+    pub name: Option<String>,
+    /// When the server started.
+    pub started: Instant,
+    /// The same as the time of day.
+    pub started_at: SystemTime,
+    pub vm: Arc<Vm>,
     pub endpoints: Vec<Arc<Endpoint>>,
     pub health: Option<Arc<Health>>,
 }
 
 /// Every metric as of now.
 pub fn render(subjects: &Subjects) -> prometheus::Result<String> {
-    let metrics = Metrics { registry: Registry::new(), endpoints: &subjects.endpoints };
+    let labels = subjects.name.as_ref().map(|name| HashMap::from([("vm".to_owned(), name.clone())]));
+    let metrics = Metrics { registry: Registry::new_custom(None, labels)?, endpoints: &subjects.endpoints };
     metrics.count("heartbeats", "Heartbeats of the guest", |e| e.watchdog.stats().heartbeats)?;
     metrics.count("pretimeouts", "First stages that ended", |e| e.watchdog.stats().pretimeouts)?;
     metrics.count("timeouts", "Timeouts", |e| e.watchdog.stats().expiries)?;
@@ -59,7 +71,17 @@ pub fn render(subjects: &Subjects) -> prometheus::Result<String> {
         .state("connected", "Whether a VMM is connected", |e| Some(e.clients.is_connected.load(Ordering::Relaxed)))?;
     metrics.state("paused", "Whether the VM is known to be paused", |e| Some(e.vm.clock.is_paused()))?;
     metrics.state("qmp_connected", "Whether QMP is connected", |e| Some(e.vm.control.qmp()?.is_connected()))?;
-    metrics.last_heartbeat_age()?;
+    metrics.seconds("last_heartbeat_age", "Time of the VM since its last heartbeat, absent before the first", |e| {
+        let stats = e.watchdog.stats();
+        stats.last_heartbeat.map(|last| stats.now.saturating_duration_since(last).as_secs_f64())
+    })?;
+    let help = "Time of the VM until the timeout, absent while disarmed, and from a timeout to the next heartbeat";
+    metrics.seconds("time_left", help, |e| e.watchdog.stats().time_left.map(|left| left.as_secs_f64()))?;
+    let help = "Time from a heartbeat to the timeout as the guest has set it, absent while disarmed";
+    metrics.seconds("period", help, |e| e.watchdog.inspect(I6300esb::period).map(|period| period.as_secs_f64()))?;
+    let started = subjects.started_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    metrics.seconds("start_time", "Unix time when the server started", |_| Some(started))?;
+    metrics.info(subjects.vm.control.as_str())?;
     if let Some(health) = &subjects.health {
         metrics.health(health)?;
     }
@@ -124,15 +146,23 @@ impl Metrics<'_> {
         self.registry.register(Box::new(counter))
     }
 
-    fn last_heartbeat_age(&self) -> prometheus::Result<()> {
-        let help = "Time of the VM since its last heartbeat, absent before the first";
-        let gauges = GaugeVec::new(Opts::new("vm_watchdog_last_heartbeat_age_seconds", help), &["id"])?;
+    fn seconds(&self, name: &str, help: &str, value: impl Fn(&Endpoint) -> Option<f64>) -> prometheus::Result<()> {
+        let gauges = GaugeVec::new(Opts::new(format!("vm_watchdog_{name}_seconds"), help), &["id"])?;
         for endpoint in self.endpoints {
-            let stats = endpoint.watchdog.stats();
-            if let Some(last) = stats.last_heartbeat {
-                let age = stats.now.saturating_duration_since(last);
-                gauges.get_metric_with_label_values(&[endpoint.watchdog.id()])?.set(age.as_secs_f64());
+            if let Some(value) = value(endpoint) {
+                gauges.get_metric_with_label_values(&[endpoint.watchdog.id()])?.set(value);
             }
+        }
+        self.registry.register(Box::new(gauges))
+    }
+
+    /// The version and the actions as labels of a gauge that is always 1.
+    fn info(&self, actions_by: &str) -> prometheus::Result<()> {
+        let help = "Version of the server, and what performs its actions";
+        let gauges = IntGaugeVec::new(Opts::new("vm_watchdog_info", help), &["id", "version", "actions_by"])?;
+        for endpoint in self.endpoints {
+            let labels = [endpoint.watchdog.id(), env!("CARGO_PKG_VERSION"), actions_by];
+            gauges.get_metric_with_label_values(&labels)?.set(1);
         }
         self.registry.register(Box::new(gauges))
     }

@@ -47,6 +47,7 @@ fn invalid_options_are_refused_with_a_reason() {
             "--socket a --socket b --socket c --qmp q --watchdog i6300esb --watchdog i6300esb",
             "--watchdog: given 2 times with 3 --socket, accepted are once or 3 times",
         ),
+        ("--socket a --qmp q --name=", "accepted are 1 to 255 bytes without control characters"),
         ("--socket a --exec=", "--exec: an empty command does nothing"),
         ("--socket a --exec x --dump-folder d", "--dump-folder goes with --qmp and without --exec"),
         ("--qmp q --watchdog i6300esb,id=x --socket a --socket b", "two watchdogs are called \"x\""),
