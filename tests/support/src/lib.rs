@@ -14,6 +14,7 @@
 //! - [`nested`]: an outer guest whose KVM works
 //! - [`cloud_hypervisor`]: Cloud Hypervisor as the VMM, where the environment names its binary
 //! - [`qemu`]: a current QEMU, independent of the machine's own
+//! - [`prometheus`]: promtool, for the alert rules
 //! - [`process`]: a program that runs a guest, with time limits
 //! - [`skip`]: tests that cannot run on this machine
 
@@ -27,6 +28,7 @@ pub mod kernel;
 pub mod libraries;
 pub mod nested;
 pub mod process;
+pub mod prometheus;
 pub mod qemu;
 pub mod skip;
 
