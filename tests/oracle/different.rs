@@ -206,3 +206,33 @@ fn the_latency_timer_is_storage_here_and_zero_there() {
     pair.write(Config, 0x0D, 1, 0x40);
     assert_eq!(pair.read(Config, 0x0D, 1), (0x00, 0x40));
 }
+
+#[test]
+fn a_stage_of_zero_in_free_running_mode_lasts_one_unit_here_and_ends_at_once_there() {
+    let test = "a_stage_of_zero_in_free_running_mode_lasts_one_unit_here_and_ends_at_once_there";
+    let Some(mut pair) = Pair::start(test) else { return };
+    for (preload1, preload2) in [(0, 5), (5, 0)] {
+        pair.preload(preload1, preload2);
+        pair.write(Config, 0x68, 1, 0x06);
+        assert_eq!(pair.wait(5 * KHZ - 1), (0, 0));
+        assert_eq!(pair.wait(1), (1, 0));
+        assert_eq!(pair.wait(KHZ - 1), (0, 0));
+        assert_eq!(pair.wait(1), (0, 1));
+        pair.reset();
+    }
+}
+
+#[test]
+fn bar0_stays_mapped_while_it_is_sized_here_and_disappears_there() {
+    let Some(mut pair) = Pair::start("bar0_stays_mapped_while_it_is_sized_here_and_disappears_there") else { return };
+    pair.preload(1, 1);
+    pair.write(Config, 0x68, 1, 0x02);
+    assert!(pair.wait_alike(SECOND).is_some());
+    let address = pair.read_same(Config, 0x10, 4);
+    pair.write(Config, 0x10, 4, 0xFFFF_FFFF);
+    assert_eq!(pair.read_same(Config, 0x10, 4), 0xFFFF_FFF0);
+    assert_eq!(pair.model.bar0(), Some(address));
+    assert_eq!(pair.read(Bar, 0x0C, 2), (0x0000, 0x1200));
+    pair.write(Config, 0x10, 4, address);
+    assert_eq!(pair.read_same(Bar, 0x0C, 2), 0x1200);
+}

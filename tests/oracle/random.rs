@@ -1,63 +1,78 @@
-//! Random accesses, of those that QEMU's device supports completely.
+//! Random operations: a million, or as many as the environment asks for.
 
-use crate::pair::{Bar, Config, Pair};
+use std::env;
+use std::io::{self, Write as _};
+use std::time::Instant;
 
-/// xorshift64 with a fixed seed: every run has the same numbers.
-struct Random(u64);
+use vm_watchdog_test_support::skip;
 
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
+use crate::rules::{Rules, TABLE};
+use crate::run::Plan;
+
+const OPERATIONS: u64 = 1_000_000;
+const SEED: u64 = 0x6300_E5B0_25AB_8086;
+
+/// Most operations until there is a difference that a removed rule covers.
+const ENOUGH_WITHOUT_A_RULE: u64 = 100_000;
+
+#[test]
+fn random_operations_differ_only_by_the_rules() {
+    let operations = from_environment("VM_WATCHDOG_ORACLE_OPERATIONS", OPERATIONS);
+    let seed = from_environment("VM_WATCHDOG_ORACLE_SEED", SEED);
+    let started = Instant::now();
+    let plan = Plan { seed, operations, machines: 2, rules: Rules::all() };
+    let (tally, failure) = match plan.run() {
+        Ok(result) => result,
+        Err(why) => return skip::loudly("random_operations_differ_only_by_the_rules", &why),
+    };
+    let seconds = started.elapsed().as_secs_f32();
+    if let Some(failure) = failure {
+        panic!(
+            "after {} operations and {seconds:.1} s: sequence {} of seed {seed:#x}, {} operations, of which are needed:\n{}",
+            failure.operations_before,
+            failure.number,
+            failure.length,
+            failure.report()
+        );
     }
-
-    fn of<T: Copy>(&mut self, choices: &[T]) -> T {
-        choices[self.next() as usize % choices.len()]
+    say(&format!(
+        "{} random operations in {} sequences of seed {seed:#x}, {} qtest commands, {seconds:.1} s\n",
+        tally.operations, tally.sequences, tally.commands
+    ));
+    let situations: Vec<_> = tally.situations.counts().map(|(name, count)| format!("{name} {count}")).collect();
+    say(&format!("after an operation: {}\n{}", situations.join(", "), tally.rules.report()));
+    for (name, count) in tally.situations.counts() {
+        assert!(count >= tally.operations / 1000, "the sequences rarely reach this: {name}, {count}");
+    }
+    for row in &TABLE {
+        assert!(tally.rules.applied(row.rule) > 0, "not applied: {}", row.name);
     }
 }
 
 #[test]
-fn random_accesses_and_waits_have_the_same_results() {
-    let Some(mut pair) = Pair::start("random_accesses_and_waits_have_the_same_results") else { return };
-    let mut random = Random(0x6300_E5B0_25AB_8086);
-    let mut timeouts = 0;
-    for _ in 0..6000 {
-        match random.next() % 16 {
-            0..=1 => {
-                let width = random.of(&[1, 2, 4]);
-                pair.write(Bar, 0x0C, width, 0x80);
-                pair.write(Bar, 0x0C, width, 0x86);
-            }
-            2 => pair.write(Bar, 0x0C, random.of(&[1, 2, 4]), random.of(&[0x80, 0x86])),
-            3..=5 => {
-                // Not zero: in free running mode such a stage lasts one unit in the model.
-                let preload = random.of(&[1, 2, 100, 512, 513, 70_000, 0xF_FFFF, 0x10_0001]);
-                pair.unlock();
-                pair.write(Bar, random.of(&[0x00, 0x04]), 4, preload);
-            }
-            6..=7 => pair.reload(),
-            8 => {
-                pair.unlock();
-                pair.write(Bar, 0x0C, 2, random.of(&[0x0200, 0x1000, 0x0300, 0x1100, 0x0000, 0xFEFF, 0xFFFF]));
-            }
-            9 => pair.write(Bar, 0x08, 4, random.of(&[0, 1, 0x80, 0x86])),
-            10 => pair.write(Config, 0x60, 2, random.of(&[0x0000, 0x0003, 0x0004, 0x0007, 0x0002, 0xFF01])),
-            11..=12 => pair.write(Config, 0x68, 1, random.of(&[0x00, 0x02, 0x02, 0x02, 0x06, 0x06, 0x04, 0xFA, 0x03])),
-            13..=14 => {
-                let nanos = random.of(&[1, 960, 983_040, 400_000_000, 70_000_000_000, 2_000_000_000_000]);
-                if pair.wait_alike(nanos).is_some() {
-                    timeouts += 1;
-                    pair.reset();
-                }
-            }
-            _ if random.next() % 8 == 0 => pair.reset(),
-            _ => {}
-        }
-        pair.read_same(Config, 0x60, 2);
-        pair.read_same(Config, 0x68, 1);
-        pair.read_same(Bar, 0x0C, 2);
+fn each_rule_is_needed() {
+    for row in &TABLE {
+        let rules = Rules::without(row.rule);
+        let plan = Plan { seed: SEED, operations: ENOUGH_WITHOUT_A_RULE, machines: 1, rules };
+        let failure = match plan.run() {
+            Ok((_, failure)) => failure.unwrap_or_else(|| panic!("there is no difference without {}", row.name)),
+            Err(why) => return skip::loudly("each_rule_is_needed", &why),
+        };
+        println!("without \"{}\", after {} operations:\n{}", row.name, failure.operations_before, failure.report());
+        assert!(failure.operations.len() <= 20, "{}: not short", row.name);
     }
-    assert!(timeouts > 50, "only {timeouts} timeouts");
+}
+
+/// Writes to standard error itself, because the harness captures what passing tests print.
+fn say(text: &str) {
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+fn from_environment(name: &str, default: u64) -> u64 {
+    let Ok(text) = env::var(name) else { return default };
+    let parsed = match text.strip_prefix("0x") {
+        Some(hexadecimal) => u64::from_str_radix(hexadecimal, 16),
+        None => text.parse(),
+    };
+    parsed.unwrap_or_else(|error| panic!("{name}={text:?}: {error}; a number is accepted, such as 10000000"))
 }

@@ -16,6 +16,7 @@
 //! - [`qemu`]: a current QEMU, independent of the machine's own
 //! - [`prometheus`]: promtool, for the alert rules
 //! - [`process`]: a program that runs a guest, with time limits
+//! - [`random`]: random numbers that are the same in every run
 //! - [`skip`]: tests that cannot run on this machine
 
 pub mod assets;
@@ -30,6 +31,7 @@ pub mod nested;
 pub mod process;
 pub mod prometheus;
 pub mod qemu;
+pub mod random;
 pub mod skip;
 
 /// Why a part of the test environment is unavailable on this machine: one line for the person who runs the test.
