@@ -42,10 +42,74 @@ pub fn store_all(address: u32) -> Vec<u8> {
     with_long_displacement([0xEB, 0x0F], address, 0x24)
 }
 
+/// An address: displacement and base register. Base 0 means none.
+pub type Place = (u16, u8);
+
 /// `mvc 0(length,r),from`: copy bytes to the address in a register.
 pub fn mvc_to(register: u8, length: u8, from: u16) -> Vec<u8> {
-    let [high, low] = short_displacement(from);
-    vec![0xD2, length - 1, register << 4, 0x00, high, low]
+    mvc((0, register), length, (from, 0))
+}
+
+/// `mvc to(length),from`: copy bytes.
+pub fn mvc(to: Place, length: u8, from: Place) -> Vec<u8> {
+    [&[0xD2, length - 1], &with_base(to)[..], &with_base(from)].concat()
+}
+
+/// `lg r,from`: load from memory.
+pub fn lg_from(register: u8, (displacement, base): Place) -> Vec<u8> {
+    let [_, mut load @ ..] = <[u8; 6]>::try_from(lg(register, displacement.into())).expect("six bytes");
+    load[1] |= base << 4;
+    [&[0xE3], &load[..]].concat()
+}
+
+/// `ag r,address`: add from memory.
+pub fn ag(register: u8, address: u32) -> Vec<u8> {
+    with_long_displacement([0xE3, register << 4], address, 0x08)
+}
+
+/// `cg r,address`: compare with memory.
+pub fn cg(register: u8, address: u32) -> Vec<u8> {
+    with_long_displacement([0xE3, register << 4], address, 0x20)
+}
+
+/// `aghi r,value`: add.
+pub fn aghi(register: u8, value: i16) -> Vec<u8> {
+    [&[0xA7, register << 4 | 0xB], &value.to_be_bytes()[..]].concat()
+}
+
+/// `lmg r0,r15,from`: load all registers.
+pub fn load_all_from((displacement, base): Place) -> Vec<u8> {
+    let [high, low] = with_base((displacement, base));
+    vec![0xEB, 0x0F, high, low, 0x00, 0x04]
+}
+
+/// `lctlg c0,c0,address`: load control register 0.
+pub fn load_control_register_0(address: u32) -> Vec<u8> {
+    with_long_displacement([0xEB, 0x00], address, 0x2F)
+}
+
+/// `stck at`: store the clock.
+pub fn stck(at: Place) -> Vec<u8> {
+    [&[0xB2, 0x05], &with_base(at)[..]].concat()
+}
+
+/// `sckc at`: set the clock comparator.
+pub fn sckc(at: Place) -> Vec<u8> {
+    [&[0xB2, 0x06], &with_base(at)[..]].concat()
+}
+
+/// When a jump is taken, by the condition code of a comparison.
+#[derive(Clone, Copy)]
+pub enum If {
+    Equal = 8,
+    Low = 4,
+    Always = 15,
+}
+
+/// `brcl condition,to`: the instruction is at `from`.
+pub fn jump(condition: If, from: u32, to: u32) -> Vec<u8> {
+    let halfwords = (i64::from(to) - i64::from(from)) / 2;
+    [&[0xC0, (condition as u8) << 4 | 0x4], &(halfwords as i32).to_be_bytes()[..]].concat()
 }
 
 /// `ni at,mask`: clear the bits of a byte that are clear in the mask.
@@ -69,6 +133,11 @@ pub fn halt() -> Vec<u8> {
 pub fn diag(r1: u8, r3: u8, base: u8, displacement: u16) -> [u8; 4] {
     let [high, low] = short_displacement(displacement);
     [0x83, r1 << 4 | r3, base << 4 | high, low]
+}
+
+fn with_base((displacement, base): Place) -> [u8; 2] {
+    let [high, low] = short_displacement(displacement);
+    [base << 4 | high, low]
 }
 
 fn short_displacement(displacement: u16) -> [u8; 2] {

@@ -21,13 +21,11 @@ use vm_watchdog_test_support::{assets, skip};
 use crate::assembler::{cghi, diag, halt, ipm, lg, lgfi, load_all, lpswe, mvc_to, ni, stg, store_all, sty};
 use crate::bridge::{Answer, Bridge, Hook, Interrupted};
 use crate::gdb::{Gdb, Registers};
+use crate::image::{
+    Image, PROGRAM_INTERRUPTION, PROGRAM_NEW_PSW, PROGRAM_OLD_PSW, PSW_64_BIT, PSW_CONDITION_CODE_2, PSW_PROBLEM_STATE,
+};
 use crate::machine::{Device, Machine, memory_in_file, reader};
 use crate::wait::WAIT_LIMIT;
-
-// Assigned storage locations of the architecture.
-const PROGRAM_INTERRUPTION: u16 = 0x8C;
-const PROGRAM_OLD_PSW: u16 = 0x150;
-const PROGRAM_NEW_PSW: usize = 0x1D0;
 
 // Addresses that this program chooses.
 const PROBLEM_STATE_PSW: u16 = 0x400;
@@ -40,9 +38,6 @@ const PROGRAM: u64 = 0x4000;
 const NOTES: u32 = 0x8000;
 const INPUTS: u32 = 0x1_0000;
 const OUTPUTS: u32 = 0x2_0000;
-
-const PSW_64_BIT: u64 = 0x0000_0001_8000_0000;
-const PSW_PROBLEM_STATE: u64 = 0x0001_0000_0000_0000;
 
 const INIT: u64 = 0;
 const CHANGE: u64 = 1;
@@ -143,27 +138,8 @@ impl Case {
     }
 }
 
-/// The contents of memory from address 0.
-#[derive(Default)]
-struct Image(Vec<u8>);
-
-impl Image {
-    fn put(&mut self, address: usize, bytes: &[u8]) -> usize {
-        let end = address + bytes.len();
-        self.0.resize(self.0.len().max(end), 0);
-        self.0[address..end].copy_from_slice(bytes);
-        end
-    }
-
-    fn put_psw(&mut self, address: usize, mask: u64, instruction: u64) {
-        self.put(address, &[mask.to_be_bytes(), instruction.to_be_bytes()].concat());
-    }
-}
-
 fn program(cases: &[Case]) -> Vec<u8> {
-    let mut image = Image::default();
-    // QEMU starts an image other than Linux at the address of the short PSW at 0, in 64-bit mode.
-    image.put(0, &[0x0008_0000u32.to_be_bytes(), (0x8000_0000 | PROGRAM as u32).to_be_bytes()].concat());
+    let mut image = Image::starting_at(PROGRAM as u32);
     image.put_psw(PROGRAM_NEW_PSW, PSW_64_BIT, HANDLER);
 
     // Records the interruption, and continues behind the instruction in supervisor state.
@@ -188,8 +164,7 @@ fn program(cases: &[Case]) -> Vec<u8> {
         if case.problem_state {
             let psw = PROBLEM_STATE_PSW + 16 * index as u16;
             let jump = lpswe(psw);
-            let condition_code_2 = 2 << 44;
-            let mask = PSW_64_BIT | PSW_PROBLEM_STATE | condition_code_2;
+            let mask = PSW_64_BIT | PSW_PROBLEM_STATE | PSW_CONDITION_CODE_2;
             image.put_psw(psw.into(), mask, (at + jump.len()) as u64);
             at = image.put(at, &jump);
         }
@@ -294,7 +269,7 @@ fn check(notes: &[Note], cases: &[Case]) {
     }
 }
 
-fn with_qemu(name: &str, test: impl FnOnce(&Qemu) -> Result<(), Box<dyn Error>>) {
+pub fn with_qemu(name: &str, test: impl FnOnce(&Qemu) -> Result<(), Box<dyn Error>>) {
     match Qemu::current().and_then(|qemu| assets::machine_for_this_process().map(|()| qemu)) {
         Ok(qemu) => test(&qemu).unwrap(),
         Err(why) => skip::loudly(name, &why),

@@ -5,12 +5,15 @@
 
 mod assembler;
 mod bare_metal;
+mod batch;
 mod bridge;
 mod gdb;
 mod guest;
+mod image;
 mod linux;
 mod machine;
 mod qmp;
+mod random_calls;
 mod rig;
 mod wait;
 mod zvm;
