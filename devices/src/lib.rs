@@ -28,6 +28,7 @@ mod message;
 mod model;
 mod state;
 mod time;
+pub mod wdat;
 
 pub use message::MsiMessage;
 pub use model::{Access, AfterTimeout, Expired, LastReset, Model, Request};
