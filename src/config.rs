@@ -8,6 +8,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use vm_watchdog_devices::i6300esb::{I6300esbConfig, InterruptPin};
+use vm_watchdog_devices::wdat::{TimerPeriod, WdatConfig};
 
 use crate::action::{Action, UnknownAction};
 use crate::diag288::UnknownCommands;
@@ -27,10 +28,11 @@ use crate::policy::{ActionRate, Escalation, Policy};
 /// | `steal-limit` | how many times the timeout a period may last in all when [steal time](crate::WatchdogBuilder::compensate_steal_time) extends it | 1: no compensation |
 /// | `id` | the watchdog's name in events and logs | the VMM chooses it |
 /// | `interrupt` | interrupt of the device: `none`, `intx` (a pin), or `msi` (a pin, and messages for guests that enable them) | `none` |
+/// | `period` | unit in which the guest of a `wdat` counts: `1ms`, or `1s` for Windows ([`TimerPeriod`]) | `1ms` |
 /// | `zvm` | z/VM flavour: `refuse` or `accept` commands that [have no meaning for a VMM](UnknownCommands) | off |
 ///
-/// `diag288` has one stage and no interrupt, and refuses `pretimeout`, `before` and `interrupt`. Only `diag288` accepts
-/// `zvm`: the guest's command then selects the action, and `action` applies to commands without a meaning for a VMM.
+/// `diag288` and `wdat` have one stage and no interrupt, and refuse `pretimeout`, `before` and `interrupt`. Only `wdat`
+/// accepts `period`, and only `diag288` accepts `zvm`: the guest's command then selects the action, and `action` applies to commands without a meaning for a VMM.
 ///
 /// Only parsing makes one, so each holds options that its model has, and prints as text that parses back to it.
 ///
@@ -125,6 +127,8 @@ pub enum DeviceConfig {
     /// DIAGNOSE X'288', for [`Diag288::new`](crate::diag288::Diag288::new); with `Some`, for
     /// [`Diag288::zvm`](crate::diag288::Diag288::zvm): how it treats unknown commands.
     Diag288(Option<UnknownCommands>),
+    /// ACPI watchdog table, for [`Wdat::new`](crate::wdat::Wdat::new) and [`WdatTable::new`](crate::wdat::WdatTable::new).
+    Wdat(WdatConfig),
 }
 
 impl DeviceConfig {
@@ -133,6 +137,7 @@ impl DeviceConfig {
         match self {
             Self::I6300esb(_) => DeviceModel::I6300esb,
             Self::Diag288(_) => DeviceModel::Diag288,
+            Self::Wdat(_) => DeviceModel::Wdat,
         }
     }
 }
@@ -146,17 +151,20 @@ pub enum DeviceModel {
     I6300esb,
     /// DIAGNOSE X'288', the watchdog of s390x.
     Diag288,
+    /// The ACPI watchdog table, for guests without a driver for the other two.
+    Wdat,
 }
 
 impl DeviceModel {
     /// Every model, in the order in which messages list them.
-    pub const ALL: [Self; 2] = [Self::I6300esb, Self::Diag288];
+    pub const ALL: [Self; 3] = [Self::I6300esb, Self::Diag288, Self::Wdat];
 
-    /// The model's name in libvirt, QEMU and KubeVirt.
+    /// The model's name, which is that of libvirt, QEMU and KubeVirt if they have it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::I6300esb => "i6300esb",
             Self::Diag288 => "diag288",
+            Self::Wdat => "wdat",
         }
     }
 
@@ -177,6 +185,9 @@ impl DeviceModel {
             ],
             Self::Diag288 => {
                 &["action", "grace", "then", "action-interval", "action-burst", "steal-limit", "id", "zvm"]
+            }
+            Self::Wdat => {
+                &["action", "grace", "then", "action-interval", "action-burst", "steal-limit", "id", "period"]
             }
         }
     }
@@ -274,7 +285,8 @@ impl fmt::Display for WatchdogConfig {
             }
             DeviceConfig::Diag288(Some(UnknownCommands::Refused)) => f.write_str(",zvm=refuse"),
             DeviceConfig::Diag288(Some(UnknownCommands::Accepted)) => f.write_str(",zvm=accept"),
-            DeviceConfig::I6300esb(_) | DeviceConfig::Diag288(None) => Ok(()),
+            DeviceConfig::Wdat(WdatConfig { period: TimerPeriod::OneSecond, .. }) => f.write_str(",period=1s"),
+            DeviceConfig::I6300esb(_) | DeviceConfig::Diag288(None) | DeviceConfig::Wdat(_) => Ok(()),
         }
     }
 }
@@ -331,6 +343,7 @@ impl FromStr for WatchdogConfig {
         let device = match model {
             DeviceModel::I6300esb => DeviceConfig::I6300esb(options.i6300esb()?),
             DeviceModel::Diag288 => DeviceConfig::Diag288(options.zvm()?),
+            DeviceModel::Wdat => DeviceConfig::Wdat(options.wdat()?),
         };
         Ok(Self { device, id, policy, has_rate, steal_limit })
     }
@@ -415,6 +428,15 @@ impl<'a> Options<'a> {
             Some("msi") => Ok(config.with_interrupt_pin(InterruptPin::IntA).with_msi()),
             Some(value) => Err(value_error("interrupt", value, "none, intx, msi")),
         }
+    }
+
+    fn wdat(&self) -> Result<WdatConfig, ConfigError> {
+        let period = match self.value("period") {
+            None | Some("1ms") => TimerPeriod::OneMillisecond,
+            Some("1s") => TimerPeriod::OneSecond,
+            Some(value) => return Err(value_error("period", value, "1ms, 1s")),
+        };
+        Ok(WdatConfig::default().with_period(period))
     }
 
     fn zvm(&self) -> Result<Option<UnknownCommands>, ConfigError> {

@@ -1,8 +1,9 @@
 //! Watchdog devices for virtual machine monitors.
 //!
 //! A guest arms a watchdog with the driver it already has and writes heartbeats; when they stop, the VMM is called back
-//! and resets, shuts down or powers off the VM. This crate has the Intel 6300ESB ([`i6300esb`], a PCI function) and the
-//! watchdog of s390x ([`diag288`], a hypervisor call) for any VMM built of rust-vmm crates, or of none.
+//! and resets, shuts down or powers off the VM. This crate has the Intel 6300ESB ([`i6300esb`], a PCI function), the
+//! watchdog of s390x ([`diag288`], a hypervisor call), and one behind the ACPI watchdog table ([`wdat`]) for guests without
+//! a driver for the other two, for any VMM built of rust-vmm crates, or of none.
 //!
 //! # In twenty lines
 //!
@@ -76,6 +77,7 @@ mod timer;
 #[cfg(feature = "vm-device")]
 mod vm_device;
 mod watchdog;
+pub mod wdat;
 
 pub use action::{Action, UnknownAction};
 pub use any::{AnyWatchdog, AnyWatchdogState, OtherState};

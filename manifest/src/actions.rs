@@ -5,8 +5,10 @@ use vm_watchdog::{Action, DeviceModel};
 use crate::near::{hint, is_placeholder};
 use crate::problem::quoted;
 
-/// The names of the models, in the order in which messages list them.
-pub const MODELS: [&str; 2] = [DeviceModel::I6300esb.as_str(), DeviceModel::Diag288.as_str()];
+/// The models that manifests know, in the order in which messages list them.
+pub const MODELS: [DeviceModel; 2] = [DeviceModel::I6300esb, DeviceModel::Diag288];
+/// Their names.
+pub const MODEL_NAMES: [&str; 2] = [MODELS[0].as_str(), MODELS[1].as_str()];
 
 /// The action of this name, if the dialect accepts it.
 pub fn action(name: &str, accepted: &[Action]) -> Result<Action, String> {
@@ -22,11 +24,11 @@ pub fn action(name: &str, accepted: &[Action]) -> Result<Action, String> {
 
 /// The model of this name.
 pub fn model(name: &str) -> Result<DeviceModel, String> {
-    let known = DeviceModel::ALL.into_iter().find(|model| model.as_str() == name);
+    let known = MODELS.into_iter().find(|model| model.as_str() == name);
     known.ok_or_else(|| {
         if is_placeholder(name) {
-            return format!("{} is a placeholder: accepted are {}", quoted(name), MODELS.join(", "));
+            return format!("{} is a placeholder: accepted are {}", quoted(name), MODEL_NAMES.join(", "));
         }
-        format!("unknown watchdog model {}: {}", quoted(name), hint(name, &MODELS))
+        format!("unknown watchdog model {}: {}", quoted(name), hint(name, &MODEL_NAMES))
     })
 }

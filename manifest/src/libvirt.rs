@@ -8,7 +8,7 @@ use quick_xml::name::QName;
 use quick_xml::{Reader, XmlVersion};
 use vm_watchdog::{Action, DeviceModel};
 
-use crate::actions::{MODELS, action, model};
+use crate::actions::{MODEL_NAMES, action, model};
 use crate::manifest::{Dialect, Located, Manifest, Watchdog};
 use crate::near::near;
 use crate::problem::{Position, Report, bounded, plain, quoted};
@@ -206,7 +206,7 @@ impl Parser<'_, '_> {
                 Err(message) => self.report.error(position, &format!("{path}/@model"), message),
             },
             None => {
-                let message = format!("missing: accepted are {}", MODELS.join(", "));
+                let message = format!("missing: accepted are {}", MODEL_NAMES.join(", "));
                 self.report.error(position, &format!("{path}/@model"), message);
             }
         }
@@ -262,7 +262,8 @@ impl Parser<'_, '_> {
             } else {
                 let part =
                     if model == "itco" { " (a part of QEMU's machine q35, which libvirt lists by itself)" } else { "" };
-                let message = format!("model {model:?}{part} is not available: accepted are {}", MODELS.join(", "));
+                let message =
+                    format!("model {model:?}{part} is not available: accepted are {}", MODEL_NAMES.join(", "));
                 self.report.error(*position, "watchdog/@model", message);
             }
         }

@@ -4,7 +4,7 @@
 
 use vm_watchdog::{Action, DeviceModel};
 
-use crate::actions::{MODELS, action, model};
+use crate::actions::{MODEL_NAMES, action, model};
 use crate::manifest::{Dialect, Located, Manifest, Watchdog};
 use crate::near::{is_placeholder, near};
 use crate::problem::{Position, Report, quoted};
@@ -119,12 +119,12 @@ impl Parser<'_> {
 
     /// Whether the device is a watchdog, or nearly one.
     fn watchdog_device(&mut self, driver: &str, has_action: bool, position: Position, path: &str) -> bool {
-        let is_ours = MODELS.contains(&driver);
+        let is_ours = MODEL_NAMES.contains(&driver);
         if is_ours && has_action {
             let message = format!("{driver} has no property action: write -action watchdog=ACTION");
             self.report.error(position, path, message);
         }
-        is_ours || OTHER_MODELS.contains(&driver) || is_placeholder(driver) || near(driver, MODELS).is_some()
+        is_ours || OTHER_MODELS.contains(&driver) || is_placeholder(driver) || near(driver, MODEL_NAMES).is_some()
     }
 
     /// A watchdog; `-watchdog`, which QEMU had until version 7.1, lists what it accepts for `help`.

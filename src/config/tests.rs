@@ -49,6 +49,8 @@ fn a_configuration_prints_as_the_text_it_parses_from() {
         "diag288,action=none,action-interval=1ms,action-burst=1000",
         "diag288,action=reset,zvm=refuse",
         "diag288,action=reset,zvm=accept",
+        "wdat,action=reset",
+        "wdat,action=shutdown,grace=1500ms,then=poweroff,id=wd,period=1s",
     ] {
         assert_eq!(parse(text).unwrap().to_string(), text);
     }
@@ -57,15 +59,15 @@ fn a_configuration_prints_as_the_text_it_parses_from() {
 #[test]
 fn a_message_names_the_option_the_value_and_what_is_accepted() {
     for (text, message) in [
-        ("", r#"unknown watchdog model "": accepted are i6300esb, diag288"#),
-        ("ib700", r#"unknown watchdog model "ib700": accepted are i6300esb, diag288"#),
+        ("", r#"unknown watchdog model "": accepted are i6300esb, diag288, wdat"#),
+        ("ib700", r#"unknown watchdog model "ib700": accepted are i6300esb, diag288, wdat"#),
         (
             "i6300esb,colour=red",
-            r#"unknown watchdog option "colour=red": accepted are action=..., pretimeout=..., before=..., grace=..., then=..., action-interval=..., action-burst=..., steal-limit=..., id=..., interrupt=..., zvm=..."#,
+            r#"unknown watchdog option "colour=red": accepted are action=..., pretimeout=..., before=..., grace=..., then=..., action-interval=..., action-burst=..., steal-limit=..., id=..., interrupt=..., zvm=..., period=..."#,
         ),
         (
             "i6300esb,action",
-            r#"unknown watchdog option "action": accepted are action=..., pretimeout=..., before=..., grace=..., then=..., action-interval=..., action-burst=..., steal-limit=..., id=..., interrupt=..., zvm=..."#,
+            r#"unknown watchdog option "action": accepted are action=..., pretimeout=..., before=..., grace=..., then=..., action-interval=..., action-burst=..., steal-limit=..., id=..., interrupt=..., zvm=..., period=..."#,
         ),
         (
             "i6300esb,pretimeout=nmi",
@@ -92,6 +94,11 @@ fn a_message_names_the_option_the_value_and_what_is_accepted() {
             "i6300esb,zvm=refuse",
             "zvm=... does not apply to i6300esb: accepted are action=..., pretimeout=..., before=..., grace=..., then=..., action-interval=..., action-burst=..., steal-limit=..., id=..., interrupt=...",
         ),
+        (
+            "wdat,zvm=refuse",
+            "zvm=... does not apply to wdat: accepted are action=..., grace=..., then=..., action-interval=..., action-burst=..., steal-limit=..., id=..., period=...",
+        ),
+        ("wdat,period=10ms", r#"period: unknown value "10ms": accepted are 1ms, 1s"#),
         ("diag288,zvm=yes", r#"zvm: unknown value "yes": accepted are refuse, accept"#),
         ("i6300esb,interrupt=apic", r#"interrupt: unknown value "apic": accepted are none, intx, msi"#),
         ("i6300esb,steal-limit=0", r#"steal-limit: unknown value "0": accepted are 1 to 1000"#),

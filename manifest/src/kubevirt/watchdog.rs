@@ -2,7 +2,7 @@
 
 use vm_watchdog::{Action, DeviceModel};
 
-use crate::actions::{MODELS, action};
+use crate::actions::{MODEL_NAMES, MODELS, action};
 use crate::manifest::{Located, Watchdog};
 use crate::problem::plain;
 use crate::reader::{Fields, Others, Reader, Value};
@@ -15,7 +15,7 @@ pub fn read(
     device: &Value,
     architecture: Option<&(String, Value)>,
 ) -> Option<Located<Watchdog>> {
-    let fields = reader.fields(device, &["name", MODELS[0], MODELS[1]], Others::Ignored)?;
+    let fields = reader.fields(device, &["name", MODEL_NAMES[0], MODEL_NAMES[1]], Others::Ignored)?;
     let name = match fields.get("name") {
         Some(name) => reader.name(name),
         None => {
@@ -23,11 +23,11 @@ pub fn read(
             None
         }
     };
-    let mut watchdogs = DeviceModel::ALL.into_iter().filter_map(|model| Some((model, fields.get(model.as_str())?)));
+    let mut watchdogs = MODELS.into_iter().filter_map(|model| Some((model, fields.get(model.as_str())?)));
     let (model, settings) = match (watchdogs.next(), watchdogs.next()) {
         (Some(one), None) => one,
         (Some(_), Some(_)) => {
-            reader.error(device, format!("{}: accepted is exactly one model", MODELS.join(" and ")));
+            reader.error(device, format!("{}: accepted is exactly one model", MODEL_NAMES.join(" and ")));
             return None;
         }
         (None, _) => {
@@ -52,8 +52,8 @@ pub fn read(
 }
 
 fn no_model(reader: &mut Reader<'_, '_>, fields: &Fields) {
-    let accepted = MODELS.join(", ");
-    if let Some((model, position)) = fields.nulls.iter().find(|(name, _)| MODELS.contains(name)) {
+    let accepted = MODEL_NAMES.join(", ");
+    if let Some((model, position)) = fields.nulls.iter().find(|(name, _)| MODEL_NAMES.contains(name)) {
         let message = format!("has no value, which means no watchdog: write {model}: {{}}");
         reader.report.error(*position, &fields.path(model), message);
     } else if let Some((name, position)) = fields.unknown.first() {
