@@ -32,7 +32,8 @@ use crate::policy::{ActionRate, Escalation, Policy};
 /// | `zvm` | z/VM flavour: `refuse` or `accept` commands that [have no meaning for a VMM](UnknownCommands) | off |
 ///
 /// `diag288` and `wdat` have one stage and no interrupt, and refuse `pretimeout`, `before` and `interrupt`. Only `wdat`
-/// accepts `period`, and only `diag288` accepts `zvm`: the guest's command then selects the action, and `action` applies to commands without a meaning for a VMM.
+/// accepts `period`. Only `diag288` accepts `zvm`: the guest's command then selects the action, and `action` applies to
+/// commands without a meaning for a VMM.
 ///
 /// Only parsing makes one, so each holds options that its model has, and prints as text that parses back to it.
 ///

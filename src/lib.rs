@@ -2,8 +2,8 @@
 //!
 //! A guest arms a watchdog with the driver it already has and writes heartbeats; when they stop, the VMM is called back
 //! and resets, shuts down or powers off the VM. This crate has the Intel 6300ESB ([`i6300esb`], a PCI function), the
-//! watchdog of s390x ([`diag288`], a hypervisor call), and one behind the ACPI watchdog table ([`wdat`]) for guests without
-//! a driver for the other two, for any VMM built of rust-vmm crates, or of none.
+//! watchdog of s390x ([`diag288`], a hypervisor call) and a watchdog behind the ACPI watchdog table ([`wdat`]), for guests
+//! without a driver for the i6300esb. It suits any VMM built of rust-vmm crates, or of none.
 //!
 //! # In twenty lines
 //!

@@ -11,8 +11,9 @@ use crate::policy::{ActionRate, Escalation, Policy};
 /// The saved state of a [`Watchdog`](crate::Watchdog): its device, its policy, and how far the latter has come.
 ///
 /// It holds times that remain or have passed, never instants of a clock. The policy is part of it, for
-/// [`restore_with_policy`](crate::Watchdog::restore_with_policy). A VMM names the state of a device by the device's module:
-/// [`I6300esbState`](crate::i6300esb::I6300esbState), [`Diag288State`](crate::diag288::Diag288State). With the feature `serde` it can be written in any format; a file of an unknown version is refused by its first field.
+/// [`restore_with_policy`](crate::Watchdog::restore_with_policy). A VMM names the state of a device by the device's module,
+/// such as [`I6300esbState`](crate::i6300esb::I6300esbState). With the feature `serde` it can be written in any format; a
+/// file of an unknown version is refused by its first field.
 ///
 /// ```
 /// # use vm_watchdog::{Event, VmClock, Watchdog, i6300esb::I6300esb};

@@ -1,7 +1,7 @@
-//! Splits a guest access of a PCI device into the dwords that it touches.
+//! Splits a guest access of a device with 32-bit registers into the dwords that it touches.
 //!
-//! PCI transfers dwords with a byte enable for each of four lanes. Handling every access this way treats all widths and
-//! offsets alike, and fixes the byte order to little-endian on every host.
+//! PCI transfers dwords with a byte enable for each of four lanes. Handling every access this way, also those of other
+//! buses, treats all widths and offsets alike, and fixes the byte order to little-endian on every host.
 
 /// The part of a write that falls into one dword.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,7 +12,9 @@
 //! | C | STATUS | bit 0: it has timed out; writing 1 clears it; a reset keeps it |
 //!
 //! A VMM places the block at an address that is neither RAM nor a PCI window, and passes the [table](WdatTable) with that
-//! address to the guest. Sources: Microsoft's Hardware Watchdog Timers Design Specification 1.01, and the driver of Linux.
+//! address to the guest. The table says that the watchdog stops while the guest is in one of the sleep states S1 to S5: a
+//! VMM with sleep states pauses the guest's clock meanwhile. Sources: Microsoft's Hardware Watchdog Timers Design
+//! Specification 1.01, and the driver of Linux.
 //!
 //! Decisions where the sources are silent:
 //!
@@ -61,7 +63,7 @@ use spec::register;
 #[derive(Clone, Debug)]
 pub struct Wdat {
     config: WdatConfig,
-    /// As the guest wrote it, or its bytes.
+    /// RELOAD as the guest wrote it, beyond the limits too.
     reload: u32,
     countdown: Countdown,
     /// It has timed out since the guest last cleared that. A reset does not clear it.

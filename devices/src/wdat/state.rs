@@ -7,7 +7,8 @@ use crate::{StateError, VmInstant};
 
 /// Version 1 of the saved state of a [`Wdat`].
 ///
-/// It holds durations, never instants, so it can be restored on any clock.
+/// It holds durations, never instants, so it can be restored on any clock. The [configuration](super::WdatConfig) is not
+/// part of it: the VMM creates the target device with the same configuration, whose unit RELOAD has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct WdatStateV1 {

@@ -3,20 +3,20 @@
 use super::spec::{action, instruction, register};
 use super::{TimerPeriod, WdatConfig};
 
-/// Where the VMM has placed the registers. They take 16 bytes.
+/// Where the VMM has placed the registers: 16 bytes from a multiple of four, all of them in the address space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RegisterAddress {
     /// At this guest-physical address, outside RAM and the windows of PCI.
     Memory(u64),
-    /// At this port of x86. Linux refuses 70h to 73h.
+    /// At this port of x86. Linux makes no device if a register is at one of the ports 70h to 73h.
     Port(u16),
 }
 
 /// The ACPI watchdog action table, `WDAT`, that describes a [`Wdat`](super::Wdat) to the guest.
 ///
-/// A VMM writes the bytes to the guest's memory, and lists their address in the XSDT. Linux makes no device of the table
-/// if it finds the registers in RAM or the parameter `acpi_no_watchdog`.
+/// A VMM writes the bytes to the guest's memory, and lists their address in the XSDT. A VM has one such table at most.
+/// Linux makes no device of it with the parameter `acpi_no_watchdog`, or if the registers are in RAM of its memory map.
 ///
 /// ```
 /// use vm_watchdog_devices::wdat::{RegisterAddress, WdatConfig, WdatTable};
@@ -109,7 +109,7 @@ impl WdatTable {
     }
 
     /// The bytes, as they stand in the guest's memory.
-    pub const fn as_bytes(&self) -> &[u8; Self::LENGTH] {
+    pub const fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 

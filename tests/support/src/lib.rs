@@ -4,6 +4,7 @@
 //! `target/guest-assets` (or the folder in `VM_WATCHDOG_GUEST_ASSETS`), so that later runs need no network. A test
 //! whose packages are unavailable is skipped with a report; with `VM_WATCHDOG_REQUIRE_GUESTS=1` it fails.
 //!
+//! - [`acpica`]: the disassembler of ACPI tables
 //! - [`assets`]: folders that are created once, atomically
 //! - [`channel`]: the protocol of a guest and its harness
 //! - [`debian`]: packages, with a private apt configuration
@@ -19,6 +20,7 @@
 //! - [`random`]: random numbers that are the same in every run
 //! - [`skip`]: tests that cannot run on this machine
 
+pub mod acpica;
 pub mod assets;
 pub mod channel;
 pub mod cloud_hypervisor;
