@@ -42,6 +42,9 @@ pub struct BootArguments {
 
     /// A watchdog; may be given up to four times
     ///
+    /// MODEL is i6300esb (a PCI function), or wdat (the ACPI watchdog table, for kernels without a driver for the i6300esb),
+    /// once. period=1s makes a guest count a wdat in seconds, as Hyper-V's does, in place of milliseconds.
+    ///
     /// action=, pretimeout= and then= take reset, shutdown (an ACPI power button), poweroff, pause, inject-nmi, dump,
     /// none or debug (as none). The pretimeout action is due before=TIME before the timeout, by default a quarter of the
     /// period: a guest that feeds later than that (systemd and the watchdog daemon feed at half of it, busybox as -t
@@ -51,7 +54,7 @@ pub struct BootArguments {
     /// interrupt=msi adds MSI.
     #[arg(
         long = "watchdog",
-        value_name = "MODEL[,action=ACTION][,pretimeout=ACTION[,before=TIME]][,grace=TIME,then=ACTION][,action-interval=TIME[,action-burst=NUMBER]][,steal-limit=TIMES][,id=NAME][,interrupt=intx|msi]",
+        value_name = "MODEL[,action=ACTION][,pretimeout=ACTION[,before=TIME]][,grace=TIME,then=ACTION][,action-interval=TIME[,action-burst=NUMBER]][,steal-limit=TIMES][,id=NAME][,interrupt=intx|msi][,period=1ms|1s]",
         default_value = "i6300esb,action=reset"
     )]
     pub watchdogs: Vec<WatchdogConfig>,

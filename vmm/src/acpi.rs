@@ -1,4 +1,5 @@
-//! The ACPI tables of a Linux guest: enough for its power button, for powering off, and for finding the PCI bus.
+//! The ACPI tables of a Linux guest: enough for its power button, for powering off, for finding the PCI bus, and for the
+//! watchdog of a table, if it has one.
 //!
 //! There is no MADT, so that Linux uses the interrupt controllers and interrupts of a PC without ACPI.
 //! Source: ACPI Specification 6.5, chapter 5.
@@ -13,6 +14,7 @@ use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
+use vm_watchdog::wdat::WdatTable;
 
 use crate::devices::pci::{CONFIG_ADDRESS, CONFIG_DATA_END};
 use crate::devices::power;
@@ -38,7 +40,7 @@ const CONTROL_BLOCK_LENGTH: u8 = 2;
 const PCI_MEMORY_END: u32 = 0xFEBF_FFFF;
 
 /// Writes the tables into memory below 1 MiB that a PC reserves for firmware.
-pub fn write(memory: &GuestMemory) -> Result<(), GuestMemoryError> {
+pub fn write(memory: &GuestMemory, wdat: Option<&WdatTable>) -> Result<(), GuestMemoryError> {
     let mut next = FIRST_TABLE;
     let mut place = |table: &dyn Aml| {
         let mut bytes = Vec::new();
@@ -48,11 +50,14 @@ pub fn write(memory: &GuestMemory) -> Result<(), GuestMemoryError> {
         memory.write_slice(&bytes, GuestAddress(address)).map(|()| address)
     };
     let facs = place(&FACS::new())?;
-    let dsdt = place(&Table(dsdt()))?;
+    let dsdt = place(&Table(dsdt().as_slice()))?;
     // All of this lies below 1 MiB.
     let fadt = place(&fadt(facs as u32, dsdt as u32).finalize())?;
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
     xsdt.add_entry(fadt);
+    if let Some(wdat) = wdat {
+        xsdt.add_entry(place(&Table(wdat.as_bytes()))?);
+    }
     let xsdt = place(&xsdt)?;
     let mut root_pointer = Vec::new();
     Rsdp::new(OEM, xsdt).to_aml_bytes(&mut root_pointer);
@@ -95,23 +100,26 @@ fn dsdt() -> Sdt {
 }
 
 /// A table in its final form, as bytes.
-struct Table(Sdt);
+struct Table<'a>(&'a [u8]);
 
-impl Aml for Table {
+impl Aml for Table<'_> {
     fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
-        sink.vec(self.0.as_slice());
+        sink.vec(self.0);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use vm_watchdog::wdat::WdatConfig;
+
     use super::*;
+    use crate::devices::wdat;
     use crate::memory::allocate;
     use crate::memory_size::MemorySize;
 
-    fn tables() -> GuestMemory {
+    fn tables(wdat: Option<&WdatTable>) -> GuestMemory {
         let memory = allocate(MemorySize::mib(16)).unwrap();
-        write(&memory).unwrap();
+        write(&memory, wdat).unwrap();
         memory
     }
 
@@ -133,7 +141,7 @@ mod tests {
 
     #[test]
     fn the_root_pointer_leads_to_the_power_button() {
-        let memory = tables();
+        let memory = tables(None);
         let mut root = [0_u8; 36];
         memory.read_slice(&mut root, GuestAddress(0xE_0000)).unwrap();
         assert_eq!(&root[..8], b"RSD PTR ");
@@ -157,8 +165,22 @@ mod tests {
     }
 
     #[test]
+    fn a_watchdog_has_its_table_with_its_ports() {
+        let expected = wdat::table(&WdatConfig::default());
+        let memory = tables(Some(&expected));
+        let xsdt: u64 = memory.read_obj(GuestAddress(ROOT_POINTER + 24)).unwrap();
+        let xsdt = table(&memory, xsdt, b"XSDT");
+        assert_eq!(xsdt.len(), 36 + 2 * 8, "two tables");
+        table(&memory, long(&xsdt, 36), b"FACP");
+        let found = table(&memory, long(&xsdt, 44), b"WDAT");
+        assert_eq!(found, expected.as_bytes());
+        // The first entry: the heartbeat.
+        assert_eq!((found[68], found[72], long(&found, 76)), (1, 1, 0x624), "action, I/O space, port");
+    }
+
+    #[test]
     fn the_tables_lie_outside_the_memory_map() {
-        let memory = tables();
+        let memory = tables(Some(&wdat::table(&WdatConfig::default())));
         for address in (0..0xE_0000).chain(0x10_0000..0x20_0000).step_by(8) {
             assert_eq!(memory.read_obj::<u64>(GuestAddress(address)).unwrap(), 0, "{address:#x}");
         }

@@ -1,7 +1,7 @@
 //! A reference VMM: it boots a guest on KVM and acts when the guest's watchdog expires.
 //!
-//! It shows how a VMM uses the library, through its public API only. Begin at `devices/watchdog.rs` (the device on a PCI
-//! bus), `watchdogs.rs` (how watchdogs are built) and `machine.rs` (what the VMM does when one expires).
+//! It shows how a VMM uses the library, through its public API only. Begin at `devices/i6300esb.rs` and
+//! `devices/wdat.rs` (a device on a PCI bus, and one at ports with its ACPI table), `watchdogs.rs` (how watchdogs are built) and `machine.rs` (what the VMM does when one expires).
 //!
 //! There are three threads of control. The vCPU's thread runs the guest and owns the devices (`vcpu.rs`). The event loop
 //! of the main thread serves the timers of the watchdogs ([`vm_watchdog::WatchdogSubscriber`]) and performs what a

@@ -8,8 +8,10 @@ use std::path::PathBuf;
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 use linux_loader::loader::{BzImage, Cmdline, Elf, KernelLoader, KernelLoaderResult, load_cmdline};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vm_watchdog::wdat::WdatConfig;
 
 use crate::acpi;
+use crate::devices::wdat;
 use crate::error::BootError;
 use crate::kvm::entry::{EntryPoint, GDT64};
 use crate::memory::GuestMemory;
@@ -49,15 +51,18 @@ pub struct LinuxGuest {
     initrd: Option<(PathBuf, File)>,
     cmdline: String,
     size: MemorySize,
+    wdat: Option<WdatConfig>,
 }
 
 impl LinuxGuest {
-    /// Opens the files, and checks what can be checked before there is a VM.
+    /// Opens the files, and checks what can be checked before there is a VM. A guest with a wdat
+    /// gets its table.
     pub fn open(
         kernel: PathBuf,
         initrd: Option<PathBuf>,
         cmdline: String,
         size: MemorySize,
+        wdat: Option<WdatConfig>,
     ) -> Result<Self, BootError> {
         let kernel_file = match open_file(&kernel) {
             Ok(file) => file,
@@ -71,7 +76,7 @@ impl LinuxGuest {
         if cmdline.len() >= COMMAND_LINE_CAPACITY {
             return Err(BootError::Usage(format!("a command line of {} bytes: at most 4095 fit", cmdline.len())));
         }
-        let guest = Self { kernel: (kernel, kernel_file), initrd, cmdline, size };
+        let guest = Self { kernel: (kernel, kernel_file), initrd, cmdline, size, wdat };
         guest.check_size()?;
         Ok(guest)
     }
@@ -120,7 +125,8 @@ impl LinuxGuest {
         let params = boot_parameters(memory, header, self.cmdline.len(), initrd);
         memory.write_obj(params, GuestAddress(BOOT_PARAMS)).map_err(load_error)?;
         write_tables(memory).map_err(load_error)?;
-        acpi::write(memory).map_err(load_error)?;
+        let wdat = self.wdat.map(|config| wdat::table(&config));
+        acpi::write(memory, wdat.as_ref()).map_err(load_error)?;
         Ok(EntryPoint::Linux64 { ip, boot_params: BOOT_PARAMS, stack: STACK, page_table: LEVEL_4_TABLE, gdt: GDT })
     }
 
@@ -250,7 +256,7 @@ mod tests {
         let size = MemorySize::mib(64);
         for (name, bytes) in [("empty", vec![]), ("text", b"not a kernel".to_vec()), ("zeros", vec![0; 1 << 20])] {
             let path = temporary(name, &bytes);
-            let mut guest = LinuxGuest::open(path.clone(), None, String::new(), size).unwrap();
+            let mut guest = LinuxGuest::open(path.clone(), None, String::new(), size, None).unwrap();
             let error = guest.load(&allocate(size).unwrap()).expect_err(name);
             assert_eq!(error.exit_status(), ExitStatus::BadImage, "{name}: {error}");
             assert!(!error.to_string().contains('\n'));
@@ -261,7 +267,7 @@ mod tests {
     #[test]
     fn a_kernel_larger_than_memory_is_refused_before_it_is_loaded() {
         let path = temporary("large", &vec![0; 32 << 20]);
-        let error = LinuxGuest::open(path.clone(), None, String::new(), MemorySize::mib(32)).err().unwrap();
+        let error = LinuxGuest::open(path.clone(), None, String::new(), MemorySize::mib(32), None).err().unwrap();
         assert_eq!(error.exit_status(), ExitStatus::NoMemory);
         assert_eq!(error.to_string(), "32 MiB of memory is too little: the kernel and initrd take at least 48 MiB");
         std::fs::remove_file(path).unwrap();

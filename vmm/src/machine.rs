@@ -6,8 +6,7 @@ use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use vm_watchdog::i6300esb::I6300esb;
-use vm_watchdog::{Action, Event, VmClock, Watchdog};
+use vm_watchdog::{Action, AnyWatchdog, Event, VmClock};
 use vm_watchdog_timeline::GuestExpiry;
 
 use crate::builtin::assembler::BuiltInImage;
@@ -61,7 +60,7 @@ pub struct Machine {
     /// The clock of the VM, paused with the guest.
     pub clock: VmClock,
     /// The watchdogs, for what they have counted.
-    pub watchdogs: Vec<Watchdog<I6300esb>>,
+    pub watchdogs: Vec<AnyWatchdog>,
     /// What happened.
     pub timeline: Arc<Timeline>,
     /// Where the action `dump` writes.
@@ -149,7 +148,7 @@ impl Machine {
         Ok(None)
     }
 
-    /// Reboots in place. The library keeps WDT_TIMEOUT, so that the guest can see that its watchdog was the cause.
+    /// Reboots in place. The library keeps what the guest reads to see that its watchdog was the cause.
     fn reset(&mut self, cause: Cause) -> Result<(), BootError> {
         self.stop()?;
         let (resets, last) = self.resets;
@@ -247,7 +246,7 @@ impl Machine {
     }
 
     fn record_expiry(&self, event: &Event) {
-        let stats = self.watchdogs.iter().find(|watchdog| *watchdog.id() == *event.id).map(Watchdog::stats);
+        let stats = self.watchdogs.iter().find(|watchdog| *watchdog.id() == *event.id).map(AnyWatchdog::stats);
         let stats = stats.unwrap_or_default();
         self.timeline
             .record(Entry::Expiry { id: event.id.to_string(), expiry: GuestExpiry::new(event, stats.heartbeats) });

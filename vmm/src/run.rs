@@ -57,9 +57,13 @@ pub fn run(options: BootOptions) -> Result<ExitStatus, BootError> {
     let linux = match &options.kernel {
         Some(kernel) => {
             let BootOptions { initrd, cmdline, memory, .. } = options.clone();
-            Some(LinuxGuest::open(kernel.clone(), initrd, cmdline, memory)?)
+            let wdat = watchdog_options::wdat(&options.watchdogs);
+            Some(LinuxGuest::open(kernel.clone(), initrd, cmdline, memory, wdat)?)
         }
-        None => None,
+        None => {
+            watchdog_options::check_built_in(options.built_in, &options.watchdogs)?;
+            None
+        }
     };
     let memory = memory::allocate(options.memory)?;
     let kvm = match &snapshot {
@@ -132,7 +136,7 @@ fn run_machine(parts: Parts, timeline: &Arc<Timeline>) -> Result<ExitStatus, Boo
     });
     let power = open_power(kvm.as_ref())?;
     let (console, second_serial) = open_serial_ports(options.second_serial.as_deref())?;
-    let mut devices = Devices { pci: PciBus::default(), console, second_serial, power, test_ports };
+    let mut devices = Devices { pci: PciBus::default(), console, second_serial, power, wdat: None, test_ports };
     devices.pci.insert(0, Box::new(HostBridge));
     let run_delay = ThreadRunDelay::new();
     let watchdogs = Watchdogs {
@@ -143,7 +147,7 @@ fn run_machine(parts: Parts, timeline: &Arc<Timeline>) -> Result<ExitStatus, Boo
         run_delay: &run_delay,
         snapshot: snapshot.as_ref(),
     };
-    let watchdogs = watchdogs.build(&options.watchdogs, &mut devices.pci)?;
+    let watchdogs = watchdogs.build(&options.watchdogs, &mut devices)?;
 
     let mut processor: Box<dyn Processor> = match (entry, kvm) {
         (Some(entry), Some(kvm)) => {

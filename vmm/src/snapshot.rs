@@ -9,8 +9,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
-use vm_watchdog::i6300esb::{I6300esb, I6300esbStateV1};
-use vm_watchdog::{Event, StateError, VmClock, VmInstant, Watchdog, WatchdogConfig, WatchdogState};
+use vm_watchdog::i6300esb::I6300esb;
+use vm_watchdog::wdat::Wdat;
+use vm_watchdog::{
+    AnyWatchdog, AnyWatchdogState, DeviceConfig, Event, Model, VmClock, VmInstant, Watchdog, WatchdogConfig,
+};
 
 use crate::builtin::table::BuiltInGuest;
 use crate::error::BootError;
@@ -20,14 +23,15 @@ use crate::options::BootOptions;
 use crate::processor::ProcessorState;
 use crate::watchdog_options;
 
-const VERSION: u32 = 1;
+/// Version 1 had watchdogs of one model only, whose states did not name it.
+const VERSION: u32 = 2;
 const PAGE: u64 = 0x1000;
 
 /// What is in the file.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct SnapshotV1 {
-    #[serde(deserialize_with = "version_1")]
+struct SnapshotV2 {
+    #[serde(deserialize_with = "version_2")]
     version: u32,
     guest: BuiltInGuest,
     vm_time_ns: u64,
@@ -51,7 +55,7 @@ struct Page {
 #[serde(deny_unknown_fields)]
 struct SavedWatchdog {
     config: WatchdogConfig,
-    state: WatchdogState<I6300esbStateV1>,
+    state: AnyWatchdogState,
 }
 
 /// What is needed to save a VM.
@@ -73,13 +77,13 @@ impl SnapshotWriter {
         memory: Option<&GuestMemory>,
         processor: ProcessorState,
         pci_address: u32,
-        watchdogs: &[Watchdog<I6300esb>],
+        watchdogs: &[AnyWatchdog],
     ) -> io::Result<()> {
-        let saved = |(config, watchdog): (&WatchdogConfig, &Watchdog<I6300esb>)| SavedWatchdog {
+        let saved = |(config, watchdog): (&WatchdogConfig, &AnyWatchdog)| SavedWatchdog {
             config: config.clone(),
             state: watchdog.save(),
         };
-        let snapshot = SnapshotV1 {
+        let snapshot = SnapshotV2 {
             version: VERSION,
             guest: self.guest,
             vm_time_ns: watchdogs.first().map_or(0, |watchdog| watchdog.clock().now().as_nanos()),
@@ -116,7 +120,7 @@ fn pages(memory: &GuestMemory) -> io::Result<Vec<Page>> {
 /// A saved VM that can be restored.
 pub struct Snapshot {
     path: PathBuf,
-    content: SnapshotV1,
+    content: SnapshotV2,
 }
 
 impl Snapshot {
@@ -132,10 +136,7 @@ impl Snapshot {
         }
         watchdog_options::check(&snapshot.configs()).map_err(|error| snapshot.invalid("watchdogs", &error))?;
         for (index, config) in snapshot.configs().iter().enumerate() {
-            let trial =
-                Watchdog::builder("", I6300esb::new(watchdog_options::i6300esb(config)?)).clock(VmClock::manual().0);
-            let trial = trial.build(|_: &Event| Ok(()))?;
-            snapshot.restore_watchdog(index, |state| trial.restore(state))?;
+            snapshot.restore_watchdog(index, &trial(config)?)?;
         }
         Ok(snapshot)
     }
@@ -147,7 +148,7 @@ impl Snapshot {
 
     /// The options, with guest, memory and watchdogs of the saved VM.
     pub fn adopt(&self, options: BootOptions) -> BootOptions {
-        let SnapshotV1 { guest, memory_bytes, .. } = self.content;
+        let SnapshotV2 { guest, memory_bytes, .. } = self.content;
         BootOptions { watchdogs: self.configs(), built_in: guest, memory: memory_bytes, ..options }
     }
 
@@ -182,13 +183,9 @@ impl Snapshot {
         Ok(())
     }
 
-    /// Restores the state of a watchdog with `restore`.
-    pub fn restore_watchdog(
-        &self,
-        index: usize,
-        restore: impl FnOnce(&WatchdogState<I6300esbStateV1>) -> Result<(), StateError>,
-    ) -> Result<(), BootError> {
-        let restored = restore(&self.content.watchdogs[index].state);
+    /// Restores the state of a watchdog.
+    pub fn restore_watchdog(&self, index: usize, watchdog: &AnyWatchdog) -> Result<(), BootError> {
+        let restored = watchdog.restore(&self.content.watchdogs[index].state);
         restored.map_err(|error| self.invalid(&format!("watchdogs[{index}].state"), &error))
     }
 
@@ -202,8 +199,20 @@ impl Snapshot {
     }
 }
 
+/// A watchdog that no guest has, for trying its state.
+fn trial(config: &WatchdogConfig) -> Result<AnyWatchdog, BootError> {
+    fn of<M: Model + Send + 'static>(device: M) -> Result<AnyWatchdog, BootError> {
+        Ok(Watchdog::builder("", device).clock(VmClock::manual().0).build(|_: &Event| Ok(()))?.into())
+    }
+    match config.device() {
+        DeviceConfig::I6300esb(device) => of(I6300esb::new(device)),
+        DeviceConfig::Wdat(device) => of(Wdat::new(device)),
+        _ => Err(watchdog_options::no_such_model(config)),
+    }
+}
+
 /// Parses; an error names its field.
-fn parse(text: &[u8]) -> Result<SnapshotV1, String> {
+fn parse(text: &[u8]) -> Result<SnapshotV2, String> {
     let mut deserializer = serde_json::Deserializer::from_slice(text);
     let content =
         serde_path_to_error::deserialize(&mut deserializer).map_err(|error| match error.path().to_string() {
@@ -215,7 +224,7 @@ fn parse(text: &[u8]) -> Result<SnapshotV1, String> {
 }
 
 /// Refuses another version before its unknown fields are refused.
-fn version_1<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+fn version_2<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
     match u32::deserialize(deserializer)? {
         VERSION => Ok(VERSION),
         other => Err(serde::de::Error::custom(format!("{other}, accepted is {VERSION}"))),

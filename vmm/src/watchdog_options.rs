@@ -1,8 +1,9 @@
 //! The `--watchdog` options: checks, names and summaries.
 
-use vm_watchdog::i6300esb::I6300esbConfig;
-use vm_watchdog::{DeviceConfig, WatchdogConfig};
+use vm_watchdog::wdat::WdatConfig;
+use vm_watchdog::{DeviceConfig, DeviceModel, WatchdogConfig};
 
+use crate::builtin::table::BuiltInGuest;
 use crate::error::BootError;
 
 /// How many watchdogs a VM can have: as many as there are free interrupts.
@@ -19,17 +20,39 @@ pub fn check(configs: &[WatchdogConfig]) -> Result<(), BootError> {
         if ids[..index].contains(id) {
             return usage(format!("--watchdog: two watchdogs are called {id:?}"));
         }
-        i6300esb(config)?;
+        if !matches!(config.device(), DeviceConfig::I6300esb(_) | DeviceConfig::Wdat(_)) {
+            return Err(no_such_model(config));
+        }
+    }
+    let tables = configs.iter().filter(|config| config.model() == DeviceModel::Wdat).count();
+    if tables > 1 {
+        return usage(format!("--watchdog: wdat given {tables} times, at most 1: a VM has one watchdog table"));
     }
     Ok(())
 }
 
-/// The device of a watchdog, which this VMM has on its PCI bus only.
-pub fn i6300esb(config: &WatchdogConfig) -> Result<I6300esbConfig, BootError> {
-    match config.device() {
-        DeviceConfig::I6300esb(device) => Ok(device),
-        _ => Err(BootError::Usage(format!("--watchdog: this VMM has no {}", config.model()))),
+/// Refuses a built-in guest without a watchdog that it drives.
+pub fn check_built_in(guest: BuiltInGuest, configs: &[WatchdogConfig]) -> Result<(), BootError> {
+    let model = guest.drives();
+    if configs.iter().any(|config| config.model() == model) {
+        return Ok(());
     }
+    Err(BootError::Usage(format!(
+        "--watchdog: the built-in guest drives {model}: add --watchdog {model}, or a --kernel"
+    )))
+}
+
+/// The error for a watchdog of a model that this VMM does not have.
+pub fn no_such_model(config: &WatchdogConfig) -> BootError {
+    BootError::Usage(format!("--watchdog: this VMM has no {}", config.model()))
+}
+
+/// The watchdog of the ACPI watchdog table, if there is one.
+pub fn wdat(configs: &[WatchdogConfig]) -> Option<WdatConfig> {
+    configs.iter().find_map(|config| match config.device() {
+        DeviceConfig::Wdat(device) => Some(device),
+        _ => None,
+    })
 }
 
 /// Each watchdog in words.
@@ -61,12 +84,14 @@ mod tests {
 
     #[test]
     fn watchdogs_that_this_vmm_does_not_have_are_refused_in_one_line() {
-        let refused: [&[&str]; 3] = [&["diag288"], &["i6300esb,id=a", "i6300esb,id=a"], &["i6300esb"; 5]];
+        let refused: [&[&str]; 4] =
+            [&["diag288"], &["i6300esb,id=a", "wdat,id=a"], &["i6300esb"; 5], &["wdat", "i6300esb", "wdat,id=b"]];
         for texts in refused {
             let error = check(&configs(texts)).expect_err(texts[0]);
             assert_eq!(error.exit_status(), ExitStatus::Usage);
             assert!(!error.to_string().contains('\n'));
         }
         check(&configs(&["i6300esb"; 4])).unwrap();
+        check(&configs(&["i6300esb", "wdat", "i6300esb", "i6300esb"])).unwrap();
     }
 }

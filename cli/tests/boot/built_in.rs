@@ -184,3 +184,28 @@ fn events_can_go_to_a_file() {
 fn on_each(arguments: &[&str]) -> Vec<Run> {
     each().into_iter().map(|kvm| boot(&[arguments, kvm].concat())).collect()
 }
+
+#[test]
+fn a_guest_that_drives_the_watchdog_of_the_acpi_table_is_reset_and_sees_the_cause() {
+    for run in on_each(&["--events=json", "--built-in=wdat", "--watchdog=i6300esb", "--watchdog=wdat"]) {
+        assert_eq!(run.status, Some(0), "{}", run.messages);
+        let expiry = run.expiry("timeout");
+        assert_eq!((&expiry["id"], &expiry["action"]), (&"watchdog1".into(), &"reset".into()));
+        assert_eq!(number(&expiry, "heartbeats"), 2);
+        assert_eq!(number(&expiry, "deadline_ns") - number(&expiry, "last_heartbeat_ns"), 2_000_000_000);
+        assert!(number(&expiry, "observed_ns") >= number(&expiry, "deadline_ns"));
+        for event in ["armed", "heartbeat"] {
+            assert!(run.all(event).iter().all(|event| event["id"] == "watchdog1"), "{}", run.messages);
+        }
+        assert_eq!((run.all("armed").len(), run.all("heartbeat").len()), (1, 2));
+        assert_eq!(run.remarks().last().unwrap(), "the watchdog caused the last reset; powering off");
+    }
+}
+
+#[test]
+fn the_built_in_guest_finds_its_watchdog_behind_one_of_the_other_kind() {
+    for run in on_each(&["--events=json", "--watchdog=wdat", "--watchdog=i6300esb,action=poweroff"]) {
+        assert_eq!(run.status, Some(3), "{}", run.messages);
+        assert_eq!(run.expiry("timeout")["id"], "watchdog1");
+    }
+}

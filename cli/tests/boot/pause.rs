@@ -115,6 +115,29 @@ fn a_restored_guest_still_sees_that_the_watchdog_expired() {
 }
 
 #[test]
+fn a_restored_guest_keeps_what_is_left_of_its_acpi_watchdog() {
+    for kvm in each() {
+        while_the_machine_runs(|| {
+            let snapshot = Temporary::new("wdat");
+            let watchdogs = ["--built-in=wdat", "--watchdog=i6300esb", "--watchdog=wdat,action=poweroff,id=wd"];
+            let mut running =
+                Running::start(&[&["--events=json", "--snapshot", snapshot.path()], &watchdogs[..], kvm].concat());
+            running.wait_for("heartbeat");
+            let last_heartbeat = number(&running.wait_for("heartbeat"), "last_heartbeat_ns");
+            running.signal(Signal::USR1);
+            let paused = number(&running.wait_for("paused"), "vm_time_ns");
+            running.wait_for("saved");
+            drop(running);
+            let restored = boot(&["--events=json", "--restore", snapshot.path()]);
+            assert_eq!(restored.status, Some(3), "{}", restored.messages);
+            assert_eq!(restored.expiry("timeout")["id"], "wd");
+            let restored_at = number(&restored.all("restored")[0], "vm_time_ns");
+            assert_eq!(left_until_timeout(&restored, restored_at), last_heartbeat + 2_000_000_000 - paused);
+        });
+    }
+}
+
+#[test]
 fn a_snapshot_that_cannot_be_written_leaves_the_vm_paused() {
     let mut running = Running::start(&["--events=json", "--snapshot=/nonexistent/snapshot", NO_KVM]);
     running.wait_for("armed");
@@ -135,15 +158,16 @@ fn an_invalid_snapshot_is_refused_by_its_field_and_starts_nothing() {
     drop(running);
     let good = std::fs::read_to_string(&file.0).unwrap();
 
-    let cases: [(&str, &str, &str); 11] = [
-        ("\"version\":1,\"guest\"", "\"version\":2,\"guest\"", "version: 2, accepted is 1"),
+    let cases: [(&str, &str, &str); 12] = [
+        ("\"version\":2,\"guest\"", "\"version\":1,\"guest\"", "version: 1, accepted is 2"),
         ("\"guest\":\"expiring\"", "\"guest\":\"linux\"", "guest: unknown variant `linux`"),
         ("\"vm_time_ns\":", "\"vm_time_ns\":-", "vm_time_ns: invalid value"),
         ("\"memory_bytes\":268435456", "\"memory_bytes\":268435457", "memory_bytes: memory size"),
         ("\"memory\":[]", "\"memory\":[{\"address\":3221225472,\"bytes\":[1]}]", "memory[0].address: "),
         ("\"preload1\":512", "\"preload1\":2000000", "watchdogs[0].state: preload1 is 0x1e8480"),
+        ("\"model\":\"i6300esb\"", "\"model\":\"diag288\"", "watchdogs[0].state: "),
         ("\"stage\":1", "\"stage\":9", "watchdogs[0].state: counter.stage"),
-        ("\"wdt_timeout\":false", "\"wdt_timeout\":7", "watchdogs[0].state.device.wdt_timeout: invalid type"),
+        ("\"wdt_timeout\":false", "\"wdt_timeout\":7", "watchdogs[0].state: invalid type: integer `7`"),
         (
             "\"i6300esb,action",
             "\"i6300esb,zvm=refuse,action",

@@ -1,8 +1,9 @@
-//! The steps of the built-in guests. Their accesses are those of the Linux driver (`i6300esb.c`).
+//! The steps of the built-in guests. Their accesses are those of the Linux drivers (`i6300esb.c`, `wdat_wdt.c`).
 
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use vm_watchdog::DeviceModel;
 
 /// The built-in guests. The first one is for users; the others are for tests on a real vCPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +20,8 @@ pub enum BuiltInGuest {
     Halting,
     /// Enables MSI, and feeds the watchdog only when it interrupts.
     Interrupted,
+    /// As `Expiring`, with the watchdog of the ACPI table.
+    Wdat,
 }
 
 /// One thing that the guest does.
@@ -43,7 +46,7 @@ pub enum Step {
 pub enum Place {
     /// An I/O port.
     Port(u16),
-    /// An offset in the watchdog's BAR0.
+    /// An offset in the BAR0 of the first i6300esb.
     Bar(u16),
     /// An address of the processor's interrupt controller.
     Apic(u32),
@@ -130,6 +133,33 @@ const ARM: &[Step] = &[
 /// Feeds it, whether it runs or not.
 const FEED: &[Step] = &[UNLOCK_FIRST, UNLOCK_SECOND, HEARTBEAT];
 
+/// The registers of a wdat, whose ports this guest does not look up in the table.
+const WDAT_RELOAD: Place = Port(0x620);
+const WDAT_COUNT: Place = Port(0x624);
+const WDAT_CONTROL: Place = Port(0x628);
+const WDAT_STATUS: Place = Port(0x62C);
+
+/// All that it does with a wdat, which it starts with a countdown of two seconds.
+const EXPIRE_WDAT: &[Step] = &[
+    EndIf(WDAT_STATUS, Long(1), "the watchdog caused the last reset; powering off"),
+    Say("the watchdog did not cause the last reset"),
+    Expect(WDAT_CONTROL, Long(1), Long(0)),
+    Write(WDAT_RELOAD, Long(2000)),
+    Write(WDAT_CONTROL, Long(1)),
+    Say("armed the watchdog for 2 s; feeding it every 300 ms"),
+    Wait(300),
+    Write(WDAT_COUNT, Long(1)),
+    Wait(300),
+    Write(WDAT_COUNT, Long(1)),
+    Say("no more heartbeats"),
+    Wait(2500),
+    // The guest reaches this only if the action of the timeout leaves it running.
+    Expect(WDAT_STATUS, Long(1), Long(1)),
+    Say("the watchdog has expired and the guest still runs; stopping it and powering off"),
+    Write(WDAT_CONTROL, Long(0)),
+    Write(Port(POWER_OFF.0), Word(POWER_OFF.1)),
+];
+
 /// The interrupt vector of the watchdog.
 pub const VECTOR: u8 = 0x41;
 /// Registers of the local APIC (Intel SDM volume 3, section 10.4.1).
@@ -175,7 +205,8 @@ const STOP: &[Step] = &[
 
 impl BuiltInGuest {
     /// Every guest.
-    pub const ALL: [Self; 5] = [Self::Expiring, Self::Feeding, Self::Spinning, Self::Halting, Self::Interrupted];
+    pub const ALL: [Self; 6] =
+        [Self::Expiring, Self::Feeding, Self::Spinning, Self::Halting, Self::Interrupted, Self::Wdat];
 
     /// Its name on the command line and in snapshots.
     pub fn as_str(self) -> &'static str {
@@ -185,13 +216,20 @@ impl BuiltInGuest {
             Self::Spinning => "spinning",
             Self::Halting => "halting",
             Self::Interrupted => "interrupted",
+            Self::Wdat => "wdat",
         }
+    }
+
+    /// The model of the watchdog that it drives.
+    pub fn drives(self) -> DeviceModel {
+        if self == Self::Wdat { DeviceModel::Wdat } else { DeviceModel::I6300esb }
     }
 
     /// What the guest does.
     pub fn steps(self) -> Vec<Step> {
-        let mut steps = ARM.to_vec();
+        let mut steps = if self.drives() == DeviceModel::Wdat { EXPIRE_WDAT } else { ARM }.to_vec();
         match self {
+            Self::Wdat => {}
             Self::Expiring => {
                 // Two stages of 512 units of 2^15 * 30 ns: 1.007 s, which Linux calls one second.
                 arm(&mut steps, 512, "armed the watchdog for 1.007 s; feeding it every 300 ms");

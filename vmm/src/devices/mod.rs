@@ -1,17 +1,20 @@
 //! The devices that a guest accesses by ports and memory, whichever processor runs it.
 
+pub mod i6300esb;
+mod observer;
 pub mod pci;
 pub mod power;
 pub mod request;
 pub mod serial;
 pub mod test_ports;
-pub mod watchdog;
+pub mod wdat;
 
 use crate::devices::pci::PciBus;
 use crate::devices::power::PowerManagement;
 use crate::devices::request::GuestRequest;
 use crate::devices::serial::SerialPort;
 use crate::devices::test_ports::TestPorts;
+use crate::devices::wdat::WdatPorts;
 
 /// The keyboard controller's command port; its one command here is the CPU reset that Linux calls `reboot=k`.
 const KEYBOARD_COMMAND: u16 = 0x64;
@@ -31,6 +34,8 @@ pub struct Devices {
     pub second_serial: Option<SerialPort>,
     /// The power button, and the way to power the machine off.
     pub power: PowerManagement,
+    /// The watchdog of the ACPI watchdog table, if the machine has one.
+    pub wdat: Option<WdatPorts>,
     /// Helpers of the built-in guest; no other guest has them.
     pub test_ports: Option<TestPorts>,
 }
@@ -44,12 +49,18 @@ impl Devices {
             serial.reset();
         }
         self.power.reset();
+        if let Some(wdat) = &mut self.wdat {
+            wdat.reset();
+        }
     }
 
     /// An input from a port. A port without a device reads all ones.
     pub fn read_port(&mut self, port: u16, data: &mut [u8]) {
         if let Some(serial) = self.serial_port(port) {
             return serial.read_port(port, data);
+        }
+        if let Some(wdat) = self.wdat(port) {
+            return wdat.read_port(port, data);
         }
         match port {
             pci::CONFIG_ADDRESS..=pci::CONFIG_DATA_END => self.pci.read_port(port, data),
@@ -70,6 +81,10 @@ impl Devices {
             serial.write_port(port, data);
             return None;
         }
+        if let Some(wdat) = self.wdat(port) {
+            wdat.write_port(port, data);
+            return None;
+        }
         match (port, data) {
             (pci::CONFIG_ADDRESS..=pci::CONFIG_DATA_END, _) => self.pci.write_port(port, data),
             (KEYBOARD_COMMAND, [KEYBOARD_RESET]) => return Some(GuestRequest::Reset),
@@ -86,6 +101,11 @@ impl Devices {
             port if serial::SECOND.contains(&port) => self.second_serial.as_mut(),
             _ => None,
         }
+    }
+
+    /// The watchdog to which an I/O port belongs.
+    fn wdat(&mut self, port: u16) -> Option<&mut WdatPorts> {
+        self.wdat.as_mut().filter(|_| wdat::PORTS.contains(&port))
     }
 
     /// A read of memory that is not RAM.
@@ -105,11 +125,12 @@ mod tests {
     use std::sync::Arc;
 
     use vm_watchdog::i6300esb::{I6300esb, I6300esbConfig};
+    use vm_watchdog::wdat::Wdat;
     use vm_watchdog::{Event, VmClock, Watchdog};
     use vm_watchdog_timeline::Format;
 
     use super::*;
-    use crate::devices::watchdog::WatchdogFunction;
+    use crate::devices::i6300esb::I6300esbFunction;
     use crate::timeline::Timeline;
 
     const BASE: u32 = 0xFEB0_0000;
@@ -123,11 +144,14 @@ mod tests {
             .unwrap();
         let mut pci = PciBus::default();
         pci.insert(0, Box::new(pci::HostBridge));
-        pci.insert(3, Box::new(WatchdogFunction::new(watchdog.clone(), timeline.clone())));
+        pci.insert(3, Box::new(I6300esbFunction::new(watchdog.clone(), timeline.clone())));
         let console = SerialPort::new(Box::new(|| Box::new(std::io::sink()))).unwrap();
+        let wdat =
+            Watchdog::builder("watchdog1", Wdat::default()).clock(clock.clone()).build(|_: &Event| Ok(())).unwrap();
+        let wdat = Some(WdatPorts::new(wdat, timeline.clone()));
         let test_ports = Some(TestPorts { clock, timeline, remarks: vec![Some("hello"), None] });
-        let second_serial = None;
-        (Devices { pci, console, second_serial, power: PowerManagement::default(), test_ports }, watchdog)
+        let power = PowerManagement::default();
+        (Devices { pci, console, second_serial: None, power, wdat, test_ports }, watchdog)
     }
 
     /// Makes the data port mean this register of the watchdog.
@@ -239,6 +263,27 @@ mod tests {
         let mut base = [0; 4];
         watchdog.read_config(0x10, &mut base);
         assert_eq!(base, BASE.to_le_bytes());
+    }
+
+    #[test]
+    fn the_registers_of_the_acpi_watchdog_are_at_its_ports() {
+        let (mut devices, _) = devices();
+        let read = |devices: &mut Devices, port| {
+            let mut data = [0; 4];
+            devices.read_port(port, &mut data);
+            u32::from_le_bytes(data)
+        };
+        assert_eq!(read(&mut devices, 0x620), 60_000, "RELOAD");
+        let _ = devices.write_port(0x620, &30_000_u32.to_le_bytes());
+        let _ = devices.write_port(0x628, &[1, 0, 0, 0]);
+        assert_eq!([0x620, 0x624, 0x628, 0x62C].map(|port| read(&mut devices, port)), [30_000, 30_000, 1, 0]);
+        for port in [0x61C, 0x630] {
+            assert_eq!(read(&mut devices, port), u32::MAX, "{port:#x} is none of them");
+        }
+        devices.reset();
+        assert_eq!(read(&mut devices, 0x628), 0, "a reset stops it");
+        devices.wdat = None;
+        assert_eq!(read(&mut devices, 0x620), u32::MAX, "without it there are no such ports");
     }
 
     #[test]
