@@ -18,7 +18,7 @@ use vm_watchdog_test_support::nested::{self, CMDLINE, Image, SERIAL_PORTS};
 use vm_watchdog_test_support::process::{self, Process, Reply};
 use vm_watchdog_test_support::qemu::Qemu;
 
-use crate::scenarios::{SCENARIOS, Scenario};
+use crate::scenarios::{Flavour, SCENARIOS, Scenario};
 use crate::transcript::Transcript;
 
 const VMM: &str = env!("CARGO_BIN_EXE_vm-watchdog");
@@ -30,10 +30,16 @@ const OUTER_LIMIT: Duration = Duration::from_secs(300);
 
 /// What guests run on.
 pub struct Hosts {
-    kernel: PathBuf,
-    guest: PathBuf,
+    stock: Boot,
+    cloud: Boot,
     qemu: Qemu,
     ours: Ours,
+}
+
+/// What a guest boots.
+struct Boot {
+    kernel: PathBuf,
+    initrd: PathBuf,
 }
 
 /// What our VMM runs on.
@@ -54,28 +60,35 @@ impl Hosts {
     pub fn prepare() -> Result<Self, Unavailable> {
         let kernel = Kernel::x86()?;
         let qemu = Qemu::current()?;
-        let guest = guest_initramfs(&kernel)?;
-        let elf = kernel.elf()?;
+        let stock = Boot::new(&kernel, "guest.cpio", &["i6300esb", "wdat_wdt", "evdev", "button"])?;
+        let cloud = Boot::new(&Kernel::x86_cloud()?, "guest-cloud.cpio", &["wdat_wdt"])?;
         let ours = if nested::kvm_is_real() {
             Ours::Direct
         } else {
-            let initramfs = write("outer.cpio", &outer_initramfs(&kernel, &elf, &guest)?)?;
+            let initramfs = write("outer.cpio", &outer_initramfs(&kernel, &[&stock, &cloud])?)?;
             Ours::Nested { qemu: Qemu::for_nested_kvm()?, initramfs }
         };
-        Ok(Self { kernel: elf, guest: write("guest.cpio", &guest)?, qemu, ours })
+        Ok(Self { stock, cloud, qemu, ours })
+    }
+
+    fn boot(&self, kernel: Flavour) -> &Boot {
+        match kernel {
+            Flavour::Stock => &self.stock,
+            Flavour::Cloud => &self.cloud,
+        }
     }
 
     /// Runs a scenario in our VMM.
     pub fn run_on_ours(&self, scenario: &Scenario) -> Result<Transcript, String> {
         match &self.ours {
-            Ours::Direct => run_directly(scenario, &self.kernel, &self.guest),
+            Ours::Direct => run_directly(scenario, self.boot(scenario.kernel)),
             Ours::Nested { qemu, initramfs } => {
                 let mut running = match OUTER.take() {
                     Some(running) => running,
-                    None => nested::boot(qemu, &self.kernel, initramfs, 1, 2048)
+                    None => nested::boot(qemu, &self.stock.kernel, initramfs, 1, 2048)
                         .map_err(|error| format!("the outer guest: {error}"))?,
                 };
-                let transcript = run_nested(scenario, &mut running)?;
+                let transcript = run_nested(scenario, self.boot(scenario.kernel), &mut running)?;
                 // Kept only after a success: after an error the next test gets a new one.
                 OUTER.set(Some(running));
                 Ok(transcript)
@@ -85,13 +98,20 @@ impl Hosts {
 
     /// Runs a scenario in QEMU, with QEMU's own device.
     pub fn run_on_qemu(&self, scenario: &Scenario) -> Result<Transcript, String> {
+        let Boot { kernel, initrd } = self.boot(scenario.kernel);
         let mut machine = self.qemu.system("x86_64");
-        machine.args(["-machine", "pc", "-accel", "tcg", "-cpu", "max", "-m", "256"]);
+        machine.args(["-accel", "tcg", "-cpu", "max", "-m", "256"]);
         machine.args(SERIAL_PORTS);
         // QEMU's watchdogs have one action and no escalation.
-        let action = scenario.action.split(',').next().unwrap_or_default();
-        machine.args(["-device", "i6300esb", "-action", &format!("watchdog={action}")]);
-        machine.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.guest);
+        let (model, options) = scenario.watchdogs[0].split_once(",action=").expect("an action");
+        let action = options.split(',').next().unwrap_or_default();
+        match model {
+            // A part of the chipset.
+            "wdat" => machine.args(["-machine", "q35,wdat=on"]),
+            _ => machine.args(["-machine", "pc", "-device", model]),
+        };
+        machine.args(["-action", &format!("watchdog={action}")]);
+        machine.arg("-kernel").arg(kernel).arg("-initrd").arg(initrd);
         machine.arg("-append").arg(format!("{CMDLINE} scenario={}", scenario.name));
         let mut machine = Process::start(machine).map_err(|error| error.to_string())?;
         let started = Instant::now();
@@ -111,26 +131,26 @@ struct Files<'a> {
 /// The arguments of our VMM.
 fn arguments(scenario: &Scenario, files: Files<'_>) -> Vec<OsString> {
     let cmdline = format!("{CMDLINE} reboot=k no_timer_check scenario={}", scenario.name);
-    let watchdog = format!("i6300esb,action={}", scenario.action);
     let mut arguments: Vec<OsString> = ["boot", "--memory", "256M", "--events", "json"].map(Into::into).into();
-    let options: [(&str, OsString); 6] = [
+    let options: [(&str, OsString); 5] = [
         ("--events-file", files.events.into()),
         ("--second-serial", files.channel.into()),
         ("--kernel", files.kernel.into()),
         ("--initrd", files.initrd.into()),
         ("--cmdline", cmdline.into()),
-        ("--watchdog", watchdog.into()),
     ];
-    for (option, value) in options {
+    let watchdogs = scenario.watchdogs.iter().map(|watchdog| ("--watchdog", watchdog.into()));
+    for (option, value) in options.into_iter().chain(watchdogs) {
         arguments.extend([option.into(), value]);
     }
     arguments
 }
 
-fn run_directly(scenario: &Scenario, kernel: &Path, guest: &Path) -> Result<Transcript, String> {
+fn run_directly(scenario: &Scenario, boot: &Boot) -> Result<Transcript, String> {
+    let Boot { kernel, initrd } = boot;
     let [events, channel] = ["events", "channel"].map(|file| scratch(&format!("{}.{file}", scenario.name)));
     let mut vmm = process::that_dies_with_us(Path::new(VMM));
-    vmm.args(arguments(scenario, Files { kernel, initrd: guest, events: &events, channel: &channel }));
+    vmm.args(arguments(scenario, Files { kernel, initrd, events: &events, channel: &channel }));
     let started = Instant::now();
     let mut vmm = Process::start(vmm).map_err(|error| error.to_string())?;
     let ended = vmm.wait(RUN_LIMIT).map_err(|error| error.to_string())?;
@@ -139,8 +159,10 @@ fn run_directly(scenario: &Scenario, kernel: &Path, guest: &Path) -> Result<Tran
     Transcript::new(ended.status.code(), took, ended.record, messages(&read(&channel)?), &read(&events)?)
 }
 
-fn run_nested(scenario: &Scenario, outer: &mut Process) -> Result<Transcript, String> {
-    let [kernel, initrd, events, channel] = ["/vmlinux", "/guest.cpio", "/events.json", "/channel"].map(Path::new);
+fn run_nested(scenario: &Scenario, boot: &Boot, outer: &mut Process) -> Result<Transcript, String> {
+    // The outer guest has kernel and initrd at the paths that they have here.
+    let Boot { kernel, initrd } = boot;
+    let [events, channel] = ["/events.json", "/channel"].map(Path::new);
     let quoted: Vec<String> = arguments(scenario, Files { kernel, initrd, events, channel })
         .iter()
         .map(|argument| format!("'{}'", argument.to_string_lossy()))
@@ -172,20 +194,24 @@ fn messages(channel: &str) -> Vec<Message> {
     pieces.into_iter().filter_map(message).collect()
 }
 
-fn guest_initramfs(kernel: &Kernel) -> Result<Vec<u8>, Unavailable> {
-    let mut initramfs = Initramfs::with_busybox(&kernel.busybox()?, include_str!("init.sh"));
-    for name in ["i6300esb", "evdev", "button"] {
-        initramfs = initramfs.modules(&kernel.module(name)?);
+impl Boot {
+    /// A kernel with its own modules, and every scenario.
+    fn new(kernel: &Kernel, initrd: &str, modules: &[&str]) -> Result<Self, Unavailable> {
+        let initramfs = Initramfs::with_busybox(&kernel.busybox()?, include_str!("init.sh"));
+        let mut initramfs = initramfs.modules(&kernel.modules(modules)?);
+        for scenario in SCENARIOS {
+            initramfs = initramfs.file(&format!("scenarios/{}", scenario.name), scenario.guest.as_bytes());
+        }
+        Ok(Self { kernel: kernel.elf()?, initrd: write(initrd, &initramfs.build())? })
     }
-    for scenario in SCENARIOS {
-        initramfs = initramfs.file(&format!("scenarios/{}", scenario.name), scenario.guest.as_bytes());
-    }
-    Ok(initramfs.build())
 }
 
-fn outer_initramfs(kernel: &Kernel, elf: &Path, guest: &[u8]) -> Result<Vec<u8>, Unavailable> {
-    let image = Image::new(kernel)?.program(Path::new("/vm-watchdog"), Path::new(VMM))?;
-    Ok(image.file(Path::new("/vmlinux"), &read(elf)?).file(Path::new("/guest.cpio"), guest).build())
+fn outer_initramfs(kernel: &Kernel, boots: &[&Boot]) -> Result<Vec<u8>, Unavailable> {
+    let mut image = Image::new(kernel)?.program(Path::new("/vm-watchdog"), Path::new(VMM))?;
+    for path in boots.iter().flat_map(|boot| [&boot.kernel, &boot.initrd]) {
+        image = image.file(path, &read(path)?);
+    }
+    Ok(image.build())
 }
 
 fn scratch(name: &str) -> PathBuf {

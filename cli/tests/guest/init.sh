@@ -5,14 +5,31 @@ say() {
     echo "said $*" | frame >/dev/ttyS1
 }
 
-# Debian's own driver; the arguments are its parameters.
+# Debian's own driver of the i6300esb; the arguments are its parameters.
 load_driver() {
-    insmod /lib/watchdog.ko
+    load_watchdog_core
     insmod /lib/i6300esb.ko "$@"
 }
 
+# Debian's own driver of the ACPI watchdog table.
+load_wdat_driver() {
+    load_watchdog_core
+    insmod /lib/wdat_wdt.ko
+}
+
+# It is a part of some kernels.
+load_watchdog_core() {
+    if [ -e /lib/watchdog.ko ] && [ ! -e /sys/module/watchdog ]; then insmod /lib/watchdog.ko; fi
+}
+
+# Of the watchdog $1, or the first.
 bootstatus() {
-    cat /sys/class/watchdog/watchdog0/bootstatus
+    cat "/sys/class/watchdog/${1:-watchdog0}/bootstatus"
+}
+
+# The driver's name of the watchdog $1.
+identity() {
+    cat "/sys/class/watchdog/$1/identity"
 }
 
 # Powers the machine off when its power button is pressed, as an installed system does.

@@ -1,4 +1,4 @@
-//! Guest tests: a stock Debian kernel with its own i6300esb driver and busybox, inside `vm-watchdog boot`.
+//! Guest tests: Debian's stock and cloud kernels with their own watchdog drivers and busybox, inside `vm-watchdog boot`.
 //!
 //! Each test is a [scenario](scenarios). Where KVM is real they run on it; elsewhere in an outer guest whose KVM QEMU
 //! emulates (see [`host`]). Some run once more on QEMU's own device, which must look the same to the guest.

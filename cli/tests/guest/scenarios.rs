@@ -9,8 +9,10 @@ use crate::transcript::Transcript;
 pub struct Scenario {
     /// The name of the test: what must hold.
     pub name: &'static str,
-    /// The action of the watchdog.
-    pub action: &'static str,
+    /// The kernel that the guest boots.
+    pub kernel: Flavour,
+    /// The options of the watchdogs.
+    pub watchdogs: &'static [&'static str],
     /// What the guest does: a shell script with the functions of `init.sh` and `guest.sh`.
     pub guest: &'static str,
     /// What the guest reports with `say` until its end, on any implementation of the device.
@@ -21,8 +23,20 @@ pub struct Scenario {
     pub compare: bool,
 }
 
-/// What `-T 4` means: Linux loads `seconds << 9` into both stages, which count it times 2^15 in ticks of 30 ns.
-const FOUR_SECONDS: Duration = Duration::from_nanos(2 * ((4 << 9) << 15) * 30);
+/// A kernel of Debian.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flavour {
+    /// With drivers for the i6300esb and the ACPI watchdog table.
+    Stock,
+    /// The flavour for clouds: with a driver for the ACPI watchdog table only.
+    Cloud,
+}
+
+/// What `-T 4` means to a wdat, which counts milliseconds.
+const FOUR_SECONDS: Duration = Duration::from_secs(4);
+
+/// What `-T 4` means to an i6300esb: Linux loads `seconds << 9` into both stages, which count it times 2^15 in ticks of 30 ns.
+const FOUR_SECONDS_I6300ESB: Duration = Duration::from_nanos(2 * ((4 << 9) << 15) * 30);
 
 /// How late an expiry may be on a loaded machine that emulates the whole computer around it. It is never early.
 const LATEST: Duration = Duration::from_secs(10);
@@ -35,7 +49,8 @@ const WATCHDOG_POWERED_OFF: i32 = 3;
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "a_guest_that_stops_feeding_times_out_on_time",
-        action: "poweroff",
+        kernel: Flavour::Stock,
+        watchdogs: &["i6300esb,action=poweroff"],
         guest: r#"
             load_driver
             feed 1 4
@@ -52,13 +67,14 @@ pub const SCENARIOS: &[Scenario] = &[
             assert_eq!(timeout["action"], "poweroff");
             assert!(timeout["heartbeats"].as_u64().unwrap() >= 4, "heartbeats arrive: {timeout}");
             assert!(!run.events("heartbeat").is_empty());
-            assert_timeout_on_time(run);
+            assert_timeout_on_time(run, FOUR_SECONDS_I6300ESB);
         },
         compare: false,
     },
     Scenario {
         name: "after_a_reset_the_guest_reads_the_cause",
-        action: "reset",
+        kernel: Flavour::Stock,
+        watchdogs: &["i6300esb,action=reset"],
         guest: r#"
             load_driver
             say bootstatus $(bootstatus)
@@ -75,13 +91,14 @@ pub const SCENARIOS: &[Scenario] = &[
             assert_eq!(run.status, Some(GUEST_POWERED_OFF));
             assert_eq!(run.timeout()["action"], "reset");
             assert_eq!(run.only("reset")["cause"], "watchdog");
-            assert_timeout_on_time(run);
+            assert_timeout_on_time(run, FOUR_SECONDS_I6300ESB);
         },
         compare: true,
     },
     Scenario {
         name: "a_guest_that_closes_with_the_magic_character_does_not_time_out",
-        action: "poweroff",
+        kernel: Flavour::Stock,
+        watchdogs: &["i6300esb,action=poweroff"],
         guest: r#"
             load_driver
             feed 1 4
@@ -103,7 +120,8 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "with_nowayout_a_magic_close_does_not_stop_the_watchdog",
-        action: "poweroff",
+        kernel: Flavour::Stock,
+        watchdogs: &["i6300esb,action=poweroff"],
         guest: r#"
             load_driver nowayout=1
             feed 1 4
@@ -116,13 +134,14 @@ pub const SCENARIOS: &[Scenario] = &[
         check: |run| {
             assert_eq!(run.status, Some(WATCHDOG_POWERED_OFF));
             assert_eq!(run.events("disarmed").len(), 0);
-            assert_timeout_on_time(run);
+            assert_timeout_on_time(run, FOUR_SECONDS_I6300ESB);
         },
         compare: true,
     },
     Scenario {
         name: "the_watchdog_test_of_kubevirt_powers_off_the_vm",
-        action: "poweroff",
+        kernel: Flavour::Stock,
+        watchdogs: &["i6300esb,action=poweroff"],
         guest: r#"
             load_driver
             watchdog -t 2000ms -T 4000ms /dev/watchdog
@@ -144,7 +163,8 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "an_injected_nmi_is_in_the_guests_log",
-        action: "inject-nmi",
+        kernel: Flavour::Stock,
+        watchdogs: &["i6300esb,action=inject-nmi"],
         guest: r#"
             load_driver
             feed 1 4
@@ -159,13 +179,14 @@ pub const SCENARIOS: &[Scenario] = &[
             assert_eq!(run.status, Some(GUEST_POWERED_OFF));
             assert_eq!(run.timeout()["action"], "inject-nmi");
             run.only("nmi");
-            assert_timeout_on_time(run);
+            assert_timeout_on_time(run, FOUR_SECONDS_I6300ESB);
         },
         compare: false,
     },
     Scenario {
         name: "a_guest_asked_to_shut_down_powers_itself_off",
-        action: "shutdown,grace=30s,then=poweroff",
+        kernel: Flavour::Stock,
+        watchdogs: &["i6300esb,action=shutdown,grace=30s,then=poweroff"],
         guest: r#"
             load_driver
             obey_power_button
@@ -181,13 +202,14 @@ pub const SCENARIOS: &[Scenario] = &[
             assert_eq!(run.timeout()["action"], "shutdown");
             run.only("power-button");
             assert!(run.events("expiry").iter().all(|expiry| expiry["stage"] != "escalation"));
-            assert_timeout_on_time(run);
+            assert_timeout_on_time(run, FOUR_SECONDS_I6300ESB);
         },
         compare: true,
     },
     Scenario {
         name: "a_hung_guest_asked_to_shut_down_is_powered_off_after_the_grace",
-        action: "shutdown,grace=5s,then=poweroff",
+        kernel: Flavour::Stock,
+        watchdogs: &["i6300esb,action=shutdown,grace=5s,then=poweroff"],
         // With `panic` 0 the panic never reboots: interrupts still arrive, and no process runs again.
         guest: r#"
             load_driver
@@ -209,18 +231,131 @@ pub const SCENARIOS: &[Scenario] = &[
             let waited = Transcript::time(forced, "observed_ns") - Transcript::time(run.timeout(), "observed_ns");
             let grace = Duration::from_secs(5);
             assert!((grace..grace + LATEST).contains(&waited), "{waited:?} of {grace:?}");
-            assert_timeout_on_time(run);
+            assert_timeout_on_time(run, FOUR_SECONDS_I6300ESB);
+        },
+        compare: false,
+    },
+    Scenario {
+        name: "a_cloud_kernel_without_a_driver_for_the_i6300esb_reads_the_cause_after_a_reset",
+        kernel: Flavour::Cloud,
+        watchdogs: &["wdat,action=reset"],
+        guest: r#"
+            load_wdat_driver
+            say $(identity watchdog0)
+            say bootstatus $(bootstatus)
+            if [ $(bootstatus) = 32 ]; then poweroff -f; fi
+            feed 1 4
+            end_feeder KILL
+            say killed
+            sleep 30
+            say survived
+        "#,
+        guest_says: &["wdat_wdt", "bootstatus 0", "killed", "wdat_wdt", "bootstatus 32"],
+        check: |run| {
+            assert_eq!(run.status, Some(GUEST_POWERED_OFF));
+            assert_eq!(run.events("armed").len(), 1);
+            assert!(!run.events("heartbeat").is_empty());
+            assert_eq!(run.timeout()["action"], "reset");
+            assert_eq!(run.only("reset")["cause"], "watchdog");
+            assert_timeout_on_time(run, FOUR_SECONDS);
+        },
+        compare: true,
+    },
+    Scenario {
+        name: "a_cloud_kernel_that_closes_with_the_magic_character_does_not_time_out",
+        kernel: Flavour::Cloud,
+        watchdogs: &["wdat,action=poweroff"],
+        guest: r#"
+            load_wdat_driver
+            feed 1 4
+            end_feeder TERM
+            say closed
+            sleep 10
+            say survived
+            poweroff -f
+        "#,
+        guest_says: &["closed", "survived"],
+        check: |run| {
+            assert_eq!(run.status, Some(GUEST_POWERED_OFF));
+            assert_eq!(run.events("expiry").len(), 0);
+            assert_eq!((run.events("armed").len(), run.events("disarmed").len()), (1, 1));
+        },
+        compare: true,
+    },
+    Scenario {
+        name: "a_cloud_kernel_reads_the_time_left",
+        kernel: Flavour::Cloud,
+        // The unit of Hyper-V's firmware, which Windows knows.
+        watchdogs: &["wdat,action=poweroff,period=1s"],
+        // A feeder that is killed leaves the watchdog running.
+        guest: r#"
+            load_wdat_driver
+            timeleft() {
+                cat /sys/class/watchdog/watchdog0/timeleft
+            }
+            say timeleft $(timeleft)
+            feed 1 60
+            end_feeder KILL
+            first=$(timeleft)
+            sleep 3
+            second=$(timeleft)
+            passed=$((first - second))
+            if [ $first -gt 40 ] && [ $first -le 60 ] && [ $passed -ge 2 ] && [ $passed -le 20 ]; then
+                say counted down
+            else
+                say $first and then $second
+            fi
+            poweroff -f
+        "#,
+        guest_says: &["timeleft 0", "counted down"],
+        check: |run| {
+            assert_eq!(run.status, Some(GUEST_POWERED_OFF));
+            assert_eq!(run.events("expiry").len(), 0);
+        },
+        compare: false,
+    },
+    Scenario {
+        name: "of_two_watchdogs_of_different_models_the_one_that_is_not_fed_times_out",
+        kernel: Flavour::Stock,
+        watchdogs: &["i6300esb,action=poweroff", "wdat,action=reset"],
+        guest: r#"
+            load_driver
+            load_wdat_driver
+            say $(identity watchdog0), $(identity watchdog1)
+            say bootstatus $(bootstatus watchdog0) $(bootstatus watchdog1)
+            if [ $(bootstatus watchdog1) = 32 ]; then poweroff -f; fi
+            feed 1 30 watchdog0
+            feed 1 4 watchdog1
+            end_feeder KILL
+            say killed
+            sleep 30
+            say survived
+        "#,
+        guest_says: &[
+            "i6300ESB timer, wdat_wdt",
+            "bootstatus 0 0",
+            "killed",
+            "i6300ESB timer, wdat_wdt",
+            "bootstatus 0 32",
+        ],
+        check: |run| {
+            assert_eq!(run.status, Some(GUEST_POWERED_OFF));
+            assert_eq!(run.timeout()["id"], "watchdog1");
+            assert_eq!(run.only("reset")["cause"], "watchdog");
+            let fed = |id: &str| run.events("heartbeat").into_iter().any(|event| event["id"] == id);
+            assert!(fed("watchdog0") && fed("watchdog1"));
+            assert_timeout_on_time(run, FOUR_SECONDS);
         },
         compare: false,
     },
 ];
 
-/// The timeout is 4.027 s after the last reload: never earlier, and not much later.
-fn assert_timeout_on_time(run: &Transcript) {
+/// The timeout is a period after the last heartbeat: never earlier, and not much later.
+fn assert_timeout_on_time(run: &Transcript, period: Duration) {
     let timeout = run.timeout();
     let waited = Transcript::time(timeout, "observed_ns") - Transcript::time(timeout, "last_heartbeat_ns");
-    assert!(waited >= FOUR_SECONDS, "{waited:?} is too early, expected is {FOUR_SECONDS:?}");
+    assert!(waited >= period, "{waited:?} is too early, expected is {period:?}");
     let at = Transcript::time(timeout, "observed_ns");
     assert!(run.took >= at, "{at:?} after the start of a run that took {:?} by the clock of the test", run.took);
-    assert!(waited <= FOUR_SECONDS + LATEST, "{waited:?} is too late, expected is {FOUR_SECONDS:?}");
+    assert!(waited <= period + LATEST, "{waited:?} is too late, expected is {period:?}");
 }

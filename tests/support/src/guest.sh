@@ -29,13 +29,13 @@ obey() {
     done
 }
 
-# Starts busybox' watchdog daemon: a heartbeat every $1 seconds, a timeout of $2 seconds. Returns when the timeout is
-# set.
+# Starts busybox' watchdog daemon: a heartbeat every $1 seconds, a timeout of $2 seconds, for the watchdog $3 or the
+# first. Returns when the timeout is set.
 feed() {
-    watchdog -F -t "$1" -T "$2" /dev/watchdog &
+    watchdog -F -t "$1" -T "$2" "/dev/${3:-watchdog}" &
     feeder=$!
     until ls -l "/proc/$feeder/fd" 2>/dev/null | grep -q /dev/watchdog; do sleep 0.1; done
-    until [ "$(cat /sys/class/watchdog/watchdog0/timeout)" = "$2" ]; do sleep 0.1; done
+    until [ "$(cat "/sys/class/watchdog/${3:-watchdog0}/timeout")" = "$2" ]; do sleep 0.1; done
 }
 
 # Ends the daemon with the signal $1, and returns when it has closed the watchdog. After KILL the watchdog keeps

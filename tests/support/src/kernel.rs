@@ -26,13 +26,24 @@ pub struct Module {
 }
 
 impl Kernel {
-    /// The kernel of this machine's Debian release, for x86 guests. (The `cloud` flavour has no i6300esb driver.)
+    /// The kernel of this machine's Debian release, for x86 guests.
     pub fn x86() -> Result<Self, Unavailable> {
         Self::of(Packages {
             folder: "linux-amd64",
             suite: Suite::Machine,
             architecture: "amd64",
             install: &["linux-image-amd64", "busybox-static"],
+            keep: Keep::NamesStartingWith(&["linux-image-", "busybox-static"]),
+        })
+    }
+
+    /// The cloud flavour of the same kernel: without a driver for the i6300esb, and with one for the ACPI watchdog table.
+    pub fn x86_cloud() -> Result<Self, Unavailable> {
+        Self::of(Packages {
+            folder: "linux-amd64-cloud",
+            suite: Suite::Machine,
+            architecture: "amd64",
+            install: &["linux-image-cloud-amd64", "busybox-static"],
             keep: Keep::NamesStartingWith(&["linux-image-", "busybox-static"]),
         })
     }
@@ -84,7 +95,7 @@ impl Kernel {
     pub fn elf(&self) -> Result<PathBuf, Unavailable> {
         let folder = assets::asset(&format!("vmlinux-{}", self.release), "1", |folder| {
             let image = read(&self.image())?;
-            let elf = payload(&image).and_then(unxz)?;
+            let elf = payload(&image).and_then(unpack)?;
             fs::write(folder.join("vmlinux"), elf).map_err(Unavailable::while_doing(folder.display()))
         })?;
         Ok(folder.join("vmlinux"))
@@ -144,6 +155,30 @@ fn payload(image: &[u8]) -> Result<&[u8], Unavailable> {
     .ok_or_else(|| Unavailable::new("the kernel image is not a bzImage"))
 }
 
+fn unpack(packed: &[u8]) -> Result<Vec<u8>, Unavailable> {
+    match packed.strip_prefix(&LZ4_LEGACY) {
+        Some(blocks) => unlz4(blocks),
+        None => unxz(packed),
+    }
+}
+
+/// The magic number of LZ4's legacy frame, which is what kernels are packed in (lz4_Frame_format.md of LZ4).
+const LZ4_LEGACY: [u8; 4] = 0x184C_2102_u32.to_le_bytes();
+/// What a block of such a frame unpacks to at most.
+const LZ4_BLOCK: usize = 8 << 20;
+
+/// The blocks, each after its length; the unpacked length of the kernel is behind them.
+fn unlz4(blocks: &[u8]) -> Result<Vec<u8>, Unavailable> {
+    let (mut content, mut rest) = (Vec::new(), blocks);
+    while let Some((length, after)) = rest.split_first_chunk().filter(|(_, after)| !after.is_empty()) {
+        let block = after.split_at_checked(u32::from_le_bytes(*length) as usize);
+        let (block, after) = block.ok_or_else(|| Unavailable::new("unpacking lz4: a block is cut off"))?;
+        content.extend(lz4_flex::decompress(block, LZ4_BLOCK).map_err(Unavailable::while_doing("unpacking lz4"))?);
+        rest = after;
+    }
+    Ok(content)
+}
+
 fn unxz(packed: &[u8]) -> Result<Vec<u8>, Unavailable> {
     let mut content = Vec::new();
     XzReader::new(packed, false).read_to_end(&mut content).map_err(Unavailable::while_doing("unpacking xz"))?;
@@ -181,4 +216,23 @@ fn same_module(one: &str, other: &str) -> bool {
 
 fn read(path: &Path) -> Result<Vec<u8>, Unavailable> {
     fs::read(path).map_err(Unavailable::while_doing(path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_in_blocks_of_lz4_is_unpacked_whole() {
+        let halves = [vec![1_u8; 100_000], vec![2; 50_000]];
+        let mut packed = LZ4_LEGACY.to_vec();
+        for half in &halves {
+            let block = lz4_flex::compress(half);
+            packed.extend((block.len() as u32).to_le_bytes());
+            packed.extend(block);
+        }
+        packed.extend(150_000_u32.to_le_bytes());
+        assert_eq!(unpack(&packed).unwrap(), halves.concat());
+        assert!(unpack(&packed[..packed.len() - 5]).is_err());
+    }
 }
