@@ -5,6 +5,9 @@
 #[doc = include_str!("../docs/embedding/bus.md")]
 pub mod bus {}
 
+#[doc = include_str!("../docs/embedding/wdat.md")]
+pub mod wdat {}
+
 #[doc = include_str!("../docs/embedding/interrupts.md")]
 pub mod interrupts {}
 
