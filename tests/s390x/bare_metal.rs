@@ -320,7 +320,7 @@ fn our_watchdog_follows_the_contract_and_times_out_after_15_s() {
 #[test]
 fn qemus_watchdog_gives_the_same_answers() {
     with_qemu("bare metal with QEMU's watchdog", |qemu| {
-        // QEMU's emulated processor ignores the base register of a DIAGNOSE, unlike its KVM support.
+        // QEMU's emulated processor knows no watchdog call with a base register, unlike its KVM support.
         let without_base = |case: &Case| case.instruction[2] >> 4 == 0;
         let cases: Vec<Case> = cases().into_iter().filter(without_base).collect();
         let computer = Computer::load(qemu, Device::Qemu { action: "none" }, &program(&cases))?;
