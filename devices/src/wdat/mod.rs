@@ -60,7 +60,7 @@ use spec::register;
 /// assert_eq!(u32::from_le_bytes(left), 1);
 /// assert_eq!(watchdog.poll(at(50_000)).timeout, Some(at(50_000)));
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wdat {
     config: WdatConfig,
     /// RELOAD as the guest wrote it, beyond the limits too.

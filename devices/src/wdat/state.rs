@@ -9,7 +9,7 @@ use crate::{StateError, VmInstant};
 ///
 /// It holds durations, never instants, so it can be restored on any clock. The [configuration](super::WdatConfig) is not
 /// part of it: the VMM creates the target device with the same configuration, whose unit RELOAD has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct WdatStateV1 {
     /// RELOAD, as the guest wrote it.

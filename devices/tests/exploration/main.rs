@@ -13,7 +13,7 @@
 //! a host that is late twice in a row, and accesses of other widths. The random tests of each model have them.
 //!
 //! `cargo test -p vm-watchdog-devices --test exploration -- --nocapture` prints the size of each world. With
-//! `RUSTFLAGS="-C instrument-coverage -Z coverage-options=branch"` on nightly, the two tests of this file take every
+//! `RUSTFLAGS="-C instrument-coverage -Z coverage-options=branch"` on nightly, the tests of the i6300esb and of diag288 take every
 //! condition of the models both ways, but for those that refuse an impossible saved state or another instruction, and
 //! one in `is_sizing_while_decoding` that its caller excludes (194 conditions, 13 such; every line of the i6300esb's
 //! registers, configuration space, counter and stages).
@@ -23,6 +23,7 @@ mod diag288;
 mod i6300esb;
 mod mutants;
 mod search;
+mod wdat;
 
 use std::thread;
 use std::time::Instant;
@@ -31,6 +32,7 @@ use device::Sound;
 use diag288::Diag288World;
 use i6300esb::I6300esbWorld;
 use search::{Explored, World, explore};
+use wdat::WdatWorld;
 
 #[test]
 fn the_i6300esb_keeps_its_contract_in_every_state() {
@@ -40,6 +42,11 @@ fn the_i6300esb_keeps_its_contract_in_every_state() {
 #[test]
 fn diag288_keeps_its_contract_in_every_state() {
     explore_all("diag288", Diag288World::<Sound>::all().map(|world| (world.name, world)));
+}
+
+#[test]
+fn wdat_keeps_its_contract_in_every_state() {
+    explore_all("wdat", WdatWorld::<Sound>::all().map(|world| (world.name, world)));
 }
 
 /// Explores the worlds of a model side by side, and prints their size.

@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use vm_watchdog_devices::diag288::{Diag288, Diag288StateV1, ProgramInterruption};
 use vm_watchdog_devices::i6300esb::{I6300esb, I6300esbStateV1};
+use vm_watchdog_devices::wdat::Wdat;
 use vm_watchdog_devices::{Access, Expired, LastReset, Model, VmInstant};
 
 use crate::device::{Seam, at};
 use crate::diag288::{Call, Diag288World, Hypercall};
 use crate::i6300esb::{Bus, I6300esbWorld, Write};
 use crate::search::{World, explore};
+use crate::wdat::{self, Registers, WdatWorld};
 
 /// Asserts that the exploration of a broken model ends in a shortest sequence of so many steps, and in `violation`.
 #[track_caller]
@@ -37,6 +39,10 @@ macro_rules! fault {
     ($(#[$doc:meta])* $fault:ident on the bus) => {
         fault!($(#[$doc])* $fault);
         impl Seam<I6300esb> for $fault {}
+    };
+    ($(#[$doc:meta])* $fault:ident in registers) => {
+        fault!($(#[$doc])* $fault);
+        impl Seam<Wdat> for $fault {}
     };
     ($(#[$doc:meta])* $fault:ident in calls) => {
         fault!($(#[$doc])* $fault);
@@ -345,4 +351,40 @@ impl Hypercall for ChangeIgnoredAtTheBoundary {
 #[test]
 fn a_change_that_is_ignored_at_the_boundary() {
     is_found(&Diag288World::<ChangeIgnoredAtTheBoundary>::lpar(), 2, "the timeout is in");
+}
+
+fault!(
+    /// A heartbeat after the timeout does not start a new countdown.
+    DisarmedByTimeout in registers
+);
+
+impl Registers for DisarmedByTimeout {
+    fn write(&self, model: &mut Wdat, write: wdat::Write, now: u64) -> Access {
+        let has_expired = model.save(at(now)).remaining_ns.is_none() && model.is_armed();
+        if write.register == 0x4 && has_expired { Access::Heartbeat } else { self.write_through(model, write, now) }
+    }
+}
+
+#[test]
+fn a_heartbeat_after_the_timeout_that_is_ignored() {
+    is_found(&WdatWorld::<DisarmedByTimeout>::milliseconds(), 2, "COUNT is 0");
+}
+
+fault!(
+    /// A reset clears the status.
+    StatusNotSticky
+);
+
+impl Seam<Wdat> for StatusNotSticky {
+    fn reset(&self, model: &mut Wdat) {
+        model.reset();
+        model.set_last_reset(LastReset::default());
+    }
+}
+
+impl Registers for StatusNotSticky {}
+
+#[test]
+fn a_status_that_a_reset_clears() {
+    is_found(&WdatWorld::<StatusNotSticky>::milliseconds(), 2, "STATUS is 0");
 }
