@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::address::GuestAddress;
+
 /// A liveness or readiness probe: what it asks the guest, when, and how many answers in a row count.
 ///
 /// The fields are those of a manifest. [`Probe::checked`] applies the rules of Kubernetes to them.
@@ -51,6 +53,22 @@ impl Probe {
     pub const DEFAULT_FAILURE_THRESHOLD: u32 = 3;
     /// `successThreshold` where the manifest has none.
     pub const DEFAULT_SUCCESS_THRESHOLD: u32 = 1;
+
+    /// The name that its attempts have to look up: its host, if that is no address.
+    ///
+    /// ```
+    /// use vm_watchdog_probes::{Handler, Probe};
+    ///
+    /// let probe = |host: &str| Probe::new(Handler::TcpSocket { host: Some(host.to_owned()), port: 80 });
+    /// assert_eq!(probe("db.example").host_name(), Some("db.example"));
+    /// assert_eq!(probe("fe80::1%tap0").host_name(), None);
+    /// ```
+    pub fn host_name(&self) -> Option<&str> {
+        let (Handler::HttpGet { host, .. } | Handler::TcpSocket { host, .. }) = &self.handler else {
+            return None;
+        };
+        host.as_deref().filter(|host| host.parse::<GuestAddress>().is_err())
+    }
 
     /// A probe with the defaults of Kubernetes.
     pub fn new(handler: Handler) -> Self {

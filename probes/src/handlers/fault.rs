@@ -24,6 +24,8 @@ pub fn outcome_of(context: &str, error: &io::Error) -> Outcome {
             | Errno::NOMEM
             | Errno::PERM,
         ) => Outcome::Error(message),
+        // Of a resolver.
+        None if error.kind() == io::ErrorKind::Unsupported => Outcome::Error(message),
         _ => Outcome::Failure(message),
     }
 }

@@ -69,6 +69,7 @@ use crate::probe::{Handler, Probe, ProbeKind};
 use crate::validation::InvalidProbe;
 
 pub use crate::handlers::agent::GuestAgent;
+pub use crate::handlers::resolve::Resolve;
 
 /// Where a guest is reached.
 ///
@@ -175,6 +176,17 @@ impl Prober {
             Handler::GuestAgentPing => Runner::GuestAgentPing(agent()?),
         };
         Ok(Self { timeout: Duration::from_secs(probe.timeout_s.into()), handler: runner })
+    }
+
+    /// Looks up names by this resolver instead of that of the system.
+    #[must_use]
+    pub fn with_resolver(mut self, resolver: Arc<dyn Resolve>) -> Self {
+        match &mut self.handler {
+            Runner::HttpGet(get) => get.resolve_by(resolver),
+            Runner::TcpSocket(socket) => socket.resolve_by(resolver),
+            Runner::Exec(..) | Runner::GuestAgentPing(_) => {}
+        }
+        self
     }
 
     /// How long an attempt may take: `timeoutSeconds`.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6, TcpStream, ToSocketAddrs};
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 
@@ -47,13 +48,69 @@ impl fmt::Display for Host {
     }
 }
 
-/// Connects to hosts. The resolver of the system has no deadline: it runs on a thread, one at a time.
-#[derive(Debug, Default)]
+/// Looks up the addresses of hosts, in place of the resolver of the system, which cannot run in a sandbox.
+///
+/// ```
+/// use std::io;
+/// use std::net::{IpAddr, Ipv4Addr, TcpListener};
+/// use std::sync::Arc;
+/// use vm_watchdog_probes::handlers::{Guest, Prober, Resolve};
+/// use vm_watchdog_probes::{Handler, Outcome, Probe, ProbeKind};
+///
+/// #[derive(Debug)]
+/// struct Localhost;
+///
+/// impl Resolve for Localhost {
+///     fn resolve(&self, _name: &str) -> io::Result<Vec<IpAddr>> {
+///         Ok(vec![Ipv4Addr::LOCALHOST.into()])
+///     }
+/// }
+///
+/// let listener = TcpListener::bind("127.0.0.1:0")?;
+/// let probe = Probe::new(Handler::TcpSocket { host: Some("guest.example".into()), port: listener.local_addr()?.port() });
+/// let prober = Prober::new(ProbeKind::Readiness, &probe, &Guest::default())?;
+/// assert_eq!(prober.with_resolver(Arc::new(Localhost)).attempt(), Outcome::Success);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub trait Resolve: fmt::Debug + Send + Sync {
+    /// The addresses of a name, best first. Called on a thread of its own; an attempt does not wait for it longer than for
+    /// anything else.
+    ///
+    /// # Errors
+    ///
+    /// Why it has none. [`io::ErrorKind::Unsupported`] says that the host cannot look up any names, which is an error of the
+    /// attempt. With another kind the attempt fails.
+    fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>>;
+}
+
+/// The resolver of the system.
+#[derive(Debug)]
+struct OfSystem;
+
+impl Resolve for OfSystem {
+    fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>> {
+        Ok((name, 0).to_socket_addrs()?.map(|address| address.ip()).collect())
+    }
+}
+
+/// Connects to hosts. A resolver has no deadline: it runs on a thread, one at a time.
+#[derive(Debug)]
 pub struct Connector {
+    resolver: Arc<dyn Resolve>,
     lookup: Option<(String, Receiver<io::Result<Vec<IpAddr>>>)>,
 }
 
+impl Default for Connector {
+    fn default() -> Self {
+        Self { resolver: Arc::new(OfSystem), lookup: None }
+    }
+}
+
 impl Connector {
+    pub fn resolve_by(&mut self, resolver: Arc<dyn Resolve>) {
+        self.resolver = resolver;
+    }
+
     /// Connects to the first address of the host that accepts.
     ///
     /// # Errors
@@ -84,7 +141,7 @@ impl Connector {
         let (_, answer) = match self.lookup.take() {
             // The thread of the last attempt has the answer now, or does not have it yet.
             Some(lookup) if lookup.0 == name => self.lookup.insert(lookup),
-            _ => self.lookup.insert((name.to_owned(), spawn_lookup(name.to_owned())?)),
+            _ => self.lookup.insert((name.to_owned(), spawn_lookup(self.resolver.clone(), name.to_owned())?)),
         };
         let answer = match answer.recv_timeout(deadline.left()?) {
             Ok(answer) => answer,
@@ -99,11 +156,13 @@ impl Connector {
     }
 }
 
-fn spawn_lookup(name: String) -> io::Result<Receiver<io::Result<Vec<IpAddr>>>> {
+fn spawn_lookup(resolver: Arc<dyn Resolve>, name: String) -> io::Result<Receiver<io::Result<Vec<IpAddr>>>> {
     let (sender, receiver) = mpsc::channel();
     let look_up = move || {
-        let answer = (name.as_str(), 0).to_socket_addrs();
-        let answer = answer.map(|addresses| addresses.map(|address| address.ip()).take(MOST_ADDRESSES).collect());
+        let mut answer = resolver.resolve(&name);
+        if let Ok(addresses) = &mut answer {
+            addresses.truncate(MOST_ADDRESSES);
+        }
         // The receiver is gone if the probe has ended.
         let _ = sender.send(answer);
     };
@@ -139,7 +198,8 @@ mod tests {
     #[test]
     fn a_slow_lookup_ends_an_attempt_in_time_and_serves_the_next_one() {
         let (sender, receiver) = mpsc::channel();
-        let mut connector = Connector { lookup: Some(("slow.example".to_owned(), receiver)) };
+        let lookup = Some(("slow.example".to_owned(), receiver));
+        let mut connector = Connector { lookup, ..Connector::default() };
         let host = Host::new("slow.example");
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let port = listener.local_addr().expect("an address").port();
@@ -156,7 +216,8 @@ mod tests {
     #[test]
     fn the_next_address_is_tried_where_one_refuses() {
         let (sender, receiver) = mpsc::channel();
-        let mut connector = Connector { lookup: Some(("two.example".to_owned(), receiver)) };
+        let lookup = Some(("two.example".to_owned(), receiver));
+        let mut connector = Connector { lookup, ..Connector::default() };
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let port = listener.local_addr().expect("an address").port();
         let refuses = IpAddr::from([127, 0, 0, 9]);

@@ -7,13 +7,14 @@ mod tls;
 mod url;
 
 use std::io::{self, BufRead, BufReader, Write};
+use std::sync::Arc;
 
 use crate::handlers::deadline::{Deadline, DeadlineStream};
 use crate::handlers::fault::outcome_of;
 use crate::handlers::http::response::Response;
 use crate::handlers::http::tls::Tls;
 use crate::handlers::http::url::Url;
-use crate::handlers::resolve::Connector;
+use crate::handlers::resolve::{Connector, Resolve};
 use crate::handlers::text::untrusted;
 use crate::outcome::Outcome;
 use crate::probe::Scheme;
@@ -46,6 +47,10 @@ impl HttpGet {
         let host_header = header(&headers, "Host").filter(|value| !value.is_empty()).map(str::to_owned);
         let url = Url::new(scheme, host, port, path, host_header);
         Self { url, headers, connector: Connector::default(), tls: Tls::default() }
+    }
+
+    pub fn resolve_by(&mut self, resolver: Arc<dyn Resolve>) {
+        self.connector.resolve_by(resolver);
     }
 
     pub fn attempt(&mut self, deadline: Deadline) -> Outcome {
