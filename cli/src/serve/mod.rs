@@ -175,7 +175,7 @@ fn try_run(options: ServeOptions, commands: &Arc<Commands>) -> Result<(), ServeE
         output.timeline(VmClock::monotonic()).record(Entry::of_server(event));
     }
     for warning in options.warnings {
-        log::warn!("{warning}");
+        output.warn(warning);
     }
     if let Some((health, options)) = health.as_ref().zip(options.health.as_ref()) {
         threads.watchdogs.extend(health.start(options)?);
@@ -213,6 +213,11 @@ struct Output {
 impl Output {
     fn timeline(&self, clock: VmClock) -> Timeline {
         Timeline::new(clock, self.format, Box::new(self.lines.clone()))
+    }
+
+    /// Records a warning. The logger, which everything in this process uses, takes errors alone.
+    fn warn(&self, message: String) {
+        self.timeline(VmClock::monotonic()).record(LogLine::new(Level::Warn, message).into());
     }
 
     /// Restores what the state file has of the watchdogs, and keeps their states in it from now on.

@@ -306,6 +306,15 @@ fn a_manifest_that_cannot_be_served_is_refused_with_the_reason() {
 }
 
 #[test]
+fn what_is_probably_not_meant_in_a_manifest_is_a_warning() {
+    let probe = "livenessProbe: {tcpSocket: {port: 1}, initialDelaySeconds: 1000, periodSeconds: 1, timeoutSeconds: 5}";
+    let (server, _qmp) = start("", &[probe.to_owned()]);
+    let warning = server.expect_where("log", |event| event["message"].as_str().unwrap().starts_with("vm.yaml:"));
+    assert_eq!(warning["level"], "warn", "{warning}");
+    assert!(warning["message"].as_str().unwrap().contains("timeoutSeconds"), "{warning}");
+}
+
+#[test]
 fn a_guest_agent_that_is_not_there_is_a_failure() {
     let probe = "readinessProbe: {guestAgentPing: {}, periodSeconds: 1}".to_owned();
     let (server, mut qmp) = start("--agent agent", &[probe]);
