@@ -9,6 +9,7 @@ use crate::boot::BootArguments;
 use crate::check::CheckArguments;
 use crate::exit;
 use crate::kubevirt::sidecar::SidecarArguments;
+use crate::serve;
 use crate::serve::options::ServeOptions;
 use crate::status::StatusArguments;
 
@@ -38,6 +39,9 @@ pub enum Command {
     /// Show the VMs of this host and their watchdogs
     #[command(after_help = exit::STATUS_HELP)]
     Status(StatusArguments),
+    /// Do what the sandbox of a server forbids (the server starts it)
+    #[command(hide = true, name = serve::helper::COMMAND)]
+    Helper,
 }
 
 /// The command to run, or the status to end with after help or an error was printed.

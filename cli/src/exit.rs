@@ -13,9 +13,13 @@ pub fn report(error: &dyn fmt::Display) {
 pub const SERVE_HELP: &str = "\
 Exit status:
   0  SIGTERM or SIGINT ended the server
-  1  a socket, a file or the address for the metrics cannot be used, too few files may be open, or the host refuses
-     something else
-  2  the command line or the manifest cannot be used";
+  1  a socket, a file or the address for the metrics cannot be used, too few files may be open, the process that runs
+     the commands has ended, or the host refuses something else, as the sandbox
+  2  the command line or the manifest cannot be used
+  159  the sandbox forbids a system call that the server has made, and standard error names";
+
+/// The status of a server that has made a system call that its sandbox forbids: 128 and the number of SIGSYS, as in a shell.
+pub const FORBIDDEN_CALL: u8 = 159;
 
 /// What the statuses mean after `vm-watchdog check`, for its `--help`.
 pub const CHECK_HELP: &str = "\
@@ -71,5 +75,6 @@ mod tests {
         for status in 0..=ExitStatus::BadSnapshot as u8 {
             assert!(BOOT_HELP.contains(&format!("\n  {status}  ")), "{status}");
         }
+        assert!(SERVE_HELP.contains(&format!("\n  {FORBIDDEN_CALL}  ")));
     }
 }

@@ -25,6 +25,7 @@ fn main() -> ExitCode {
         Ok(Command::Check(arguments)) => check::run(&arguments),
         Ok(Command::Sidecar(arguments)) => sidecar::run(&arguments),
         Ok(Command::Status(arguments)) => status::run(&arguments),
+        Ok(Command::Helper) => serve::helper::process::run(),
         Err(code) => code,
     }
 }

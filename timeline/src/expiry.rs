@@ -3,13 +3,13 @@
 use std::fmt;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use vm_watchdog::{Action, Event, Stage, VmInstant};
 
 use crate::format::seconds;
 
 /// An [`Event`] of the library, without the name of the watchdog. All times are in nanoseconds.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Expiry {
     /// The stage that has expired.
     pub stage: Stage,

@@ -25,6 +25,17 @@ pub struct Entry {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum ServerEvent {
+    /// What the server can no longer do.
+    Sandbox {
+        /// on, or none where there is no filter of system calls for the architecture.
+        seccomp: &'static str,
+        /// full, partial or none, as far as the kernel has it.
+        landlock: &'static str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        landlock_abi: Option<i32>,
+        #[serde(rename = "root")]
+        is_root: bool,
+    },
     /// The socket listens.
     Listening { socket: String, actions: &'static str },
     /// Metrics are served at this address and port.
@@ -131,7 +142,8 @@ impl TimelineEntry for Entry {
             | ServerEvent::ActionFailed { .. }
             | ServerEvent::ActionDelayed { .. }
             | ServerEvent::ActionSuppressed { .. } => Some(Kind::Action),
-            ServerEvent::Listening { .. }
+            ServerEvent::Sandbox { .. }
+            | ServerEvent::Listening { .. }
             | ServerEvent::Metrics { .. }
             | ServerEvent::Restored { .. }
             | ServerEvent::Probe { .. }
@@ -157,6 +169,13 @@ impl fmt::Display for Entry {
         let because = |reason: &Option<String>| reason.as_ref().map_or(String::new(), |reason| format!(": {reason}"));
         write!(f, "{}: ", self.id)?;
         match &self.event {
+            ServerEvent::Sandbox { seccomp, landlock, landlock_abi, is_root } => {
+                write!(f, "sandbox: system calls {seccomp}, Landlock {landlock}")?;
+                if let Some(abi) = landlock_abi {
+                    write!(f, " (the kernel has ABI {abi})")?;
+                }
+                f.write_str(if *is_root { ", as root" } else { "" })
+            }
             ServerEvent::Listening { socket, actions } => write!(f, "listening on {socket}, actions by {actions}"),
             ServerEvent::Metrics { address } => write!(f, "metrics at {address}"),
             ServerEvent::Connected => f.write_str("a VMM has connected"),

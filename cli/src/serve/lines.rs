@@ -56,7 +56,8 @@ struct Line {
 }
 
 /// The thread's side.
-struct Writer {
+pub struct Writer {
+    shared: Arc<Shared>,
     /// The file, if it is not standard output.
     path: Option<PathBuf>,
     out: File,
@@ -68,21 +69,19 @@ struct Writer {
     lost: u64,
 }
 
-/// Starts the thread. It appends to the file at `path`, or writes to standard output.
+/// Opens the file at `path` for appending, or standard output. Lines wait until the writer has started.
 ///
 /// # Errors
 ///
 /// The file cannot be opened or is no regular file, or the host refuses.
-pub fn open(path: Option<PathBuf>, format: Format) -> io::Result<Lines> {
+pub fn open(path: Option<PathBuf>, format: Format) -> io::Result<(Lines, Writer)> {
     let (out, is_torn) = match &path {
         Some(path) => open_file(path)?,
         None => (File::from(io::stdout().as_fd().try_clone_to_owned()?), false),
     };
-    let mut writer = Writer { path, out, format, clock: VmClock::monotonic(), is_torn, lost: 0 };
     let shared = Arc::<Shared>::default();
     let lines = Lines { shared: shared.clone() };
-    thread::Builder::new().name("events".into()).spawn(move || writer.run(&shared))?;
-    Ok(lines)
+    Ok((lines, Writer { shared, path, out, format, clock: VmClock::monotonic(), is_torn, lost: 0 }))
 }
 
 /// Opens a file for appending, and returns whether it ends within a line.
@@ -138,7 +137,18 @@ impl Shared {
 }
 
 impl Writer {
-    fn run(&mut self, shared: &Shared) {
+    /// Writes lines from now on, on a thread of its own.
+    ///
+    /// # Errors
+    ///
+    /// The error of the host if it cannot start a thread.
+    pub fn start(mut self) -> io::Result<()> {
+        thread::Builder::new().name("events".into()).spawn(move || self.run())?;
+        Ok(())
+    }
+
+    fn run(&mut self) {
+        let shared = self.shared.clone();
         let mut queue = shared.queue();
         loop {
             queue.is_writing = true;

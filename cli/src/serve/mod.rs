@@ -9,6 +9,7 @@ mod device;
 mod endpoint;
 mod events;
 mod health;
+pub mod helper;
 mod last_action;
 mod late;
 mod lines;
@@ -18,6 +19,7 @@ pub mod options;
 mod peer;
 mod progress;
 mod restored;
+mod sandbox;
 mod server;
 mod service;
 mod socket;
@@ -25,6 +27,7 @@ mod state;
 mod status;
 mod vm;
 
+use std::ffi::OsStr;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
@@ -38,19 +41,24 @@ use log::Level;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::Mode;
 use vm_watchdog::{VmClock, WatchdogThread};
+use vm_watchdog_probes::handlers::Resolve;
 use vm_watchdog_timeline::{Format, LogLine, install_logger};
 use vm_watchdog_vfio_user::Disposer;
 
 use crate::exit;
-use crate::serve::control::exec::Commands;
 use crate::serve::control::{Control, dumps};
 use crate::serve::endpoint::Endpoint;
 use crate::serve::events::{Entry, ServerEvent, Timeline};
+use crate::serve::health::names::Names;
 use crate::serve::health::{Health, HealthError};
+use crate::serve::helper::messages::Subject;
 use crate::serve::lines::Lines;
 use crate::serve::metrics::Subjects;
 use crate::serve::metrics::file::MetricsFile;
 use crate::serve::options::{ControlOptions, DumpOptions, MetricsAddress, ServeOptions, WatchdogOptions};
+use crate::serve::sandbox::mode::SandboxMode;
+use crate::serve::sandbox::needs::Needs;
+use crate::serve::sandbox::{InForce, Landlock, SandboxError};
 use crate::serve::service::{FileLimitError, Signals};
 use crate::serve::socket::{Socket, SocketError, SocketFile};
 use crate::serve::state::{Found, Restored, SetAside, StateFileError, StateWriter};
@@ -90,6 +98,12 @@ enum ServeError {
     /// The probes cannot be run.
     #[error(transparent)]
     Health(#[from] HealthError),
+    /// The sandbox cannot be entered.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    /// The process that runs the commands has ended, so that no action can be performed.
+    #[error("{0}")]
+    Helper(String),
     /// The library cannot build a watchdog.
     #[error(transparent)]
     Watchdog(#[from] vm_watchdog::Error),
@@ -106,11 +120,7 @@ impl ServeError {
 
 /// Serves until a signal ends it.
 pub fn run(options: ServeOptions) -> ExitCode {
-    let commands = Arc::default();
-    let outcome = try_run(options, &commands);
-    // If the start failed, commands may be running.
-    commands.stop();
-    match outcome {
+    match try_run(options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             exit::report(&error);
@@ -119,10 +129,10 @@ pub fn run(options: ServeOptions) -> ExitCode {
     }
 }
 
-fn try_run(options: ServeOptions, commands: &Arc<Commands>) -> Result<(), ServeError> {
+fn try_run(options: ServeOptions) -> Result<(), ServeError> {
     let signals = Signals::catch().map_err(ServeError::host("catch signals"))?;
     service::check_file_limit(options.watchdogs.len())?;
-    let lines =
+    let (lines, writer) =
         lines::open(options.events_file.clone(), options.events).map_err(|source| match &options.events_file {
             Some(path) => ServeError::EventsFile { path: path.clone(), source },
             None => ServeError::host("write events")(source),
@@ -134,10 +144,32 @@ fn try_run(options: ServeOptions, commands: &Arc<Commands>) -> Result<(), ServeE
         dumps::check_folder(folder).map_err(|source| ServeError::DumpFolder { path: folder.clone(), source })?;
     }
     let mut sockets = open_sockets(&options)?;
-    let metrics = options.metrics.map(|address| open_metrics(address, options.socket_mode)).transpose()?;
-    let metrics_file = options.metrics_file.map(open_metrics_file).transpose()?;
-    let state = options.state.map(StateWriter::open).transpose()?;
-    let control = Control::new(options.control, commands);
+    let metrics = options.metrics.clone().map(|address| open_metrics(address, options.socket_mode)).transpose()?;
+    let metrics_file = options.metrics_file.clone().map(open_metrics_file).transpose()?;
+    let state = options.state.clone().map(StateWriter::open).transpose()?;
+    let names = Names::spawn(options.looks_up_names(), options.sandbox == SandboxMode::On);
+    let names = names.map_err(ServeError::host("start the process that looks up names"))?;
+    let control = Control::new(options.control.clone(), subjects(&options));
+    let control = control.map_err(ServeError::host("start the process that runs commands"))?;
+
+    let files = sockets.iter().map(|(_, file)| file).chain(metrics.iter().filter_map(|metrics| metrics.file.as_ref()));
+    let needs = Needs::of(&options, files.filter_map(SocketFile::path));
+    // Before the first thread, because the sandbox is that of a thread and of those that it starts.
+    let is_root = rustix::process::geteuid().is_root();
+    let InForce { seccomp, landlock } = sandbox::enter(options.sandbox, &needs)?;
+    writer.start().map_err(ServeError::host("start a thread"))?;
+    let Landlock { status: landlock, abi: landlock_abi } = landlock;
+    let in_force = ServerEvent::Sandbox { seccomp, landlock, landlock_abi, is_root };
+    output.timeline(VmClock::monotonic()).record(Entry::of_server(in_force));
+    if is_root {
+        output.warn("the server runs as root, and needs no more than the user of the VMM".to_owned());
+    }
+    names.listen().map_err(ServeError::host("start a thread"))?;
+    let ender = signals.ender().map_err(ServeError::host("catch signals"))?;
+    if let Some(helper) = control.helper() {
+        let ended = move |_: &str| ender.end();
+        helper.listen(ended).map_err(ServeError::host("start a thread"))?;
+    }
     let vm = Vm::new(control, options.any_control_process, state, metrics_file);
     let mut endpoints = Vec::new();
     for options in &options.watchdogs {
@@ -177,8 +209,9 @@ fn try_run(options: ServeOptions, commands: &Arc<Commands>) -> Result<(), ServeE
     for warning in options.warnings {
         output.warn(warning);
     }
+    let resolver: Arc<dyn Resolve> = Arc::new(names);
     if let Some((health, options)) = health.as_ref().zip(options.health.as_ref()) {
-        threads.watchdogs.extend(health.start(options)?);
+        threads.watchdogs.extend(health.start(options, &resolver)?);
     }
     if let Some(qmp) = vm.control.qmp() {
         qmp.listen(vm.clone()).map_err(ServeError::host("start a thread"))?;
@@ -186,8 +219,12 @@ fn try_run(options: ServeOptions, commands: &Arc<Commands>) -> Result<(), ServeE
     service::ready(endpoints.len());
     signals.wait(|| threads.are_serving() && make_progress(&endpoints), || lines.reopen());
     service::stopping();
-    // While the VMMs are still served: a command may wait for one of them.
-    commands.stop();
+    let helper = vm.control.helper();
+    let failure = helper.and_then(|helper| helper.failure());
+    if let Some(helper) = helper {
+        // While the VMMs are still served: a command may wait for one of them.
+        helper.stop();
+    }
     threads.stop();
     for endpoint in &endpoints {
         endpoint.record(ServerEvent::Stopped);
@@ -198,7 +235,16 @@ fn try_run(options: ServeOptions, commands: &Arc<Commands>) -> Result<(), ServeE
     // Removes the socket files.
     drop((sockets, metrics));
     lines.finish();
-    Ok(())
+    failure.map_or(Ok(()), |reason| Err(ServeError::Helper(reason)))
+}
+
+/// The watchdogs that a command may be run for, and what else times out.
+fn subjects(options: &ServeOptions) -> Vec<Subject> {
+    let watchdogs = options.watchdogs.iter().map(|watchdog| (watchdog.id.as_str(), watchdog.socket.as_os_str()));
+    let first = options.watchdogs.first().map_or_else(Default::default, |watchdog| watchdog.socket.clone());
+    let liveness = options.health.is_some().then_some((health::LIVENESS, first.as_os_str()));
+    let subject = |(id, socket): (&str, &OsStr)| Subject { id: id.to_owned(), socket: socket.to_owned() };
+    watchdogs.chain(liveness).map(subject).collect()
 }
 
 /// A listening socket, until a thread has it, and its file, until the end.

@@ -16,6 +16,7 @@ use vm_watchdog_timeline::Format;
 
 use crate::format::parser;
 use crate::serve::health::options::{HealthOptions, ManifestFlags, ManifestOptions, ManifestWatchdog};
+use crate::serve::sandbox::mode::SandboxMode;
 
 /// How often the actions of a watchdog are performed, unless its --watchdog says otherwise.
 const ACTION_RATE: ActionRate = ActionRate::new(Duration::from_secs(10), 3);
@@ -121,6 +122,13 @@ struct Flags {
     #[arg(long)]
     no_rearm: bool,
 
+    /// Whether the server gives up what it does not need once it has started
+    ///
+    /// It then makes only the system calls that it needs, and reaches only the files that options name (where the kernel
+    /// has Landlock). A forbidden system call ends it with status 159. The command of --exec runs outside.
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = SandboxMode::On)]
+    sandbox: SandboxMode,
+
     /// Permissions of the sockets, in octal
     #[arg(long, value_name = "MODE", default_value = "600", value_parser = parse_mode)]
     socket_mode: Mode,
@@ -167,6 +175,7 @@ pub struct ServeOptions {
     /// Whether the control socket may be that of another process than the VMM.
     pub any_control_process: bool,
     pub state: Option<PathBuf>,
+    pub sandbox: SandboxMode,
     pub socket_mode: Mode,
     pub metrics: Option<MetricsAddress>,
     pub metrics_file: Option<PathBuf>,
@@ -219,6 +228,14 @@ pub struct DumpOptions {
     pub size: Option<u64>,
 }
 
+impl ServeOptions {
+    /// Whether a probe has to look up the name of its host.
+    pub fn looks_up_names(&self) -> bool {
+        let probes = self.health.iter().flat_map(|health| [&health.liveness, &health.readiness]).flatten();
+        probes.into_iter().any(|probe| probe.host_name().is_some())
+    }
+}
+
 impl Args for ServeOptions {
     fn augment_args(command: Command) -> Command {
         Flags::augment_args(command)
@@ -265,8 +282,18 @@ impl Flags {
                 control.check(action).map_err(|message| format!("the liveness probe: {message}"))?;
             }
         }
-        let Self { name, any_control_process, state, socket_mode, metrics, metrics_file, events, events_file, .. } =
-            self;
+        let Self {
+            name,
+            any_control_process,
+            state,
+            sandbox,
+            socket_mode,
+            metrics,
+            metrics_file,
+            events,
+            events_file,
+            ..
+        } = self;
         Ok(ServeOptions {
             name,
             watchdogs,
@@ -275,6 +302,7 @@ impl Flags {
             control,
             any_control_process,
             state,
+            sandbox,
             socket_mode,
             metrics,
             metrics_file,

@@ -1,6 +1,6 @@
 //! The process as a service: signals, the service manager, and the sockets that it passes.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,9 +21,16 @@ const FILES: u64 = 48;
 /// How many a watchdog has open: its timer, its socket, its clients and their processes, and the eventfds of a message.
 const FILES_PER_WATCHDOG: u64 = 32;
 
+/// Ends the server as a signal does.
+pub struct Ender {
+    signal: UnixStream,
+    shall_end: Arc<AtomicBool>,
+}
+
 /// Catches the signals of the operator.
 pub struct Signals {
     signalled: UnixStream,
+    signal: UnixStream,
     shall_end: Arc<AtomicBool>,
     shall_reopen: Arc<AtomicBool>,
 }
@@ -41,7 +48,12 @@ impl Signals {
         // A write beyond RLIMIT_FSIZE then fails, as on a full disk. The signal is not ignored, because the commands of
         // the operator would inherit that.
         flag::register(SIGXFSZ, Arc::default())?;
-        Ok(Self { signalled, shall_end, shall_reopen })
+        Ok(Self { signalled, signal, shall_end, shall_reopen })
+    }
+
+    /// For a thread that ends the server.
+    pub fn ender(&self) -> io::Result<Ender> {
+        Ok(Ender { signal: self.signal.try_clone()?, shall_end: self.shall_end.clone() })
     }
 
     /// Waits for SIGTERM or SIGINT, and calls `reopen` at each SIGHUP. Meanwhile notifies the watchdog of the service
@@ -66,6 +78,15 @@ impl Signals {
                 }
                 _ => return,
             }
+        }
+    }
+}
+
+impl Ender {
+    pub fn end(mut self) {
+        self.shall_end.store(true, Ordering::SeqCst);
+        if let Err(error) = self.signal.write_all(&[0]) {
+            log::error!("the server cannot be ended: {error}");
         }
     }
 }

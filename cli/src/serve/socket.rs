@@ -102,6 +102,13 @@ impl Socket {
     }
 }
 
+impl SocketFile {
+    /// Its path, if this process removes it.
+    pub fn path(&self) -> Option<&Path> {
+        self.file.as_ref().map(|(path, ..)| path.as_path())
+    }
+}
+
 impl Drop for SocketFile {
     fn drop(&mut self) {
         let Some((path, device, inode)) = &self.file else {

@@ -12,7 +12,7 @@ use crate::fakes::FakeQmp;
 use crate::server::{Builder, Server, TIMEOUT};
 
 /// The process ids that a command has written to this file, one a line.
-fn pids(server: &Server, name: &str, count: usize) -> Vec<u32> {
+pub fn pids(server: &Server, name: &str, count: usize) -> Vec<u32> {
     let deadline = Instant::now() + TIMEOUT;
     loop {
         let text = fs::read_to_string(server.path(name)).unwrap_or_default();
@@ -26,12 +26,12 @@ fn pids(server: &Server, name: &str, count: usize) -> Vec<u32> {
 }
 
 /// Whether a process runs. One that has ended and was not reaped does not.
-fn is_running(pid: u32) -> bool {
+pub fn is_running(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
     stat.is_ok_and(|stat| !stat.rsplit_once(')').unwrap().1.starts_with(" Z"))
 }
 
-fn wait_for_the_end_of(pids: &[u32]) {
+pub fn wait_for_the_end_of(pids: &[u32]) {
     let deadline = Instant::now() + TIMEOUT;
     while let Some(pid) = pids.iter().find(|pid| is_running(**pid)) {
         assert!(Instant::now() < deadline, "process {pid} is still there");

@@ -19,6 +19,7 @@ mod pauses;
 mod peers;
 mod progress;
 mod protocol;
+mod sandbox;
 mod scrapers;
 mod server;
 mod state;

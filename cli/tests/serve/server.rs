@@ -61,6 +61,14 @@ impl Builder {
         Self::of(strace)
     }
 
+    /// A server whose host refuses these system calls.
+    pub fn refused(calls: &str, errno: &str) -> Self {
+        let mut strace = strace(calls);
+        strace.arg("-e").arg(format!("inject={calls}:error={errno}"));
+        strace.arg(env!("CARGO_BIN_EXE_vm-watchdog"));
+        Self::of(strace)
+    }
+
     fn of(mut command: Command) -> Self {
         let folder = tempfile::tempdir().unwrap();
         command.current_dir(&folder).args(["serve", "--events=json"]).stdout(Stdio::piped()).stdin(Stdio::null());
@@ -281,7 +289,7 @@ impl Server {
     }
 
     /// Waits for its end.
-    fn end(&mut self) -> ExitStatus {
+    pub fn end(&mut self) -> ExitStatus {
         let deadline = Instant::now() + TIMEOUT;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {

@@ -129,7 +129,7 @@ fn a_corrupt_file_is_set_aside_with_a_message() {
     let builder = Builder::new().options(OPTIONS);
     fs::write(builder.path().join("state"), "{\"version\":1").unwrap();
     let server = builder.start_and(|server| {
-        let log = server.expect("log");
+        let log = server.expect_where("log", |event| event["level"] == "error");
         let message = log["message"].as_str().unwrap();
         assert!(message.contains("EOF while parsing") && message.contains("state.corrupt"), "{message}");
     });

@@ -8,6 +8,7 @@ pub mod messages;
 pub mod qmp;
 pub mod remap;
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,8 +17,10 @@ use vm_watchdog::{Event, HandlerError};
 
 use crate::serve::control::cloud_hypervisor::CloudHypervisor;
 use crate::serve::control::dumps::Dumps;
-use crate::serve::control::exec::Commands;
+use crate::serve::control::exec::Exec;
 use crate::serve::control::qmp::Qmp;
+use crate::serve::helper::Helper;
+use crate::serve::helper::messages::Subject;
 use crate::serve::options::ControlOptions;
 use crate::serve::peer::{Owner, Peer};
 
@@ -30,21 +33,34 @@ pub enum Control {
     /// Cloud Hypervisor.
     CloudHypervisor(CloudHypervisor),
     /// A command of the operator. QMP, if there is one, only reports the events of the VM.
-    Exec { command: String, commands: Arc<Commands>, qmp: Option<Arc<Qmp>> },
+    Exec { exec: Exec, qmp: Option<Arc<Qmp>> },
 }
 
 impl Control {
-    /// The backend that the options name. `commands` runs those of the operator.
-    pub fn new(options: ControlOptions, commands: &Arc<Commands>) -> Self {
-        match options {
+    /// The backend that the options name. Starts the process that runs a command for one of `watchdogs`.
+    ///
+    /// # Errors
+    ///
+    /// The error of the host if it cannot start that.
+    pub fn new(options: ControlOptions, watchdogs: Vec<Subject>) -> io::Result<Self> {
+        Ok(match options {
             ControlOptions::None => Self::None,
             ControlOptions::Qmp { path, dumps } => Self::Qmp(Qmp::new(path, dumps.map(Dumps::new))),
             ControlOptions::CloudHypervisor { path, poweroff } => {
                 Self::CloudHypervisor(CloudHypervisor::new(path, poweroff))
             }
             ControlOptions::Exec { command, qmp } => {
-                Self::Exec { command, commands: commands.clone(), qmp: qmp.map(|path| Qmp::new(path, None)) }
+                let exec = Exec::spawn(&command, watchdogs)?;
+                Self::Exec { exec, qmp: qmp.map(|path| Qmp::new(path, None)) }
             }
+        })
+    }
+
+    /// The process that runs commands, if there is one.
+    pub fn helper(&self) -> Option<&Arc<Helper>> {
+        match self {
+            Self::Exec { exec, .. } => Some(&exec.helper),
+            Self::None | Self::Qmp(_) | Self::CloudHypervisor(_) => None,
         }
     }
 
@@ -76,7 +92,7 @@ impl Control {
             Self::None => Err("no backend can perform it".into()),
             Self::Qmp(qmp) => qmp.perform(event, owner),
             Self::CloudHypervisor(api) => api.perform(event.action, owner),
-            Self::Exec { command, commands, .. } => commands.run(command, event, socket),
+            Self::Exec { exec, .. } => exec.perform(event, socket),
         }
     }
 

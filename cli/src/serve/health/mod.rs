@@ -5,6 +5,7 @@
 //! without it by the connection of its watchdog, and without either they take it as running.
 
 mod failure;
+pub mod names;
 pub mod options;
 pub mod report;
 pub mod runner;
@@ -15,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use vm_watchdog::{Access, Action, ActionHandler, Event, HandlerError, Stats, VmInstant, Watchdog, WatchdogThread};
-use vm_watchdog_probes::handlers::{Prober, ProberError};
+use vm_watchdog_probes::handlers::{Prober, ProberError, Resolve};
 use vm_watchdog_probes::{Change, InvalidProbe, Outcome, Phase, Probe, ProbeKind, ProbeResult, RestartBackOff, Worker};
 use vm_watchdog_timeline::GuestExpiry;
 
@@ -31,6 +32,9 @@ use crate::serve::late::LateHandler;
 use crate::serve::peer::Owner;
 use crate::serve::service;
 use crate::serve::vm::{Vm, VmWatchdog};
+
+/// The name of what times out when the liveness probe has failed.
+pub const LIVENESS: &str = "liveness";
 
 /// Why the probes cannot be run.
 #[derive(Debug, thiserror::Error)]
@@ -104,7 +108,7 @@ impl Health {
         let handler = LateHandler::new();
         let liveness = match worker(ProbeKind::Liveness, &options.liveness)?.map(runner) {
             Some(runner) => {
-                let failure = Watchdog::builder("liveness", LivenessFailure::default());
+                let failure = Watchdog::builder(LIVENESS, LivenessFailure::default());
                 let failure = failure.clock(vm.clock.clone()).policy(options.policy).build(handler.clone())?;
                 let restarts = Restarts { started: vm.clock.now(), back_off: RestartBackOff::new() };
                 Some(Liveness { runner, failure, restarts: Mutex::new(restarts) })
@@ -127,18 +131,22 @@ impl Health {
         Ok(health)
     }
 
-    /// Runs the probes on threads of their own. Returns the thread that acts on liveness failures, if there is a liveness
-    /// probe.
+    /// Runs the probes on threads of their own; `resolver` looks up the names of their hosts. Returns the thread that acts
+    /// on liveness failures, if there is a liveness probe.
     ///
     /// # Errors
     ///
     /// [`HealthError`] if a thread cannot be started.
-    pub fn start(self: &Arc<Self>, options: &HealthOptions) -> Result<Option<WatchdogThread>, HealthError> {
+    pub fn start(
+        self: &Arc<Self>,
+        options: &HealthOptions,
+        resolver: &Arc<dyn Resolve>,
+    ) -> Result<Option<WatchdogThread>, HealthError> {
         let liveness = self.liveness.as_ref().map(|liveness| liveness.failure.spawn()).transpose()?;
         let probes = [(ProbeKind::Liveness, &options.liveness), (ProbeKind::Readiness, &options.readiness)];
         for (kind, probe) in probes {
             if let (Some(runner), Some(probe)) = (self.runner(kind), probe) {
-                let mut prober = Prober::new(kind, probe, &options.guest)?;
+                let mut prober = Prober::new(kind, probe, &options.guest)?.with_resolver(resolver.clone());
                 runner.spawn(move || prober.attempt(), self.clone())?;
             }
         }
@@ -310,7 +318,7 @@ impl Observer for Health {
 impl ActionHandler for Health {
     fn perform(&self, event: &Event) -> Result<(), HandlerError> {
         let Event { action, .. } = *event;
-        self.record("liveness", ServerEvent::Expiry(GuestExpiry::new(event, 0)));
+        self.record(LIVENESS, ServerEvent::Expiry(GuestExpiry::new(event, 0)));
         if let Some(metrics) = &self.vm.metrics {
             metrics.write_soon();
         }
@@ -322,7 +330,7 @@ impl ActionHandler for Health {
         let socket = self.watchdog.as_ref().map_or(Path::new(""), |watchdog| &watchdog.socket);
         let outcome = self.vm.control.perform(event, socket, &self.owner());
         self.last_action.ended(event, &outcome);
-        self.record("liveness", ServerEvent::of_outcome(action, &outcome));
+        self.record(LIVENESS, ServerEvent::of_outcome(action, &outcome));
         if outcome.is_ok() && action == Action::Reset && self.vm.control.qmp().is_none() {
             // No event reports it.
             self.start_over(reset);
