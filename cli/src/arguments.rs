@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use vm_watchdog_vmm::ExitStatus;
 
 use crate::boot::BootArguments;
@@ -44,6 +44,11 @@ pub enum Command {
     Helper,
 }
 
+/// The definition of the command line, for manual pages and completions.
+pub fn definition() -> clap::Command {
+    Cli::command()
+}
+
 /// The command to run, or the status to end with after help or an error was printed.
 pub fn parse() -> Result<Command, ExitCode> {
     parse_from(std::env::args_os()).map_err(|error| {
@@ -77,11 +82,10 @@ pub fn one_line(error: &clap::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_definition_is_sound() {
-        Cli::command().debug_assert();
+        definition().debug_assert();
     }
 
     #[test]

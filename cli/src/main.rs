@@ -1,31 +1,7 @@
 //! The `vm-watchdog` command, which is a hook of KubeVirt as well if it is called `onDefineDomain`.
 
-mod arguments;
-mod boot;
-mod check;
-mod exit;
-mod format;
-mod kubevirt;
-mod local_socket;
-mod serve;
-mod status;
-
 use std::process::ExitCode;
 
-use crate::arguments::Command;
-use crate::kubevirt::{hook, sidecar};
-
 fn main() -> ExitCode {
-    if hook::is_called(std::env::args_os().next().as_deref()) {
-        return hook::run();
-    }
-    match arguments::parse() {
-        Ok(Command::Boot(arguments)) => boot::run(arguments).into(),
-        Ok(Command::Serve(options)) => serve::run(*options),
-        Ok(Command::Check(arguments)) => check::run(&arguments),
-        Ok(Command::Sidecar(arguments)) => sidecar::run(&arguments),
-        Ok(Command::Status(arguments)) => status::run(&arguments),
-        Ok(Command::Helper) => serve::helper::process::run(),
-        Err(code) => code,
-    }
+    vm_watchdog_cli::main()
 }

@@ -4,12 +4,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use vm_watchdog_test_support::{Unavailable, assets, skip};
+use vm_watchdog_test_support::{Unavailable, python, skip};
 
 use crate::hook::{Hook, Q35, device, vmi};
 
 /// The programs and schemas of Kubernetes 1.37.
-const KUBERNETES_VALIDATE: &str = "kubernetes-validate==1.37.0";
+const KUBERNETES_VALIDATE: &str = "1.37.0";
 
 fn packaging(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging").join(name)
@@ -70,22 +70,9 @@ fn the_rules_for_the_operator_are_those_for_prometheus() {
     assert!(expected.contains("\ngroups:\n"), "{expected}");
 }
 
-/// The folder with the checker.
-fn kubernetes_validate() -> Result<PathBuf, Unavailable> {
-    assets::asset("kubernetes-validate", KUBERNETES_VALIDATE, |folder| {
-        let mut pip = Command::new("python3");
-        pip.args(["-m", "pip", "install", "--quiet", "--no-compile", "--target"]).arg(folder).arg(KUBERNETES_VALIDATE);
-        let output = pip.output().map_err(Unavailable::while_doing("python3"))?;
-        match output.status.success() {
-            true => Ok(()),
-            false => Err(Unavailable::new(format!("pip: {}", String::from_utf8_lossy(&output.stderr).trim()))),
-        }
-    })
-}
-
 #[test]
 fn the_manifests_are_valid_for_kubernetes() {
-    let folder = match kubernetes_validate() {
+    let folder = match python::package("kubernetes-validate", KUBERNETES_VALIDATE) {
         Ok(folder) => folder,
         Err(why) => return skip::loudly(&skip::this_test(), &why),
     };

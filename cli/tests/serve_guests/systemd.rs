@@ -4,21 +4,12 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use vm_watchdog_test_support::Unavailable;
-use vm_watchdog_test_support::debian::{Keep, Packages, Suite};
 use vm_watchdog_test_support::initramfs::Initramfs;
 use vm_watchdog_test_support::kernel::Kernel;
+use vm_watchdog_test_support::systemd::Systemd;
 
 use crate::guest::Pieces;
 use crate::{CARD_RESET, expect_timeout_of, seconds, start, with};
-
-/// systemd of Debian 13, and what it needs to run.
-const SYSTEMD: Packages = Packages {
-    folder: "systemd",
-    suite: Suite::Trixie,
-    architecture: "amd64",
-    install: &["systemd"],
-    keep: Keep::Everything,
-};
 
 /// Its timeout in seconds: longer than its start takes on a loaded machine, in which it does not feed.
 const TIMEOUT: u64 = 10;
@@ -45,9 +36,9 @@ obey /dev/ttyS1 \"$(cat /sys/class/watchdog/watchdog0/bootstatus)\"
 ";
 
 fn pieces() -> Result<Pieces, Unavailable> {
-    let (kernel, systemd) = (Kernel::x86()?, SYSTEMD.fetch()?);
+    let (kernel, systemd) = (Kernel::x86()?, Systemd::trixie()?);
     let initramfs = Initramfs::with_busybox(&kernel.busybox()?, INIT).modules(&kernel.module("i6300esb")?);
-    let initramfs = initramfs.tree(&systemd).map_err(Unavailable::while_doing(systemd.display()))?;
+    let initramfs = initramfs.tree(systemd.root()).map_err(Unavailable::while_doing(systemd.root().display()))?;
     let configuration = format!("[Manager]\nRuntimeWatchdogSec={TIMEOUT}\n");
     let initramfs = initramfs
         .link("lib64", Path::new("usr/lib64"))

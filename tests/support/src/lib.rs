@@ -14,10 +14,12 @@
 //! - [`libraries`]: the libraries of unpacked packages
 //! - [`nested`]: an outer guest whose KVM works
 //! - [`cloud_hypervisor`]: Cloud Hypervisor as the VMM, where the environment names its binary
+//! - [`python`]: programs from the Python package index
 //! - [`qemu`]: a current QEMU, independent of the machine's own
 //! - [`prometheus`]: promtool, for the alert rules
 //! - [`process`]: a program that runs a guest, with time limits
 //! - [`random`]: random numbers that are the same in every run
+//! - [`systemd`]: systemd for guests, and its programs
 //! - [`skip`]: tests that cannot run on this machine
 
 pub mod acpica;
@@ -32,9 +34,11 @@ pub mod libraries;
 pub mod nested;
 pub mod process;
 pub mod prometheus;
+pub mod python;
 pub mod qemu;
 pub mod random;
 pub mod skip;
+pub mod systemd;
 
 /// Why a part of the test environment is unavailable on this machine: one line for the person who runs the test.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
