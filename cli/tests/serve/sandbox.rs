@@ -200,6 +200,7 @@ fn a_probe_by_tcp_the_events_file_and_dumps_work_in_the_sandbox() {
     let mut client = server.client();
     wait_for("a new file of events", || has("logs/events", "connected"));
     client.arm(1);
+    qmp.answer("query-chardev", json!([]));
     qmp.answer("query-dump", json!({"status": "none", "completed": 0, "total": 0}));
     qmp.answer("query-memory-size-summary", json!({"base-memory": 1 << 20, "plugged-memory": 0}));
     let arguments = qmp.answer("dump-guest-memory", json!({}));
@@ -224,9 +225,11 @@ fn a_command_is_outside_of_the_sandbox_and_inherits_nothing_of_the_service_manag
     for name in ["Seccomp", "NoNewPrivs", "SigBlk"] {
         assert_eq!(field(&server.path("status"), name), field(this, name), "{name}");
     }
-    // Signals up to 31: glibc ignores two of its own while it starts a process.
-    let ignored = u64::from_str_radix(&field(&server.path("status"), "SigIgn"), 16).unwrap() & 0x7fff_ffff;
-    assert_eq!(ignored, 0);
+    let ignored = |status: &Path| u64::from_str_radix(&field(status, "SigIgn"), 16).unwrap();
+    // Signals up to 31, because glibc ignores two of its own while it starts a process. A shell ignores some for a job in the
+    // background, and so for this test; Rust ignores SIGPIPE in this process alone.
+    let inherited = ignored(this) & !(1 << (Signal::PIPE.as_raw() - 1));
+    assert_eq!(ignored(&server.path("status")) & !inherited & 0x7FFF_FFFF, 0);
     let environment = fs::read_to_string(server.path("status")).unwrap();
     assert!(
         environment.contains("WATCHDOG_ACTION=poweroff") && !environment.contains("WATCHDOG_USEC"),
