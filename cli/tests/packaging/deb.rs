@@ -100,8 +100,9 @@ fn the_package_has_the_program_its_units_pages_and_completions() {
         for page in DOCUMENTATION {
             assert!(files.contains_key(&format!("{documentation}{page}")), "{page}: {listing}");
         }
-        let commands = vm_watchdog_cli::definition();
-        let pages = commands.get_subcommands().map(|command| format!("-{}", command.get_name()));
+        let definition = vm_watchdog_cli::definition();
+        let commands = definition.get_subcommands().filter(|command| !command.is_hide_set());
+        let pages = commands.map(|command| format!("-{}", command.get_name()));
         for page in pages.chain([String::new()]) {
             assert!(files.contains_key(&format!("usr/share/man/man1/vm-watchdog{page}.1.gz")), "{page}: {listing}");
         }
