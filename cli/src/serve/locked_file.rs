@@ -24,7 +24,8 @@ pub struct LockedFile {
 }
 
 impl LockedFile {
-    /// Locks the file at `path`, and creates it with `content` if it is not there. New files have the permissions `mode`.
+    /// Locks the file at `path`, and creates it with `content` if it is not there. New files have the permissions `mode`,
+    /// whatever the umask.
     ///
     /// # Errors
     ///
@@ -114,6 +115,8 @@ fn new_file(path: &Path, mode: u32, content: &[u8]) -> io::Result<tempfile::Name
         .prefix(&format!(".{name}."))
         .permissions(Permissions::from_mode(mode))
         .tempfile_in(folder(path))?;
+    // The umask may have removed permissions.
+    file.as_file().set_permissions(Permissions::from_mode(mode))?;
     file.write_all(content)?;
     file.as_file().sync_all()?;
     Ok(file)

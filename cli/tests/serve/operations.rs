@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -97,6 +98,28 @@ fn a_command_inherits_nothing_of_the_service_manager_and_no_limit_of_the_server(
     let of_the_server = mask(ignored) & !ignored_here;
     let pipe = 1 << (Signal::PIPE.as_raw() - 1);
     assert_eq!((mask(blocked), of_the_server, mask(ignored) & pipe), (0, 0, 0), "{seen}");
+    server.kill().unwrap();
+    server.wait().unwrap();
+}
+
+#[test]
+fn node_exporter_can_read_the_metrics_file_of_a_server_with_any_umask_and_only_the_owner_the_state() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(folder.path().join("s")).unwrap();
+    let options = "--watchdog i6300esb,action=none --state state --metrics-file vm.prom";
+    let mut server = started_by(&folder, "umask 0777", options, Some(listener.into()));
+    let text = || fs::read_to_string(folder.path().join("vm.prom")).unwrap_or_default();
+    let mut client = Client::connect(&folder.path().join("s"));
+    client.negotiate();
+    client.arm(1);
+    let deadline = Instant::now() + TIMEOUT;
+    // The server writes the file before it restricts itself, and again after the expiry.
+    while !text().contains("vm_watchdog_timeouts_total{id=\"watchdog0\"} 1\n") {
+        assert!(Instant::now() < deadline, "{}", text());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let mode = |name: &str| fs::metadata(folder.path().join(name)).unwrap().permissions().mode() & 0o7777;
+    assert_eq!((mode("vm.prom"), mode("state")), (0o644, 0o600));
     server.kill().unwrap();
     server.wait().unwrap();
 }

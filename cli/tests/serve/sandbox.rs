@@ -197,8 +197,10 @@ fn a_probe_by_tcp_the_events_file_and_dumps_work_in_the_sandbox() {
     wait_for("a probe that succeeds", || has("logs/events", "\"result\":\"success\""));
     fs::rename(server.path("logs/events"), server.path("logs/events.1")).unwrap();
     server.send_signal(Signal::HUP);
+    // Only then: the server may see the client before the signal.
+    wait_for("a new file of events", || server.path("logs/events").exists());
     let mut client = server.client();
-    wait_for("a new file of events", || has("logs/events", "connected"));
+    wait_for("an event in it", || has("logs/events", "connected"));
     client.arm(1);
     qmp.answer("query-chardev", json!([]));
     qmp.answer("query-dump", json!({"status": "none", "completed": 0, "total": 0}));

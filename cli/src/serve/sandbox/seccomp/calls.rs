@@ -160,6 +160,11 @@ pub const GROUPS: &[Group] = &[
             "unlinkat",
         ],
     ),
+    Group::of("the mode of a file that is replaced, whatever the umask", &["fchmod"]).limited(Limit::OneOf {
+        argument: 1,
+        values: &[0o600, 0o644],
+        in_words: "0600, 0644",
+    }),
     Group::of("Unix sockets", &["socket"]).limited(Limit::OneOf {
         argument: 0,
         values: &[libc::AF_UNIX as u64],
