@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use vm_watchdog_test_support::{Unavailable, python, skip};
+use vm_watchdog_test_support::{python, skip};
 
 use crate::hook::{Hook, Q35, device, vmi};
 
@@ -58,10 +58,7 @@ fn the_container_has_the_hook_under_its_name() {
 
 #[test]
 fn the_rules_for_the_operator_are_those_for_prometheus() {
-    let rules = packaging("prometheus/alerts.yaml");
-    let Ok(expected) = fs::read_to_string(&rules) else {
-        return skip::loudly(&skip::this_test(), &Unavailable::new(format!("{} is missing", rules.display())));
-    };
+    let expected = read("prometheus/alerts.yaml");
     let manifest = run(&mut Command::new(packaging("kubevirt/prometheus-rule")));
     let (head, spec) = manifest.split_once("\nspec:\n").unwrap();
     assert!(head.contains("kind: PrometheusRule"), "{head}");
