@@ -152,7 +152,7 @@ impl Endpoint {
         self.record(ServerEvent::Connected);
         self.vm.follow_pause();
         self.compare_control();
-        self.vm.vm_event(VmEvent::Client { connected: true });
+        self.vm.follow_clients();
     }
 
     /// Records that the connection of the client is closed.
@@ -166,7 +166,7 @@ impl Endpoint {
         self.vm.follow_pause();
         self.observe();
         self.record_suppressed();
-        self.vm.vm_event(VmEvent::Client { connected: false });
+        self.vm.follow_clients();
         // The end of the connection drops what was pending, which `observe` does not see.
         self.save_soon();
     }
@@ -376,6 +376,10 @@ impl VmWatchdog for Endpoint {
             return Owner::Any;
         }
         Owner::Vmm(self.vmm.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    fn is_connected(&self) -> bool {
+        self.clients.is_connected.load(Ordering::Relaxed)
     }
 }
 

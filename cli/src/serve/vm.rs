@@ -28,6 +28,8 @@ pub struct Vm {
     pub metrics: Option<MetricsFile>,
     /// Whether QMP reports that the VM is paused.
     is_reported_paused: Mutex<bool>,
+    /// Whether a VMM is connected to any of the watchdogs, as they were told last.
+    has_client: Mutex<bool>,
     watchdogs: Mutex<Vec<Weak<dyn VmWatchdog>>>,
 }
 
@@ -35,6 +37,9 @@ pub struct Vm {
 pub trait VmWatchdog: VmListener {
     /// The process that the control socket has to belong to.
     fn owner(&self) -> Owner;
+
+    /// Whether a VMM is connected to it.
+    fn is_connected(&self) -> bool;
 }
 
 impl Vm {
@@ -53,6 +58,7 @@ impl Vm {
             state,
             metrics,
             is_reported_paused: Mutex::default(),
+            has_client: Mutex::default(),
             watchdogs: Mutex::default(),
         })
     }
@@ -72,6 +78,24 @@ impl Vm {
     /// report counts only if it is the VMM's.
     pub fn follow_pause(&self) {
         self.change_pause(|_| {});
+    }
+
+    /// The process that the control socket has to belong to, by one of the watchdogs that are connected.
+    pub fn connected_owner(&self) -> Option<Owner> {
+        self.watchdogs().iter().find(|watchdog| watchdog.is_connected()).map(|watchdog| watchdog.owner())
+    }
+
+    /// Notifies the watchdogs if a VMM is connected to the first of them, or no longer to any. To be called when a VMM has
+    /// connected or disconnected.
+    pub fn follow_clients(&self) {
+        let mut has_client = self.has_client.lock().unwrap_or_else(PoisonError::into_inner);
+        let watchdogs = self.watchdogs();
+        let connected = watchdogs.iter().any(|watchdog| watchdog.is_connected());
+        if std::mem::replace(&mut *has_client, connected) == connected {
+            return;
+        }
+        // Under the lock, as the reports of a pause.
+        watchdogs.iter().for_each(|watchdog| watchdog.vm_event(VmEvent::Client { connected }));
     }
 
     fn change_pause(&self, change: impl FnOnce(&mut bool)) {
@@ -117,7 +141,7 @@ impl VmListener for Vm {
             | VmEvent::Client { .. }
             | VmEvent::Control { .. } => {}
         }
-        let is_certain = matches!(event, VmEvent::Control { .. } | VmEvent::Client { .. });
+        let is_certain = matches!(event, VmEvent::Control { .. });
         for watchdog in watchdogs {
             if is_certain || self.believes_qmp(&*watchdog) {
                 watchdog.vm_event(event.clone());

@@ -286,6 +286,41 @@ fn without_qmp_the_vm_is_there_while_its_watchdog_is_connected() {
 }
 
 #[test]
+fn the_probe_of_a_vm_whose_first_watchdog_was_unplugged_still_acts() {
+    let guest = Guest::start(200);
+    let lines = [http("livenessProbe", &guest, "failureThreshold: 1")];
+    let (server, mut qmp) = start("--socket s --watchdog i6300esb --socket t --watchdog i6300esb", &lines);
+    let (first, _second) = (server.client(), server.client_of("t"));
+    guest.is_asked();
+    drop(first);
+    server.expect("disconnected");
+    guest.answers(500);
+    qmp.answer("system_powerdown", json!({}));
+    assert_eq!(server.expect("performed")["id"], "liveness");
+}
+
+#[test]
+fn without_qmp_the_vm_is_there_while_any_of_its_watchdogs_is_connected() {
+    let guest = Guest::start(200);
+    let options = "--socket s --watchdog i6300esb --socket t --watchdog i6300esb --exec true";
+    let server = builder(options, &[http("readinessProbe", &guest, "")]).start();
+    let first = server.client();
+    server.expect_where("probe", of("readiness", "success"));
+    let second = server.client_of("t");
+    // Unplugged, while the VM runs.
+    drop(first);
+    server.expect("disconnected");
+    while guest.requests.try_recv().is_ok() {}
+    guest.is_asked();
+    guest.is_asked();
+    drop(second);
+    let (before, stopped) = server.find("probe", of("readiness", "failure"));
+    assert_eq!(stopped["reason"], "the VM has stopped");
+    assert!(before.iter().all(|event| event["event"] != "probe"), "the probe has not started over: {before:?}");
+    guest.is_left_alone();
+}
+
+#[test]
 fn a_manifest_that_cannot_be_served_is_refused_with_the_reason() {
     let watchdog = "domain: {devices: {watchdog: {name: dog, i6300esb: {}}}}";
     let exec = "livenessProbe: {exec: {command: [cat, /tmp/healthy]}}";

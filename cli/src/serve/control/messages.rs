@@ -28,7 +28,7 @@ pub enum VmEvent {
     Shutdown { reason: Option<String> },
     /// It has written a dump of its memory, or why it has not.
     DumpEnded { outcome: Result<(), String> },
-    /// A VMM has connected to the socket of a watchdog, or disconnected.
+    /// The first watchdog of the VM was connected, or the last one disconnected.
     Client { connected: bool },
     /// The control connection was established, or lost.
     Control { socket: String, connected: bool, reason: Option<String> },

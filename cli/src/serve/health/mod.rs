@@ -288,7 +288,13 @@ impl VmListener for Health {
 /// Without a watchdog there is no VMM to compare the control socket with.
 impl VmWatchdog for Health {
     fn owner(&self) -> Owner {
-        self.watchdog.as_ref().map_or(Owner::Any, |watchdog| watchdog.owner())
+        let owner = self.vm.connected_owner();
+        owner.unwrap_or_else(|| self.watchdog.as_ref().map_or(Owner::Any, |watchdog| watchdog.owner()))
+    }
+
+    /// Probes do not tell whether the VM is there.
+    fn is_connected(&self) -> bool {
+        false
     }
 }
 
