@@ -42,8 +42,6 @@ pub struct Endpoint {
     is_comparing: AtomicBool,
     pub progress: Progress,
     pub last_action: LastAction,
-    /// Whether it made no progress at the last [`makes_progress`](Endpoint::makes_progress).
-    is_stalled: AtomicBool,
     timeline: Timeline,
     /// Whether a guest that does not know of a reset gets its watchdog back.
     rearms: bool,
@@ -104,7 +102,6 @@ impl Endpoint {
             is_comparing: AtomicBool::new(false),
             progress: Progress::default(),
             last_action: LastAction::default(),
-            is_stalled: AtomicBool::new(false),
             timeline,
             rearms: options.rearms,
             is_in_reach: Arc::default(),
@@ -239,15 +236,9 @@ impl Endpoint {
     }
 
     /// Whether its threads make progress. Reports when they no longer do.
-    pub fn makes_progress(&self, now: Instant) -> bool {
-        let stats = self.watchdog.stats();
-        let stall = self.progress.stall(now, self.vm.action_limit(), self.vm.clock.is_paused(), &stats);
-        let was_stalled = self.is_stalled.swap(stall.is_some(), Ordering::Relaxed);
-        if let Some(stall) = stall.filter(|_| !was_stalled) {
-            let id = self.watchdog.id();
-            log::error!("watchdog {id}: {stall}, so the watchdog of the service manager is not notified");
-        }
-        stall.is_none()
+    pub fn makes_progress(&self) -> bool {
+        let Vm { clock, .. } = &*self.vm;
+        self.progress.is_made(self.watchdog.id(), self.vm.action_limit(), clock.is_paused(), &self.watchdog.stats())
     }
 
     fn why_not_rearmed(&self) -> &'static str {

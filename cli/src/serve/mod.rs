@@ -34,7 +34,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant, SystemTime};
 
 use log::Level;
@@ -217,7 +217,7 @@ fn try_run(options: ServeOptions) -> Result<(), ServeError> {
         qmp.listen(vm.clone()).map_err(ServeError::host("start a thread"))?;
     }
     service::ready(endpoints.len());
-    signals.wait(|| threads.are_serving() && make_progress(&endpoints), || lines.reopen());
+    signals.wait(|| threads.are_serving() && make_progress(&endpoints, health.as_deref()), || lines.reopen());
     service::stopping();
     let helper = vm.control.helper();
     let failure = helper.and_then(|helper| helper.failure());
@@ -344,17 +344,17 @@ fn open_metrics_file(path: PathBuf) -> Result<MetricsFile, ServeError> {
     MetricsFile::open(path.clone()).map_err(|source| ServeError::MetricsFile { path, source })
 }
 
-/// Whether every watchdog makes progress.
-fn make_progress(endpoints: &[Arc<Endpoint>]) -> bool {
-    let now = Instant::now();
+/// Whether every watchdog makes progress, and what acts on liveness failures.
+fn make_progress(endpoints: &[Arc<Endpoint>], health: Option<&Health>) -> bool {
     // Asks all of them, because each reports its own stall.
-    endpoints.iter().filter(|endpoint| !endpoint.makes_progress(now)).count() == 0
+    let stalled = endpoints.iter().filter(|endpoint| !endpoint.makes_progress()).count();
+    health.is_none_or(Health::makes_progress) && stalled == 0
 }
 
 /// The threads that serve.
 struct Threads {
     stop: Arc<OwnedFd>,
-    /// Receives once from each serving thread that ends. Disconnected when all have ended.
+    /// Receives once from each serving thread that ends. Disconnected when all have ended, or if there is none.
     ended: Receiver<()>,
     are_serving: bool,
     /// The threads that act, also on a liveness failure.
@@ -380,7 +380,7 @@ fn start(endpoints: &[Arc<Endpoint>], sockets: &mut Sockets) -> Result<Threads, 
 impl Threads {
     /// Whether every thread serves. Stays false once one has ended, so that the service manager restarts the server.
     fn are_serving(&mut self) -> bool {
-        self.are_serving &= self.ended.try_recv() == Err(TryRecvError::Empty);
+        self.are_serving &= self.ended.try_recv().is_err();
         self.are_serving
     }
 

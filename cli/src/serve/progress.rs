@@ -1,12 +1,14 @@
 //! Whether the threads that protect the guest make progress, for the watchdog of the service manager.
 //!
 //! Three things count: the thread of a socket serves its client, the thread of a watchdog completes its actions, and it
-//! acts on a timeout. The other threads do not count. A restart of the server disarms the guest's watchdog, which is
-//! worse than what they do: the lines of events, the metrics and the state file may wait for a slow reader or disk, QMP may
-//! be silent for ever, and the threads that close descriptors and signal interrupts are there to be blocked by a client.
-//! An action that needs one of them fails in its own time.
+//! acts on a timeout, as does the thread that acts on liveness failures. The other threads do not count. A restart of the
+//! server disarms the guest's watchdog, which is worse than what they do: the lines of events, the metrics and the state
+//! file may wait for a slow reader or disk, QMP may be silent for ever, a probe ends in its own time, and the threads that
+//! close descriptors and signal interrupts are there to be blocked by a client. An action that needs one of them fails in
+//! its own time.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,6 +26,8 @@ pub struct Progress {
     /// The thread of the watchdog, in an action.
     pub acting: Work,
     due: Mutex<Option<Due>>,
+    /// Whether it made no progress when it was asked last.
+    is_stalled: AtomicBool,
 }
 
 /// Work that a thread does from time to time.
@@ -56,8 +60,18 @@ pub enum Stall {
 }
 
 impl Progress {
-    /// What makes no progress. An action may take up to `action_limit`. `stats` are those of the watchdog.
-    pub fn stall(&self, now: Instant, action_limit: Duration, is_paused: bool, stats: &Stats) -> Option<Stall> {
+    /// Whether the threads of the watchdog `id` make progress. Reports when they no longer do. An action may take up to
+    /// `action_limit`. `stats` are those of the watchdog.
+    pub fn is_made(&self, id: &str, action_limit: Duration, is_paused: bool, stats: &Stats) -> bool {
+        let stall = self.stall(Instant::now(), action_limit, is_paused, stats);
+        let was_stalled = self.is_stalled.swap(stall.is_some(), Ordering::Relaxed);
+        if let Some(stall) = stall.filter(|_| !was_stalled) {
+            log::error!("watchdog {id}: {stall}, so the watchdog of the service manager is not notified");
+        }
+        stall.is_none()
+    }
+
+    fn stall(&self, now: Instant, action_limit: Duration, is_paused: bool, stats: &Stats) -> Option<Stall> {
         let acting = self.acting.duration(now);
         let due = self.due(now, !is_paused && acting.is_none() && stats.time_left == Some(Duration::ZERO), stats.wakes);
         let serving = self.serving.duration(now).filter(|busy| *busy > PATIENCE).map(Stall::Serving);

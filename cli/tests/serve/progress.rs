@@ -16,22 +16,30 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Several intervals of notifications, which are 100 ms.
 const QUIET: Duration = Duration::from_secs(2);
 
+/// What a thread with a timer waits in.
+const EPOLL: &str = "?epoll_wait,?epoll_pwait,?epoll_pwait2";
+const WATCHDOG: &str = "--socket s --watchdog i6300esb,action=none";
+/// A probe that fails: nothing listens on the port.
+const MANIFEST: &str = "\
+apiVersion: kubevirt.io/v1
+kind: VirtualMachineInstance
+spec: {livenessProbe: {tcpSocket: {port: 1}, periodSeconds: 1, failureThreshold: 1}}
+";
+
 /// Stops a thread in these system calls after `begin`, and checks that notifications end not before ten seconds have passed,
 /// and that the server reports why.
-fn expect_silence(test: &str, calls: &str, begin: impl FnOnce(&Server) -> Client, why: &str) {
+fn expect_silence<T>(test: &str, calls: &str, options: &str, begin: impl FnOnce(&Server) -> T, why: &str) {
     if let Err(error) = std::process::Command::new("strace").arg("--version").output() {
         return skip::loudly(test, &Unavailable::new(format!("strace: {error}")));
     }
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("notify");
     let manager = UnixDatagram::bind(&path).unwrap();
-    let server = Builder::delayed(calls, STOPPED)
-        .options("--socket s --watchdog i6300esb,action=none")
-        .env("NOTIFY_SOCKET", &path)
-        .env("WATCHDOG_USEC", "200000")
-        .start();
+    let builder = Builder::delayed(calls, STOPPED).options(options);
+    std::fs::write(builder.path().join("vm.yaml"), MANIFEST).unwrap();
+    let server = builder.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "200000").start();
     let started = Instant::now();
-    let _client = begin(&server);
+    let _kept = begin(&server);
     manager.set_read_timeout(Some(QUIET)).unwrap();
     while manager.recv(&mut [0; 100]).is_ok() {
         assert!(started.elapsed() < TIMEOUT, "notified although a thread makes no progress");
@@ -48,7 +56,7 @@ fn the_service_manager_is_not_notified_while_the_thread_of_a_socket_is_stuck() {
         client
     };
     let test = "the_service_manager_is_not_notified_while_the_thread_of_a_socket_is_stuck";
-    expect_silence(test, "recvmsg", begin, "the thread of its socket has been busy for");
+    expect_silence(test, "recvmsg", WATCHDOG, begin, "the thread of its socket has been busy for");
 }
 
 #[test]
@@ -59,5 +67,13 @@ fn the_service_manager_is_not_notified_while_no_thread_acts_on_a_timeout() {
         client
     };
     let test = "the_service_manager_is_not_notified_while_no_thread_acts_on_a_timeout";
-    expect_silence(test, "?epoll_wait,?epoll_pwait,?epoll_pwait2", begin, "its timeout has been due for");
+    expect_silence(test, EPOLL, WATCHDOG, begin, "its timeout has been due for");
+}
+
+#[test]
+fn the_service_manager_is_not_notified_while_no_thread_acts_on_a_liveness_failure() {
+    let begin = |server: &Server| server.expect_where("probe", |event| event["result"] == "failure");
+    let test = "the_service_manager_is_not_notified_while_no_thread_acts_on_a_liveness_failure";
+    let why = "watchdog liveness: its timeout has been due for";
+    expect_silence(test, EPOLL, "--manifest vm.yaml --address 127.0.0.1 --exec true", begin, why);
 }

@@ -13,7 +13,7 @@ pub mod runner;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vm_watchdog::{Access, Action, ActionHandler, Event, HandlerError, Stats, VmInstant, Watchdog, WatchdogThread};
 use vm_watchdog_probes::handlers::{Prober, ProberError, Resolve};
@@ -30,6 +30,7 @@ use crate::serve::health::runner::{Observer, Runner, Snapshot};
 use crate::serve::last_action::LastAction;
 use crate::serve::late::LateHandler;
 use crate::serve::peer::Owner;
+use crate::serve::progress::Progress;
 use crate::serve::service;
 use crate::serve::vm::{Vm, VmWatchdog};
 
@@ -60,6 +61,8 @@ pub struct Health {
     timeline: Timeline,
     liveness: Option<Liveness>,
     readiness: Option<Arc<Runner>>,
+    /// The thread that acts on liveness failures.
+    progress: Progress,
     /// What followed from the last liveness failure.
     pub last_action: LastAction,
     /// What the service manager shows.
@@ -120,6 +123,7 @@ impl Health {
             timeline,
             liveness,
             readiness,
+            progress: Progress::default(),
             last_action: LastAction::default(),
             status: Mutex::default(),
             watchdog,
@@ -164,6 +168,13 @@ impl Health {
     /// The counters of the actions that follow from liveness failures; `None` without a liveness probe.
     pub fn liveness_stats(&self) -> Option<Stats> {
         self.liveness.as_ref().map(|liveness| liveness.failure.stats())
+    }
+
+    /// Whether the thread that acts on liveness failures makes progress. Reports when it no longer does.
+    pub fn makes_progress(&self) -> bool {
+        let is_paused = self.vm.clock.is_paused();
+        self.liveness_stats()
+            .is_none_or(|stats| self.progress.is_made(LIVENESS, self.vm.action_limit(), is_paused, &stats))
     }
 
     fn runner(&self, kind: ProbeKind) -> Option<&Arc<Runner>> {
@@ -323,6 +334,7 @@ impl Observer for Health {
 /// Performs what follows from a liveness failure.
 impl ActionHandler for Health {
     fn perform(&self, event: &Event) -> Result<(), HandlerError> {
+        let _busy = self.progress.acting.begin(Instant::now());
         let Event { action, .. } = *event;
         self.record(LIVENESS, ServerEvent::Expiry(GuestExpiry::new(event, 0)));
         if let Some(metrics) = &self.vm.metrics {
