@@ -29,7 +29,11 @@ pub async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let task = tokio::spawn(serve(watchdog.clone().into()));
 
     // A guest that enables its watchdog with 2 ms, and feeds it only after each timeout.
-    let unlock = || [0x80, 0x86].into_iter().for_each(|key| watchdog.write_bar(0x0C, &[key, 0x00]));
+    let unlock = || {
+        for key in [0x80, 0x86] {
+            watchdog.write_bar(0x0C, &[key, 0x00]);
+        }
+    };
     for preload in [0x00, 0x04] {
         unlock();
         watchdog.write_bar(preload, &[1, 0, 0, 0]);

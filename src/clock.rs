@@ -59,8 +59,8 @@ struct Inner {
 }
 
 enum Source {
-    /// What CLOCK_MONOTONIC showed when the clock was made.
-    Monotonic(Duration),
+    /// What CLOCK_MONOTONIC showed when the clock was made, in nanoseconds.
+    Monotonic(u64),
     Manual(Arc<AtomicU64>),
 }
 
@@ -210,10 +210,10 @@ impl VmClock {
             Source::Monotonic(start) => {
                 let paused_for = Duration::from_nanos(paused_for.load(Ordering::SeqCst));
                 let running = Duration::from_nanos(instant.as_nanos()) + paused_for;
-                (*start + running).saturating_sub(Duration::from_nanos(*elapsed_before))
+                (Duration::from_nanos(*start) + running).saturating_sub(Duration::from_nanos(*elapsed_before))
             }
             // Advancing such a clock has the timer armed anew.
-            Source::Manual(_) => Timer::now() + instant.saturating_duration_since(self.now()),
+            Source::Manual(_) => Duration::from_nanos(Timer::now()) + instant.saturating_duration_since(self.now()),
         }
     }
 
@@ -249,7 +249,7 @@ impl VmClock {
     fn running_time(&self) -> VmInstant {
         let Inner { source, elapsed_before, paused_for, .. } = &*self.inner;
         let source = match source {
-            Source::Monotonic(start) => nanos(Timer::now().saturating_sub(*start)),
+            Source::Monotonic(start) => Timer::now().saturating_sub(*start),
             Source::Manual(nanos) => nanos.load(Ordering::SeqCst),
         };
         let nanos = elapsed_before.saturating_add(source).saturating_sub(paused_for.load(Ordering::SeqCst));

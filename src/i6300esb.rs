@@ -2,6 +2,8 @@
 
 pub use vm_watchdog_devices::i6300esb::*;
 
+use vm_watchdog_devices::Access;
+
 use crate::state::WatchdogState;
 use crate::watchdog::Watchdog;
 
@@ -134,9 +136,12 @@ impl Watchdog<I6300esb> {
         self.access(|device, now| (device.read_bar(offset, data, now), ()));
     }
 
-    /// Writes BAR0 at `offset`.
-    pub fn write_bar(&self, offset: u64, data: &[u8]) {
-        self.access(|device, now| (device.write_bar(offset, data, now), ()));
+    /// Writes BAR0 at `offset`, and returns what the write was: [`Access::Heartbeat`] if it has fed the watchdog.
+    pub fn write_bar(&self, offset: u64, data: &[u8]) -> Access {
+        match I6300esb::unlock_key(offset, data) {
+            Some(key) => self.runtime().access_without_time(|device| device.write_unlock_key(key)),
+            None => self.runtime().access(|device, now| (device.write_bar(offset, data, now), ())).0,
+        }
     }
 
     /// The guest-physical address at which BAR0 decodes; `None` while memory decoding is off, or no address is assigned.

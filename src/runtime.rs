@@ -60,8 +60,15 @@ impl<M> Guarded<M> {
 }
 
 impl<M: Model + Send + 'static> Runtime<M> {
+    /// Gives the model a guest's access that does not depend on time, changes no deadline and no interrupt, and so has no
+    /// call follow.
+    pub fn access_without_time(&self, access: impl FnOnce(&mut M) -> Access) -> Access {
+        self.lock().core.access_without_time(access)
+    }
+
     /// Gives a guest's access to the model, and makes the calls that follow from it, except for those of the handler.
-    pub fn access<R>(&self, access: impl FnOnce(&mut M, VmInstant) -> (Access, R)) -> R {
+    /// Also gives what the access was in the end.
+    pub fn access<R>(&self, access: impl FnOnce(&mut M, VmInstant) -> (Access, R)) -> (Access, R) {
         let mut log = Vec::new();
         let mut guarded = self.lock();
         let mut now = self.clock.now();
@@ -73,8 +80,12 @@ impl<M: Model + Send + 'static> Runtime<M> {
         log.extend(guarded.core.take_notice().map(|notice| Record::Notice(now, notice)));
         // Before a call that may take long.
         self.wake_if_sooner(&mut guarded);
-        guarded = self.make_all(guarded, &mut log, |core| core.reading(now).or_else(|| core.interrupt()));
-        self.wake_if_sooner(&mut guarded);
+        let next = |core: &mut Core<M>| core.reading(now).or_else(|| core.interrupt());
+        let mut first = next(&mut guarded.core);
+        if first.is_some() {
+            guarded = self.make_all(guarded, &mut log, |core| first.take().or_else(|| next(core)));
+            self.wake_if_sooner(&mut guarded);
+        }
         drop(guarded);
         self.log.write(&self.id, &log);
         outcome

@@ -41,8 +41,8 @@ impl Timer {
         Ok(Self { fd: eventfd(0, EventfdFlags::CLOEXEC)? })
     }
 
-    pub fn now() -> Duration {
-        NOW.get()
+    pub fn now() -> u64 {
+        NOW.get().as_nanos() as u64
     }
 
     pub fn wake(&self) -> bool {

@@ -417,7 +417,7 @@ impl<M: Model + Send + 'static> Watchdog<M> {
     /// # Ok::<(), vm_watchdog::Error>(())
     /// ```
     pub fn access<R>(&self, access: impl FnOnce(&mut M, VmInstant) -> (Access, R)) -> R {
-        self.runtime.access(access)
+        self.runtime.access(access).1
     }
 
     /// Asks the model what does not depend on time. `question` must not call anything of the watchdog or its clock.

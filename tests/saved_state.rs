@@ -66,7 +66,9 @@ impl Vm {
                 watchdog.write_config(0x60, &[bits]);
             }
             Step::Preload(register, units) => watchdog.set_preload(register, units),
-            Step::ClearInterrupt => watchdog.write_bar(0x08, &[1]),
+            Step::ClearInterrupt => {
+                watchdog.write_bar(0x08, &[1]);
+            }
             Step::ClearTimeout => watchdog.clear_timeout(),
             Step::Reset => watchdog.reset(),
             Step::Acknowledge => watchdog.acknowledge(),

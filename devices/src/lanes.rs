@@ -36,15 +36,11 @@ pub(crate) fn dword_writes(offset: u64, data: &[u8]) -> impl Iterator<Item = Dwo
         if bytes.is_empty() {
             return None;
         }
-        let mut value = [0; 4];
-        let mut mask = [0; 4];
-        value[lane..lane + bytes.len()].copy_from_slice(bytes);
-        mask[lane..lane + bytes.len()].fill(0xFF);
-        let write = DwordWrite {
-            offset: offset - lane as u64,
-            value: u32::from_le_bytes(value),
-            mask: u32::from_le_bytes(mask),
-        };
+        let mut write = DwordWrite { offset: offset - lane as u64, value: 0, mask: 0 };
+        for (lane, byte) in (lane..).zip(bytes) {
+            write.value |= u32::from(*byte) << (8 * lane);
+            write.mask |= 0xFF << (8 * lane);
+        }
         // Stop at the largest offset instead of wrapping to 0. The device ends far below it.
         rest = if offset > u64::MAX - 4 { &[] } else { after };
         offset = write.offset.wrapping_add(4);

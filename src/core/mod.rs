@@ -129,8 +129,12 @@ impl<M: Model> Core<M> {
         self.last_heartbeat
     }
 
-    /// Gives a guest's access to the model. What has expired before is noted first.
-    pub fn access<R>(&mut self, vm_now: VmInstant, access: impl FnOnce(&mut M, VmInstant) -> (Access, R)) -> R {
+    /// Gives a guest's access to the model. What has expired before is noted first. Also gives what it was in the end.
+    pub fn access<R>(
+        &mut self,
+        vm_now: VmInstant,
+        access: impl FnOnce(&mut M, VmInstant) -> (Access, R),
+    ) -> (Access, R) {
         self.note_expired(vm_now);
         let now = self.model_time(vm_now);
         let was_running = self.model.poll_at().is_some();
@@ -158,7 +162,16 @@ impl<M: Model> Core<M> {
             _ => {}
         }
         self.keep_pretimeout_before_timeout();
-        outcome
+        (kind, outcome)
+    }
+
+    /// Gives the model an access that does not depend on time and changes nothing that does: no deadline, no interrupt.
+    pub fn access_without_time(&mut self, access: impl FnOnce(&mut M) -> Access) -> Access {
+        let kind = access(&mut self.model);
+        if kind == Access::Ignored {
+            count(&mut self.stats.ignored_accesses);
+        }
+        kind
     }
 
     /// What there is to log about the last access.

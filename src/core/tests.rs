@@ -53,8 +53,15 @@ impl Bench<I6300esb> {
         Self::of(device, policy, Connections { has_line: true, sends_messages: true, steal_limit, rearms: false })
     }
 
+    /// As `Watchdog::write_bar` does it.
     fn bar(&mut self, offset: u64, value: u32) {
-        self.access(|device, now| device.write_bar(offset, &value.to_le_bytes(), now));
+        let data = value.to_le_bytes();
+        match I6300esb::unlock_key(offset, &data) {
+            Some(key) => {
+                self.core.access_without_time(|device| device.write_unlock_key(key));
+            }
+            None => self.access(|device, now| device.write_bar(offset, &data, now)),
+        }
     }
 
     fn unlocked(&mut self, offset: u64, value: u32) {

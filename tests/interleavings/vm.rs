@@ -226,7 +226,9 @@ impl Vm {
     pub fn ping(&self) {
         let _driver = self.seen.driver.lock().unwrap();
         self.watchdog.unlock();
-        self.feeding(|| self.watchdog.write_bar(0x0C, &0x0100u16.to_le_bytes()));
+        self.feeding(|| {
+            self.watchdog.write_bar(0x0C, &0x0100u16.to_le_bytes());
+        });
     }
 
     fn feeding(&self, write: impl FnOnce()) {

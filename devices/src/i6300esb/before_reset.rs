@@ -97,6 +97,7 @@ impl I6300esb {
         (self.configuration, self.lock) = (configuration, lock);
         (self.preload1, self.preload2) = (preload1, preload2);
         self.start_stage(Stage::One, self.latest);
+        self.latch_message();
         // A preload of 0 ends at once.
         self.advance(now);
         true

@@ -43,6 +43,7 @@ use before_reset::{Registers, SinceReset};
 use header::PciHeader;
 use msi::{Message, Msi};
 use registers::Unlock;
+pub use registers::UnlockKey;
 
 /// An Intel 6300ESB watchdog timer.
 ///
@@ -271,9 +272,18 @@ impl I6300esb {
         preload.max(self.is_free_running().into())
     }
 
-    /// Advances to `now`, and processes the end of every stage up to then.
+    /// Advances to `now`.
+    #[inline]
     fn advance(&mut self, now: VmInstant) {
         self.latest = self.latest.max(now);
+        if self.counter.is_some_and(|counter| counter.has_ended(self.latest)) {
+            self.end_stages();
+        }
+    }
+
+    /// Processes the end of every stage up to the latest instant.
+    #[cold]
+    fn end_stages(&mut self) {
         let mut wrapped = false;
         while let Some(Counter { stage, ends_at, .. }) = self.counter.filter(|counter| counter.has_ended(self.latest)) {
             match stage {

@@ -16,7 +16,44 @@ pub(super) enum Unlock {
     Unlocked,
 }
 
+/// A key of the unlock sequence: two of the three writes of a heartbeat.
+///
+/// A runtime that recognizes it need not read its clock.
+///
+/// ```
+/// use vm_watchdog_devices::Access;
+/// use vm_watchdog_devices::i6300esb::I6300esb;
+///
+/// let mut device = I6300esb::new(Default::default());
+/// let key = I6300esb::unlock_key(0x0C, &[0x80, 0x00]).expect("the first key");
+/// assert_eq!(device.write_unlock_key(key), Access::Accepted);
+/// assert_eq!(I6300esb::unlock_key(0x0C, &[0x00, 0x01]), None, "the reload itself");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnlockKey(u8);
+
+const KEY1: u8 = reload::UNLOCK_KEY1 as u8;
+const KEY2: u8 = reload::UNLOCK_KEY2 as u8;
+
 impl I6300esb {
+    /// The key that this write of BAR0 is, if it is one and nothing else.
+    pub fn unlock_key(offset: u64, data: &[u8]) -> Option<UnlockKey> {
+        match data {
+            [key @ (KEY1 | KEY2)] | [key @ (KEY1 | KEY2), 0] | [key @ (KEY1 | KEY2), 0, 0, 0]
+                if offset == bar::RELOAD =>
+            {
+                Some(UnlockKey(*key))
+            }
+            _ => None,
+        }
+    }
+
+    /// Writes a key, as [`write_bar`](Self::write_bar) does. It needs no time: a key changes no deadline and no interrupt, and has
+    /// the same effect before and after each of them.
+    pub fn write_unlock_key(&mut self, key: UnlockKey) -> Access {
+        self.write_bar_dword(DwordWrite { offset: bar::RELOAD, value: key.0.into(), mask: 0xFF })
+    }
+
     /// The dword of BAR0 at `offset`; `None` past its end.
     pub(super) fn bar_dword(&self, offset: u64) -> Option<u32> {
         Some(match offset {

@@ -145,11 +145,12 @@ fn writes(step: &Step) -> Vec<(bool, u64, Vec<u8>)> {
     }
 }
 
+/// Tells the model the time as the runtime does: not for a key. The reference is told it for every write.
 fn write(model: &mut I6300esb, (is_config, offset, data): &(bool, u64, Vec<u8>), now: u64) -> Access {
-    if *is_config {
-        model.write_config(*offset as u16, data, VmInstant::from_nanos(now))
-    } else {
-        model.write_bar(*offset, data, VmInstant::from_nanos(now))
+    match I6300esb::unlock_key(*offset, data) {
+        Some(key) if !is_config => model.write_unlock_key(key),
+        _ if *is_config => model.write_config(*offset as u16, data, VmInstant::from_nanos(now)),
+        _ => model.write_bar(*offset, data, VmInstant::from_nanos(now)),
     }
 }
 

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use vm_watchdog::Watchdog;
 use vm_watchdog::i6300esb::{BAR0_SIZE, BarMove, I6300esb};
+use vm_watchdog::{Access, Watchdog};
 
 use crate::devices::observer::Observer;
 use crate::devices::pci::PciFunction;
@@ -55,8 +55,10 @@ impl PciFunction for I6300esbFunction {
     fn write_memory(&mut self, address: u64, data: &[u8]) -> bool {
         let offset = self.decode(address, data.len());
         if let Some(offset) = offset {
-            self.watchdog.write_bar(offset, data);
-            self.observer.after_write();
+            // BAR0 has no register that arms or disarms.
+            if self.watchdog.write_bar(offset, data) == Access::Heartbeat {
+                self.observer.after_write();
+            }
         }
         offset.is_some()
     }
