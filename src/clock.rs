@@ -127,7 +127,8 @@ impl VmClock {
             pauses: AtomicU64::new(0),
             state: Mutex::new(State { paused_at: None, calling: Vec::new() }),
             changed: Condvar::new(),
-            listeners: Mutex::new(Vec::new()),
+            // Most clocks have one.
+            listeners: Mutex::new(Vec::with_capacity(1)),
         };
         Self { inner: Arc::new(inner) }
     }

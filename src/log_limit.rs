@@ -1,6 +1,6 @@
 //! Log lines, at most one of each kind a second.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use vm_watchdog_devices::{MsiMessage, VmInstant};
@@ -34,9 +34,13 @@ pub(crate) enum Record {
     Notice(VmInstant, Notice),
 }
 
-/// Lets one line of each kind through in a second of the VM's time, and says how many it held back.
+/// Lets one line of each kind through in a second of the VM's time, and says how many it held back. It takes no room before
+/// the first line.
 #[derive(Debug, Default)]
-pub(crate) struct LogLimit {
+pub(crate) struct LogLimit(OnceLock<Box<Gates>>);
+
+#[derive(Debug, Default)]
+struct Gates {
     events: Mutex<Gate>,
     withheld: Mutex<Gate>,
     failures: Mutex<Gate>,
@@ -50,10 +54,12 @@ impl LogLimit {
     /// Logs what the limit lets through, for the watchdog `id`.
     pub fn write(&self, id: &str, records: &[Record]) {
         for record in records {
-            self.write_one(id, record);
+            self.0.get_or_init(Box::default).write_one(id, record);
         }
     }
+}
 
+impl Gates {
     fn write_one(&self, id: &str, record: &Record) {
         match record {
             Record::Event(event) => {

@@ -59,8 +59,8 @@ pub(crate) struct Core<M> {
     pretimeout_at: Option<VmInstant>,
     /// When the guest last started or fed the watchdog, or the watchdog timed out, on the watchdog's time.
     period_began: VmInstant,
-    /// None if the watchdog's time is the VM's.
-    steal_time: Option<StealTime>,
+    /// None if the watchdog's time is the VM's. Boxed, because few watchdogs have one.
+    steal_time: Option<Box<StealTime>>,
     /// The guest has started the watchdog, and a reading of the run delay has to say what came before.
     has_started: bool,
     /// The timer went off: a good moment for a reading of the run delay.
@@ -101,7 +101,7 @@ impl<M: Model> Core<M> {
             deliveries: Deliveries::new(policy),
             pretimeout_at: None,
             period_began: VmInstant::ZERO,
-            steal_time: connections.steal_limit.map(StealTime::new),
+            steal_time: connections.steal_limit.map(StealTime::new).map(Box::new),
             has_started: false,
             was_woken: false,
             line: connections.has_line.then(|| Line::at(model.interrupt_level())),
@@ -253,7 +253,7 @@ impl<M: Model> Core<M> {
         match call {
             Call::ReadRunDelay => {
                 self.has_started = true;
-                self.steal_time.iter_mut().for_each(StealTime::put_back_reading);
+                self.steal_time.iter_mut().for_each(|steal_time| steal_time.put_back_reading());
             }
             Call::SetLine(_) => self.line.iter_mut().for_each(Line::put_back),
             Call::SendMessage(_) => {
