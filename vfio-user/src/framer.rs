@@ -2,13 +2,9 @@
 
 use crate::wire::{Header, MAX_MESSAGE, MAX_SKIPPED};
 
-/// The longest body that is kept.
-const MAX_BODY: usize = MAX_MESSAGE - Header::SIZE;
-
 /// Cuts a byte stream into messages.
 ///
-/// [`space`](Self::space) never extends past the header or the body that is being received, so that descriptors that
-/// arrive together with some bytes belong to the same message as those bytes.
+/// One read may fill it with several messages, and with a part of the next one.
 ///
 /// ```
 /// use vm_watchdog_vfio_user::Framer;
@@ -25,23 +21,15 @@ const MAX_BODY: usize = MAX_MESSAGE - Header::SIZE;
 /// ```
 #[derive(Debug)]
 pub struct Framer {
-    part: Part,
-    /// How many bytes of the part have been received.
-    have: usize,
-    header: [u8; Header::SIZE],
-    body: Box<[u8; MAX_BODY]>,
-}
-
-/// What is being received.
-#[derive(Clone, Copy, Debug)]
-enum Part {
-    Header,
-    /// A body of this length.
-    Body(usize),
-    /// A body of this length that is too long to keep.
-    Skipped(usize),
-    /// Nothing more: the size in the last header is invalid, or too large to skip.
-    Broken,
+    buffer: Box<[u8; MAX_MESSAGE]>,
+    /// Where the next message begins in the buffer.
+    begin: usize,
+    /// Where the next bytes go.
+    end: usize,
+    /// The header of a message that is too long to keep, and how much of its body is to come.
+    skipped: Option<(Header, usize)>,
+    /// How many bytes of the stream were filled in so far.
+    received: u64,
 }
 
 /// A whole message.
@@ -58,51 +46,80 @@ pub struct Message<'a> {
 impl Framer {
     /// A framer at the start of a stream.
     pub fn new() -> Self {
-        Self { part: Part::Header, have: 0, header: [0; Header::SIZE], body: Box::new([0; MAX_BODY]) }
+        Self { buffer: Box::new([0; MAX_MESSAGE]), begin: 0, end: 0, skipped: None, received: 0 }
     }
 
     /// Where to store the next bytes. Empty only if a whole message can be [taken](Self::take) or the stream is broken.
     pub fn space(&mut self) -> &mut [u8] {
-        match self.part {
-            Part::Header => &mut self.header[self.have..],
-            Part::Body(length) => &mut self.body[self.have..length],
-            Part::Skipped(length) => &mut self.body[..(length - self.have).min(MAX_BODY)],
-            Part::Broken => &mut [],
+        if self.begin > 0 {
+            self.buffer.copy_within(self.begin..self.end, 0);
+            (self.begin, self.end) = (0, self.end - self.begin);
         }
+        &mut self.buffer[self.end..]
     }
 
     /// Notes that the first `count` bytes of [`space`](Self::space) were filled.
     pub fn filled(&mut self, count: usize) {
-        self.have += count;
-        if matches!(self.part, Part::Header) && self.have == Header::SIZE {
-            self.have = 0;
-            let size = Header::parse(self.header).size as usize;
-            self.part = match size.checked_sub(Header::SIZE) {
-                Some(length @ ..=MAX_BODY) => Part::Body(length),
-                Some(length) if size <= MAX_SKIPPED => Part::Skipped(length),
-                _ => Part::Broken,
-            };
+        self.end += count;
+        self.received += count as u64;
+        self.skip();
+    }
+
+    /// Drops what belongs to a message that is too long to keep.
+    fn skip(&mut self) {
+        if let Some((_, to_come)) = &mut self.skipped {
+            let skipped = (self.end - self.begin).min(*to_come);
+            self.begin += skipped;
+            *to_come -= skipped;
         }
     }
 
-    /// Whether an incomplete message has been received.
+    /// Whether an incomplete message has been received, once all complete ones were [taken](Self::take).
     pub fn is_within_message(&self) -> bool {
-        self.have > 0 || !matches!(self.part, Part::Header)
+        self.begin < self.end || self.skipped.is_some()
     }
 
-    /// The message, once it is complete.
+    /// How many bytes of the stream were filled in so far.
+    pub(crate) fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// The next message, once it is complete.
     pub fn take(&mut self) -> Option<Message<'_>> {
-        let (body, is_last) = match self.part {
-            Part::Body(length) if length == self.have => (Some(&self.body[..length]), false),
-            Part::Skipped(length) if length == self.have => (None, false),
-            Part::Broken => (None, true),
-            _ => return None,
-        };
-        if !is_last {
-            self.part = Part::Header;
-            self.have = 0;
+        self.take_with_end().map(|(message, _)| message)
+    }
+
+    /// The next message, once it is complete, and how many bytes of the stream end with it.
+    pub(crate) fn take_with_end(&mut self) -> Option<(Message<'_>, u64)> {
+        if let Some((header, 0)) = self.skipped {
+            self.skipped = None;
+            return Some((Message { header, body: None, is_last: false }, self.taken()));
         }
-        Some(Message { header: Header::parse(self.header), body, is_last })
+        let (header, _) = self.buffer[self.begin..self.end].split_first_chunk().filter(|_| self.skipped.is_none())?;
+        let header = Header::parse(*header);
+        let size = header.size as usize;
+        let body = self.begin + Header::SIZE;
+        if !(Header::SIZE..=MAX_SKIPPED).contains(&size) {
+            // The rest of the stream belongs to no message.
+            return Some((Message { header, body: None, is_last: true }, self.received));
+        }
+        if size > MAX_MESSAGE {
+            self.begin = body;
+            self.skipped = Some((header, size - Header::SIZE));
+            self.skip();
+            return None;
+        }
+        let end = self.begin + size;
+        if end > self.end {
+            return None;
+        }
+        self.begin = end;
+        let taken = self.taken();
+        Some((Message { header, body: Some(&self.buffer[body..end]), is_last: false }, taken))
+    }
+
+    fn taken(&self) -> u64 {
+        self.received - (self.end - self.begin) as u64
     }
 }
 
@@ -133,8 +150,11 @@ mod tests {
             space[..count].copy_from_slice(&stream[..count]);
             framer.filled(count);
             stream = &stream[count..];
-            if let Some(message) = framer.take() {
+            while let Some(message) = framer.take() {
                 messages.push((message.body.map(<[u8]>::len), message.is_last));
+                if message.is_last {
+                    return messages;
+                }
             }
         }
         messages
@@ -150,12 +170,12 @@ mod tests {
             header(long as u32),
             vec![9; long - 16],
             header(MAX_MESSAGE as u32),
-            vec![9; MAX_BODY],
+            vec![9; MAX_MESSAGE - 16],
             header(16),
         ]
         .concat();
         for piece in [1, 3, 16, 17, 100_000] {
-            let expected = [Some(0), Some(4), None, Some(MAX_BODY), Some(0)].map(|body| (body, false));
+            let expected = [Some(0), Some(4), None, Some(MAX_MESSAGE - 16), Some(0)].map(|body| (body, false));
             assert_eq!(cut(&stream, piece), expected, "pieces of {piece}");
         }
     }

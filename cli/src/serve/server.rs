@@ -75,6 +75,16 @@ struct Server {
     accept_again: Option<Instant>,
 }
 
+/// What poll() has found. The clients are asked in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    /// The server stops.
+    Stop,
+    /// A client wants to connect.
+    Arrival,
+    Other,
+}
+
 struct Client {
     connection: Connection,
     peer: Arc<Peer>,
@@ -93,21 +103,21 @@ impl Server {
     fn run(&mut self, stop: &OwnedFd) {
         let endpoint = self.endpoint.clone();
         loop {
-            match self.wait(stop) {
-                Ok(true) => break,
-                Ok(false) => {}
+            let found = match self.wait(stop) {
+                Ok(Found::Stop) => break,
+                Ok(found) => found,
                 Err(error) => {
                     log::error!("watchdog {} is no longer served: {error}", self.endpoint.watchdog.id());
                     break;
                 }
-            }
+            };
             let now = Instant::now();
             let _busy = endpoint.progress.serving.begin(now);
             self.accept_again = self.accept_again.filter(|&again| again > now);
             self.serve_client();
             self.endpoint.look_for_restored();
             self.serve_surplus(now);
-            if self.accept_again.is_none() {
+            if found == Found::Arrival {
                 self.accept();
             }
         }
@@ -118,8 +128,8 @@ impl Server {
         self.endpoint.save_now();
     }
 
-    /// Waits for the next event or deadline; true if the server stops.
-    fn wait(&self, stop: &OwnedFd) -> io::Result<bool> {
+    /// Waits for the next event or deadline.
+    fn wait(&self, stop: &OwnedFd) -> io::Result<Found> {
         let now = Instant::now();
         let surplus = self.surplus.iter().map(|client| client.deadline(now));
         let clients = self.client.iter().flat_map(|client| client.deadlines(!self.surplus.is_empty()));
@@ -129,18 +139,17 @@ impl Server {
             .chain(self.endpoint.restored_due_in().map(|due_in| now + due_in))
             .min()
             .map(|deadline| timespec(deadline.saturating_duration_since(now)));
-        let mut fds = vec![PollFd::new(stop, PollFlags::IN)];
-        if self.accept_again.is_none() {
-            fds.push(PollFd::new(&self.socket.listener, PollFlags::IN));
-        }
+        let arrivals = if self.accept_again.is_none() { PollFlags::IN } else { PollFlags::empty() };
+        let mut fds = vec![PollFd::new(stop, PollFlags::IN), PollFd::new(&self.socket.listener, arrivals)];
         let refused = self.surplus.iter().filter(|client| client.is_refused(now));
         let clients = self.client.iter().map(|client| &client.connection);
         for connection in clients.chain(refused.map(|client| &client.connection)) {
             fds.push(PollFd::from_borrowed_fd(connection.as_fd(), connection.interest()));
         }
         match rustix::event::poll(&mut fds, timeout.as_ref()) {
-            Ok(_) => Ok(!fds[0].revents().is_empty()),
-            Err(Errno::INTR) => Ok(false),
+            Ok(_) if !fds[0].revents().is_empty() => Ok(Found::Stop),
+            Ok(_) if fds[1].revents().contains(PollFlags::IN) => Ok(Found::Arrival),
+            Ok(_) | Err(Errno::INTR) => Ok(Found::Other),
             Err(errno) => Err(errno.into()),
         }
     }

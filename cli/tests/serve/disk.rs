@@ -11,7 +11,7 @@ use serde_json::Value;
 use vm_watchdog_test_support::{Unavailable, skip};
 
 use crate::client::{CONFIG, Client};
-use crate::server::{Builder, Server, TIMEOUT};
+use crate::server::{Builder, Server, TIMEOUT, traces};
 
 const OPTIONS: &str = "--socket s --watchdog i6300esb,action=none --state state";
 /// The least time between two writes that a guest causes.
@@ -81,22 +81,6 @@ fn a_state_is_synced_before_the_rename_and_its_folder_after() {
         assert!(!unlinked, "the folder is not synced in\n{trace}");
     }
     assert!(replacements >= 2, "{replacements}: one at the start, and one at least of what the guest did");
-}
-
-/// The system calls of each thread of a traced server that has ended.
-fn traces(server: &Server) -> Vec<String> {
-    let deadline = Instant::now() + TIMEOUT;
-    loop {
-        let files = fs::read_dir(server.folder.path()).unwrap().map(|file| file.unwrap());
-        let traces = files.filter(|file| file.file_name().to_str().unwrap().starts_with("trace."));
-        let traces: Vec<_> = traces.map(|file| fs::read_to_string(file.path()).unwrap()).collect();
-        // strace may write the end of a thread after the server has ended.
-        if !traces.is_empty() && traces.iter().all(|trace| trace.trim_end().ends_with("+++")) {
-            return traces;
-        }
-        assert!(Instant::now() < deadline, "strace does not end: {traces:#?}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 /// A guest that does this for a while causes a bounded rate of writes.

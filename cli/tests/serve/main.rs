@@ -23,5 +23,6 @@ mod sandbox;
 mod scrapers;
 mod server;
 mod state;
+mod system_calls;
 mod tenants;
 mod unprotected;

@@ -335,3 +335,19 @@ impl Drop for Server {
         let _ = self.child.wait();
     }
 }
+
+/// The system calls of each thread of a traced server that has ended.
+pub fn traces(server: &Server) -> Vec<String> {
+    let deadline = Instant::now() + TIMEOUT;
+    loop {
+        let files = fs::read_dir(server.folder.path()).unwrap().map(|file| file.unwrap());
+        let traces = files.filter(|file| file.file_name().to_str().unwrap().starts_with("trace."));
+        let traces: Vec<_> = traces.map(|file| fs::read_to_string(file.path()).unwrap()).collect();
+        // strace may write the end of a thread after the server has ended.
+        if !traces.is_empty() && traces.iter().all(|trace| trace.trim_end().ends_with("+++")) {
+            return traces;
+        }
+        assert!(Instant::now() < deadline, "strace does not end: {traces:#?}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
