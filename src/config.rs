@@ -257,18 +257,18 @@ impl fmt::Display for WatchdogConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { device, id, policy, has_rate, steal_limit } = self;
         write!(f, "{},action={}", device.model(), policy.timeout)?;
-        if policy.pretimeout != Action::None {
+        if policy.pretimeout != Action::None || policy.pretimeout_before.is_some() {
             write!(f, ",pretimeout={}", policy.pretimeout)?;
         }
         if let Some(before) = policy.pretimeout_before {
-            write!(f, ",before={}ms", before.as_millis())?;
+            write!(f, ",before={}", time(before))?;
         }
         if let Some(Escalation { grace, action }) = policy.escalation {
-            write!(f, ",grace={}ms,then={action}", grace.as_millis())?;
+            write!(f, ",grace={},then={action}", time(grace))?;
         }
         match policy.action_rate {
             Some(ActionRate { interval, burst }) => {
-                write!(f, ",action-interval={}ms,action-burst={burst}", interval.as_millis())?;
+                write!(f, ",action-interval={},action-burst={burst}", time(interval))?;
             }
             None if *has_rate => f.write_str(",action-interval=none")?,
             None => {}
@@ -335,10 +335,11 @@ impl FromStr for WatchdogConfig {
             id => id.map(str::to_owned),
         };
         let steal_limit = match options.value("steal-limit") {
-            None | Some("1") => None,
+            None => None,
             Some(value) => {
                 let times = value.parse().ok().filter(|times| (1..=1000).contains(times));
-                Some(times.ok_or_else(|| value_error("steal-limit", value, "1 to 1000"))?)
+                let times: u32 = times.ok_or_else(|| value_error("steal-limit", value, "1 to 1000"))?;
+                (times > 1).then_some(times)
             }
         };
         let device = match model {
@@ -467,6 +468,14 @@ fn key_list(keys: &[&str]) -> String {
 
 fn value_error(key: &'static str, value: &str, accepted: &'static str) -> ConfigError {
     ConfigError::Value { key, value: value.to_owned(), accepted }
+}
+
+/// Text that [`parse_duration`] parses. A time beyond its milliseconds was given in whole seconds or minutes.
+fn time(duration: Duration) -> String {
+    match u64::try_from(duration.as_millis()) {
+        Ok(millis) => format!("{millis}ms"),
+        Err(_) => format!("{}s", duration.as_secs()),
+    }
 }
 
 fn parse_duration(text: &str) -> Option<Duration> {

@@ -51,8 +51,17 @@ fn a_configuration_prints_as_the_text_it_parses_from() {
         "diag288,action=reset,zvm=accept",
         "wdat,action=reset",
         "wdat,action=shutdown,grace=1500ms,then=poweroff,id=wd,period=1s",
+        "i6300esb,action=reset,pretimeout=none,before=2000ms",
+        "diag288,action=reset,grace=18446744073709551615s,then=poweroff",
     ] {
         assert_eq!(parse(text).unwrap().to_string(), text);
+    }
+}
+
+#[test]
+fn no_compensation_of_steal_time_has_one_form() {
+    for text in ["diag288,steal-limit=1", "diag288,steal-limit=01", "diag288,steal-limit=+1"] {
+        assert_eq!(parse(text), parse("diag288"), "{text}");
     }
 }
 
