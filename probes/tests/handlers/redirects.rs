@@ -104,6 +104,24 @@ fn the_text_of_a_location_cannot_write_to_the_terminal() {
 }
 
 #[test]
+fn a_long_location_is_cut_in_a_message() {
+    let answers = [
+        ("nonsense".to_owned(), "malformed HTTP response"),
+        (redirect(302, "ftp://127.0.0.1/"), "redirect to an invalid location"),
+    ];
+    for (answer, expected) in answers {
+        let server = Server::http(move |target| match target {
+            "/start" => redirect(302, &format!("/{}", "x".repeat(8000))),
+            _ => answer.clone(),
+        });
+        let outcome = server.get("/start");
+        assert_fails(&outcome, expected);
+        let length = outcome.message().expect("a failure").len();
+        assert!(length < 1000, "a message of {length} bytes");
+    }
+}
+
+#[test]
 fn headers_go_along_and_the_host_header_only_with_a_relative_location() {
     let server = Server::http(|target| match target {
         "/relative" => redirect(302, "/end"),

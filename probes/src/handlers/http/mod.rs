@@ -59,10 +59,10 @@ impl HttpGet {
             match self.get(&url, deadline) {
                 Ok(Next::End(outcome)) => return outcome,
                 Ok(Next::Follow(next)) => url = next,
-                Err(error) => return outcome_of(&format!("HTTP probe failed: GET {url}"), &error),
+                Err(error) => return outcome_of(&failed(&url), &error),
             }
         }
-        Outcome::Failure(format!("HTTP probe failed: GET {}: stopped after {MOST_REDIRECTS} redirects", self.url))
+        Outcome::Failure(format!("{}: stopped after {MOST_REDIRECTS} redirects", failed(&self.url)))
     }
 
     fn get(&mut self, url: &Url, deadline: Deadline) -> io::Result<Next> {
@@ -99,7 +99,7 @@ impl HttpGet {
         if let (301 | 302 | 303 | 307 | 308, Some(location)) = (response.status, &response.location) {
             let shown = untrusted(location);
             let Some(next) = url.follow(location) else {
-                let message = format!("HTTP probe failed: GET {url}: redirect to an invalid location {shown:?}");
+                let message = format!("{}: redirect to an invalid location {shown:?}", failed(url));
                 return Ok(Next::End(Outcome::Failure(message)));
             };
             let leaves = !next.host.is_same(&self.url.host) || (forwarded && next.port != url.port);
@@ -136,6 +136,11 @@ impl HttpGet {
         request.push_str("\r\n");
         request
     }
+}
+
+/// The start of a message. A URL that a guest has redirected to may be long.
+fn failed(url: &Url) -> String {
+    format!("HTTP probe failed: GET {}", untrusted(url.to_string().as_bytes()))
 }
 
 /// The first header with this name.
