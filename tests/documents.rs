@@ -63,3 +63,22 @@ fn the_threat_model_names_tests_that_exist() {
     }
     assert!(tests > 40, "{tests} tests found");
 }
+
+#[test]
+fn every_fuzz_target_is_in_the_threat_model_and_in_the_evidence() {
+    let read = |path: &str| fs::read_to_string(Path::new(ROOT).join(path)).expect("it is text");
+    let threats = read("docs/threat-model.md");
+    let named: HashSet<_> =
+        between(&threats, "fuzz target", "|").flat_map(|part| part.split('`').skip(1).step_by(2)).collect();
+    let mut targets = Vec::new();
+    files(&Path::new(ROOT).join("fuzz/fuzz_targets"), "rs", &mut targets);
+    let targets: HashSet<_> = targets.iter().filter_map(|path| path.file_stem()?.to_str()).collect();
+    assert_eq!(named, targets, "in the threat model, and in fuzz/fuzz_targets");
+    let evidence = read("docs/evidence.md");
+    for target in targets {
+        assert!(evidence.contains(&format!("| `{target}` |")), "docs/evidence.md has no row of {target}");
+        assert!(read("fuzz/Cargo.toml").contains(&format!("name = \"{target}\"")), "fuzz/Cargo.toml has no {target}");
+        let seeds = Path::new(ROOT).join("fuzz/seeds").join(target);
+        assert!(fs::read_dir(&seeds).is_ok_and(|seeds| seeds.count() > 0), "no {}", seeds.display());
+    }
+}

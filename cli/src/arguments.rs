@@ -63,7 +63,7 @@ pub fn parse() -> Result<Command, ExitCode> {
     })
 }
 
-fn parse_from<T: Into<std::ffi::OsString> + Clone>(
+pub fn parse_from<T: Into<std::ffi::OsString> + Clone>(
     arguments: impl IntoIterator<Item = T>,
 ) -> clap::error::Result<Command> {
     match Cli::try_parse_from(arguments)?.command {

@@ -1,11 +1,15 @@
 //! The `vm-watchdog` command, as a library for its own program and for `packaging/manual`, which writes manual pages and
 //! completions. It is no interface for other packages.
 
+#![cfg_attr(fuzzing, allow(missing_docs))]
+
 mod arguments;
 mod boot;
 mod check;
 mod exit;
 mod format;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod kubevirt;
 mod local_socket;
 mod serve;

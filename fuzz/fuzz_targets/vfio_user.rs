@@ -15,18 +15,13 @@
 
 #![no_main]
 
-/// The device of `vm-watchdog serve` itself.
-#[path = "../../cli/src/serve/device.rs"]
-mod device;
-
 use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
 use vm_watchdog::i6300esb::{I6300esb, I6300esbConfig, InterruptPin};
 use vm_watchdog::{Event, VmClock, Watchdog};
+use vm_watchdog_cli::fuzzing::{Pauses, WatchdogDevice};
 use vm_watchdog_vfio_user::{Descriptors, Framer, Header, Intx, MAX_MESSAGE, Message, Msi, Next, Session};
-
-use crate::device::{Pauses, WatchdogDevice};
 
 const REGION_READ: u16 = 9;
 const REGION_WRITE: u16 = 10;

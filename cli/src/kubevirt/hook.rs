@@ -34,11 +34,11 @@ struct HookArguments {
 
 /// What a hook answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Definition {
+pub struct Definition {
     /// The new XML.
-    domain: String,
+    pub domain: String,
     /// The arguments of the server, if the VM asks for a watchdog.
-    server: Option<Vec<String>>,
+    pub server: Option<Vec<String>>,
 }
 
 /// Whether this program was called as the hook.
@@ -85,7 +85,7 @@ fn write(domain: &str) -> Result<(), HookError> {
 }
 
 /// The domain with what the VM asks for, and the server for it.
-fn definition(vmi: &str, domain: &str, folders: Option<&Folders>) -> Result<Definition, HookError> {
+pub fn definition(vmi: &str, domain: &str, folders: Option<&Folders>) -> Result<Definition, HookError> {
     let Some(settings) = Settings::of_vmi(vmi)? else {
         return Ok(Definition { domain: domain.to_owned(), server: None });
     };

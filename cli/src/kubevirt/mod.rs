@@ -10,7 +10,7 @@ mod commandline;
 mod domain;
 mod edit;
 mod error;
-mod folders;
+pub mod folders;
 pub mod hook;
 mod request;
 mod server;

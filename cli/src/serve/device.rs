@@ -1,5 +1,4 @@
-//! The watchdog as a device of the vfio-user server. It uses public items of libraries only, because the fuzz target
-//! `vfio_user` compiles this file too.
+//! The watchdog as a device of the vfio-user server.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -4,8 +4,8 @@
 //! ([`server`]), and each watchdog has a thread of the library that calls its handler ([`endpoint`]): an action does not
 //! block the socket that the VMM may need to perform the action. The protocol is in [`vm_watchdog_vfio_user`].
 
-mod control;
-mod device;
+pub mod control;
+pub mod device;
 mod endpoint;
 mod events;
 mod health;

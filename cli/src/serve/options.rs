@@ -431,19 +431,19 @@ fn default_watchdog() -> WatchdogConfig {
     "i6300esb".parse().unwrap_or_else(|error| unreachable!("{error}"))
 }
 
-fn parse_mode(text: &str) -> Result<Mode, String> {
+pub fn parse_mode(text: &str) -> Result<Mode, String> {
     let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777);
     mode.map(Mode::from_raw_mode).ok_or_else(|| "accepted are octal permissions like 600 or 660".to_owned())
 }
 
-fn parse_name(text: &str) -> Result<String, String> {
+pub fn parse_name(text: &str) -> Result<String, String> {
     let is_name = (1..=LONGEST_NAME).contains(&text.len()) && !text.contains(char::is_control);
     let accepted = || format!("accepted are 1 to {LONGEST_NAME} bytes without control characters");
     is_name.then(|| text.to_owned()).ok_or_else(accepted)
 }
 
 /// Bytes, or a number with a unit of 1024.
-fn parse_size(text: &str) -> Result<u64, String> {
+pub fn parse_size(text: &str) -> Result<u64, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let unit = match unit {
@@ -458,7 +458,7 @@ fn parse_size(text: &str) -> Result<u64, String> {
     size.ok_or_else(|| "accepted are sizes like 512M, 64G or 1T".to_owned())
 }
 
-fn parse_address(text: &str) -> Result<MetricsAddress, String> {
+pub fn parse_address(text: &str) -> Result<MetricsAddress, String> {
     if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
         return Ok(MetricsAddress::Unix(path.into()));
     }

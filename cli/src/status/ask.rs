@@ -204,7 +204,7 @@ impl Asked {
 }
 
 /// The status in a whole answer.
-fn parse(answer: &[u8]) -> Result<StatusV1, Trouble> {
+pub fn parse(answer: &[u8]) -> Result<StatusV1, Trouble> {
     #[derive(Deserialize)]
     struct Version {
         version: u32,

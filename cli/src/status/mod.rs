@@ -3,12 +3,12 @@
 //! [`targets`] says which sockets there are, [`ask`] asks them all at the same time, [`judgement`] says what is not as it
 //! should be, [`row`] and [`table`] make lines of it, and [`watch`] draws them again and again.
 
-mod ask;
+pub mod ask;
 pub mod document;
 mod judgement;
-mod row;
-mod table;
-mod targets;
+pub mod row;
+pub mod table;
+pub mod targets;
 mod watch;
 
 use std::io::{self, IsTerminal, Write};
@@ -128,7 +128,7 @@ fn terminal_size() -> Option<(usize, usize)> {
 }
 
 /// The VMs as a line of JSON, in which what a terminal acts on is escaped.
-fn json_line(vms: &[Vm]) -> String {
+pub fn json_line(vms: &[Vm]) -> String {
     let mut line = String::new();
     for character in object(vms).to_string().chars() {
         if is_visible(character) {

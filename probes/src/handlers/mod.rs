@@ -51,6 +51,8 @@
 mod agent;
 mod deadline;
 mod fault;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod http;
 mod resolve;
 mod tcp;

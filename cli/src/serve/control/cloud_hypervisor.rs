@@ -14,7 +14,7 @@ use crate::serve::peer::{Owner, Peer};
 /// How long a call may take. A reboot answers once the new VM is there.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 /// How much of an answer is read: its header has to end before.
-const LONGEST_ANSWER: usize = 16 << 10;
+pub const LONGEST_ANSWER: usize = 16 << 10;
 /// How many header lines an answer may have.
 const MOST_HEADERS: usize = 32;
 
@@ -53,12 +53,7 @@ impl CloudHypervisor {
         };
         let answer = self.put(call, owner);
         let answer = answer.map_err(|error| format!("Cloud Hypervisor {}: {call}: {error}", self.path.display()))?;
-        match answer {
-            Some(200..300) => Ok(()),
-            // After `vmm.shutdown` the process ends. Its vfio-user connection ends too, which drops the retry.
-            None => Err(format!("Cloud Hypervisor has closed the connection instead of answering {call}").into()),
-            Some(status) => Err(format!("Cloud Hypervisor refuses {call}: status {status}").into()),
-        }
+        Ok(outcome(call, answer)?)
     }
 
     /// The status of the answer, None if the connection ends without one.
@@ -69,7 +64,7 @@ impl CloudHypervisor {
         let request =
             format!("PUT /api/v1/{call} HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\nContent-Length: 0\r\n\r\n");
         stream.write_all(request.as_bytes())?;
-        let mut answer = Vec::new();
+        let mut answer = Answer::default();
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -86,15 +81,41 @@ impl CloudHypervisor {
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
                 Err(error) => return Err(error),
             };
-            answer.extend(&bytes[..count]);
-            if let Some(status) = status(&answer)? {
+            if let Some(status) = answer.receive(&bytes[..count])? {
                 return Ok(Some(status));
             }
-            if answer.len() > LONGEST_ANSWER {
-                let message = format!("the header of the answer is longer than {LONGEST_ANSWER} bytes");
-                return Err(io::Error::new(io::ErrorKind::InvalidData, message));
-            }
         }
+    }
+}
+
+/// Whether a call was performed: its status, or `None` if the connection has ended without one.
+pub fn outcome(call: &str, status: Option<u16>) -> Result<(), String> {
+    match status {
+        Some(200..300) => Ok(()),
+        // After `vmm.shutdown` the process ends. Its vfio-user connection ends too, which drops the retry.
+        None => Err(format!("Cloud Hypervisor has closed the connection instead of answering {call}")),
+        Some(status) => Err(format!("Cloud Hypervisor refuses {call}: status {status}")),
+    }
+}
+
+/// The bytes of an answer so far.
+#[derive(Default)]
+pub struct Answer(Vec<u8>);
+
+impl Answer {
+    /// Receives more of the answer, and returns its status once the header is complete.
+    ///
+    /// # Errors
+    ///
+    /// It is no HTTP, or its header is too long.
+    pub fn receive(&mut self, bytes: &[u8]) -> io::Result<Option<u16>> {
+        self.0.extend(bytes);
+        let status = status(&self.0)?;
+        if status.is_none() && self.0.len() > LONGEST_ANSWER {
+            let message = format!("the header of the answer is longer than {LONGEST_ANSWER} bytes");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+        }
+        Ok(status)
     }
 }
 

@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 /// How long QEMU may take to greet and to say whether the VM runs. It sends nothing while another client is connected.
 const SETUP_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest message that is read, and the most that is read before a connection is ready. QEMU sends much less.
-const MOST_BYTES: u64 = 64 << 10;
+pub const MOST_BYTES: usize = 64 << 10;
 /// How many characters of a reason are kept.
 const REASON_LENGTH: usize = 200;
 
@@ -34,32 +34,86 @@ pub enum VmEvent {
     Control { socket: String, connected: bool, reason: Option<String> },
 }
 
-/// The messages of QEMU, one a line. No more than one of them is in memory.
+/// The messages of QEMU, one a line.
 pub struct Messages {
     stream: BufReader<UnixStream>,
+    lines: Lines,
+    /// When the connection has to be ready, until it is.
+    deadline: Option<Instant>,
+}
+
+/// Cuts the bytes of QEMU into messages. No more than one of them is in memory.
+pub struct Lines {
     line: Vec<u8>,
-    /// What the connection may still send and when, until it is ready.
-    setup: Option<(u64, Instant)>,
+    /// How many bytes the connection may still send until it is ready.
+    setup: Option<usize>,
+}
+
+impl Lines {
+    /// Those of a new connection.
+    pub fn new() -> Self {
+        Self { line: Vec::new(), setup: Some(MOST_BYTES) }
+    }
+
+    /// From now on each message may be so long.
+    pub fn is_ready(&mut self) {
+        self.setup = None;
+    }
+
+    /// Takes bytes up to the end of a message, and returns how many, and the message if it is whole.
+    ///
+    /// # Errors
+    ///
+    /// The message is too long, or no JSON. Nothing can be taken after that.
+    pub fn take(&mut self, bytes: &[u8]) -> io::Result<(usize, Option<Message>)> {
+        let end = bytes.iter().position(|byte| *byte == b'\n').map(|at| at + 1);
+        let count = end.unwrap_or(bytes.len());
+        if self.line.len() + count > self.setup.unwrap_or(MOST_BYTES) {
+            return Err(self.too_long());
+        }
+        self.line.extend_from_slice(&bytes[..count]);
+        if end.is_none() {
+            return Ok((count, None));
+        }
+        if let Some(left) = &mut self.setup {
+            *left -= self.line.len();
+        }
+        let message = Message::parse(&self.line)?;
+        self.line.clear();
+        Ok((count, Some(message)))
+    }
+
+    /// How many bytes of an unfinished message are kept.
+    pub fn kept(&self) -> usize {
+        self.line.len()
+    }
+
+    fn too_long(&self) -> io::Error {
+        let message = match self.setup {
+            Some(_) => format!("QEMU sends more than {MOST_BYTES} bytes before it has answered query-status"),
+            None => format!("QEMU sends a message of more than {MOST_BYTES} bytes"),
+        };
+        io::Error::new(io::ErrorKind::InvalidData, message)
+    }
 }
 
 impl Messages {
     pub fn new(stream: UnixStream) -> Self {
-        let setup = Some((MOST_BYTES, Instant::now() + SETUP_TIMEOUT));
-        Self { stream: BufReader::new(stream), line: Vec::new(), setup }
+        let deadline = Some(Instant::now() + SETUP_TIMEOUT);
+        Self { stream: BufReader::new(stream), lines: Lines::new(), deadline }
     }
 
     /// From now on each message may be so long, and may come at any time.
     pub fn is_ready(&mut self) -> io::Result<()> {
-        self.setup = None;
+        self.lines.is_ready();
+        self.deadline = None;
         self.stream.get_ref().set_read_timeout(None)
     }
 
     /// Waits for the next message.
     pub fn next(&mut self) -> io::Result<Message> {
-        let most = self.setup.map_or(MOST_BYTES, |(most, _)| most);
-        self.line.clear();
         loop {
-            if let Some((_, deadline)) = self.setup {
+            if let Some(deadline) = self.deadline {
                 let left = deadline.saturating_duration_since(Instant::now());
                 self.stream.get_ref().set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
             }
@@ -71,21 +125,12 @@ impl Messages {
             if bytes.is_empty() {
                 return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "closed by QEMU"));
             }
-            let end = bytes.iter().position(|byte| *byte == b'\n').map(|at| at + 1);
-            let count = end.unwrap_or(bytes.len());
-            if (self.line.len() + count) as u64 > most {
-                return Err(self.too_long());
-            }
-            self.line.extend_from_slice(&bytes[..count]);
+            let (count, message) = self.lines.take(bytes)?;
             self.stream.consume(count);
-            if end.is_some() {
-                break;
+            if let Some(message) = message {
+                return Ok(message);
             }
         }
-        if let Some((most, _)) = &mut self.setup {
-            *most -= self.line.len() as u64;
-        }
-        Message::parse(&self.line)
     }
 
     /// The outcome of the command 0. Forwards the events that come before it.
@@ -99,19 +144,9 @@ impl Messages {
         }
     }
 
-    fn too_long(&self) -> io::Error {
-        let message = match self.setup {
-            Some(_) => format!("QEMU sends more than {MOST_BYTES} bytes before it has answered query-status"),
-            None => format!("QEMU sends a message of more than {MOST_BYTES} bytes"),
-        };
-        io::Error::new(io::ErrorKind::InvalidData, message)
-    }
-
     fn too_slow(&self) -> io::Error {
-        let message = match self.setup {
-            Some((MOST_BYTES, _)) if self.line.is_empty() => {
-                "no greeting: is another client connected to it?".to_owned()
-            }
+        let message = match self.lines.setup {
+            Some(MOST_BYTES) if self.lines.kept() == 0 => "no greeting: is another client connected to it?".to_owned(),
             _ => format!("QEMU has not answered query-status within {SETUP_TIMEOUT:?}"),
         };
         io::Error::new(io::ErrorKind::TimedOut, message)
@@ -130,6 +165,33 @@ pub struct Answer {
     pub id: u64,
     /// What the command returns, as text, or why it is refused.
     pub outcome: Result<String, String>,
+}
+
+/// The last command, and what has come for it.
+#[derive(Default)]
+pub struct LastCommand {
+    id: u64,
+    answer: Option<Answer>,
+}
+
+impl LastCommand {
+    /// Begins a command, and returns its number.
+    pub fn begin(&mut self) -> u64 {
+        self.id += 1;
+        self.answer = None;
+        self.id
+    }
+
+    /// Keeps an answer. It may be that to an earlier command.
+    pub fn received(&mut self, answer: Answer) {
+        self.answer = Some(answer);
+    }
+
+    /// What the command returns, or why it is refused; `None` if it is not answered.
+    pub fn take_outcome(&mut self) -> Option<Result<String, String>> {
+        let id = self.id;
+        self.answer.take_if(|answer| answer.id == id).map(|answer| answer.outcome)
+    }
 }
 
 /// The parts of a message, which are not parsed unless they matter: a tree of their values takes a hundred times as much

@@ -20,7 +20,7 @@ use vm_watchdog::{Action, Event, HandlerError};
 
 use crate::serve::control::connect::connect;
 use crate::serve::control::dumps::Dumps;
-use crate::serve::control::messages::{Answer, Message, Messages, VmEvent};
+use crate::serve::control::messages::{LastCommand, Message, Messages, VmEvent};
 use crate::serve::peer::{Owner, Peer};
 
 /// How long QEMU may take to answer a command.
@@ -50,8 +50,7 @@ struct Link {
     stream: Option<UnixStream>,
     /// Why there is no connection.
     why_not: String,
-    last_id: u64,
-    answer: Option<Answer>,
+    command: LastCommand,
 }
 
 /// Is notified of the events of a VM.
@@ -84,7 +83,7 @@ type Lost = Box<dyn std::error::Error + Send + Sync>;
 
 impl Qmp {
     pub fn new(path: PathBuf, dumps: Option<Dumps>) -> Arc<Self> {
-        let link = Link { stream: None, why_not: "not tried yet".to_owned(), last_id: 0, answer: None };
+        let link = Link { stream: None, why_not: "not tried yet".to_owned(), command: LastCommand::default() };
         let (command, answered, process) = (Mutex::default(), Condvar::new(), Mutex::default());
         Arc::new(Self { path, dumps, command, link: Mutex::new(link), process, answered })
     }
@@ -196,11 +195,11 @@ impl Qmp {
         let _command = self.command.lock().unwrap_or_else(PoisonError::into_inner);
         let mut link = self.link();
         let sent = self.check(owner).and_then(|()| link.send(command, arguments));
-        let id = sent.map_err(|error| format!("{self}: {error}"))?;
+        sent.map_err(|error| format!("{self}: {error}"))?;
         let deadline = Instant::now() + ANSWER_TIMEOUT;
         loop {
-            if let Some(answer) = link.answer.take_if(|answer| answer.id == id) {
-                return answer.outcome.map_err(|error| format!("QEMU refuses {command}: {error}").into());
+            if let Some(outcome) = link.command.take_outcome() {
+                return outcome.map_err(|error| format!("QEMU refuses {command}: {error}").into());
             }
             if link.stream.is_none() {
                 // After `quit` QEMU ends. Its vfio-user connection ends too, which drops the retry.
@@ -277,8 +276,8 @@ impl Qmp {
             let Message { event, answer, .. } = messages.next()?;
             if let Some(event) = event {
                 listener.vm_event(event);
-            } else if answer.is_some() {
-                self.link().answer = answer;
+            } else if let Some(answer) = answer {
+                self.link().command.received(answer);
                 self.answered.notify_all();
             }
         }
@@ -296,12 +295,10 @@ impl fmt::Display for Qmp {
 }
 
 impl Link {
-    fn send(&mut self, command: &str, arguments: Option<Value>) -> Result<u64, HandlerError> {
+    fn send(&mut self, command: &str, arguments: Option<Value>) -> Result<(), HandlerError> {
         let stream = self.stream.as_ref().ok_or_else(|| self.why_not.clone())?;
-        self.last_id += 1;
-        self.answer = None;
-        write_command(stream, self.last_id, command, arguments)?;
-        Ok(self.last_id)
+        write_command(stream, self.command.begin(), command, arguments)?;
+        Ok(())
     }
 }
 

@@ -69,17 +69,7 @@ impl Connection {
     ) -> io::Result<Result<T, String>> {
         self.reader.get_mut().renew(deadline);
         self.send(&[], command, arguments)?;
-        let line = read_line(&mut self.reader)?;
-        let malformed = |reason: &str| {
-            let message = format!("malformed answer to {command}: {reason}: {}", untrusted(&line));
-            io::Error::new(io::ErrorKind::InvalidData, message)
-        };
-        let answer: Answer<T> = serde_json::from_slice(&line).map_err(|error| malformed(&error.to_string()))?;
-        match answer {
-            Answer { error: Some(refusal), .. } => Ok(Err(untrusted(refusal.desc.as_bytes()))),
-            Answer { value: Some(value), .. } => Ok(Ok(value)),
-            Answer { value: None, error: None } => Err(malformed("neither return nor error")),
-        }
+        answer(&mut self.reader, command)
     }
 
     /// Skips everything up to the answer to a number that no other client has sent.
@@ -87,29 +77,7 @@ impl Connection {
         // JSON's numbers are exact up to 53 bits.
         let id = RandomState::new().hash_one(()) >> 11;
         self.send(&[DELIMITER], "guest-sync-delimited", json!({ "id": id }))?;
-        for _ in 0..MOST_STALE {
-            self.skip_delimiter()?;
-            let line = match read_line(&mut self.reader) {
-                Ok(line) => line,
-                // An answer to another client.
-                Err(error) if error.kind() == io::ErrorKind::InvalidData => continue,
-                Err(error) => return Err(error),
-            };
-            let answer: Option<Answer<u64>> = serde_json::from_slice(&line).ok();
-            if answer.and_then(|answer| answer.value) == Some(id) {
-                return Ok(());
-            }
-        }
-        let message = format!("no answer to guest-sync-delimited within {MOST_STALE} answers");
-        Err(io::Error::new(io::ErrorKind::InvalidData, message))
-    }
-
-    /// Skips everything up to the next delimiter.
-    fn skip_delimiter(&mut self) -> io::Result<()> {
-        match self.reader.skip_until(DELIMITER)? {
-            0 => Err(closed()),
-            _ => Ok(()),
-        }
+        skip_to(&mut self.reader, id)
     }
 
     fn send(&mut self, start: &[u8], command: &str, arguments: Value) -> io::Result<()> {
@@ -118,6 +86,50 @@ impl Connection {
         line.push(b'\n');
         self.reader.get_mut().write_all(&line)
     }
+}
+
+/// Reads the answer to a command; the refusal of the agent as text.
+///
+/// # Errors
+///
+/// The error of the reader; [`io::ErrorKind::InvalidData`] for an answer that is malformed or too long.
+pub fn answer<T: DeserializeOwned>(reader: &mut impl BufRead, command: &str) -> io::Result<Result<T, String>> {
+    let line = read_line(reader)?;
+    let malformed = |reason: &str| {
+        let message = format!("malformed answer to {command}: {reason}: {}", untrusted(&line));
+        io::Error::new(io::ErrorKind::InvalidData, message)
+    };
+    let answer: Answer<T> = serde_json::from_slice(&line).map_err(|error| malformed(&error.to_string()))?;
+    match answer {
+        Answer { error: Some(refusal), .. } => Ok(Err(untrusted(refusal.desc.as_bytes()))),
+        Answer { value: Some(value), .. } => Ok(Ok(value)),
+        Answer { value: None, error: None } => Err(malformed("neither return nor error")),
+    }
+}
+
+/// Skips everything up to the answer to `guest-sync-delimited` with this number.
+///
+/// # Errors
+///
+/// The error of the reader; [`io::ErrorKind::InvalidData`] if too many other answers come first.
+pub fn skip_to(reader: &mut impl BufRead, id: u64) -> io::Result<()> {
+    for _ in 0..MOST_STALE {
+        if reader.skip_until(DELIMITER)? == 0 {
+            return Err(closed());
+        }
+        let line = match read_line(reader) {
+            Ok(line) => line,
+            // An answer to another client.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => continue,
+            Err(error) => return Err(error),
+        };
+        let answer: Option<Answer<u64>> = serde_json::from_slice(&line).ok();
+        if answer.and_then(|answer| answer.value) == Some(id) {
+            return Ok(());
+        }
+    }
+    let message = format!("no answer to guest-sync-delimited within {MOST_STALE} answers");
+    Err(io::Error::new(io::ErrorKind::InvalidData, message))
 }
 
 /// Connects. Waits until the deadline if other clients wait too.

@@ -24,8 +24,9 @@ struct Started {
     pid: i64,
 }
 
+/// The answer to `guest-exec-status`.
 #[derive(Deserialize)]
-struct Status {
+pub struct Status {
     exited: bool,
     exitcode: Option<i64>,
     signal: Option<i64>,
@@ -37,11 +38,16 @@ struct Status {
 
 /// Runs a command; the exit code 0 passes. The agent cannot end a command: one that takes too long continues in the guest.
 pub fn run(agent: &GuestAgent, command: &[String], deadline: Deadline) -> Outcome {
-    match status(&agent.attempt(deadline), command, deadline) {
-        Ok(Ok(Status { exitcode: Some(0), .. })) => Outcome::Success,
-        Ok(Ok(status)) => Outcome::Failure(format!("exec probe failed: {}", end(&status))),
-        Ok(Err(refusal)) => Outcome::Failure(format!("exec probe failed: the guest agent does not run it: {refusal}")),
-        Err(error) => agent.outcome_of("exec probe failed", &error),
+    let answer = status(&agent.attempt(deadline), command, deadline);
+    answer.map_or_else(|error| agent.outcome_of("exec probe failed", &error), outcome)
+}
+
+/// What the last answer of the agent means.
+pub fn outcome(answer: Result<Status, String>) -> Outcome {
+    match answer {
+        Ok(Status { exited: true, exitcode: Some(0), .. }) => Outcome::Success,
+        Ok(status) => Outcome::Failure(format!("exec probe failed: {}", end(&status))),
+        Err(refusal) => Outcome::Failure(format!("exec probe failed: the guest agent does not run it: {refusal}")),
     }
 }
 

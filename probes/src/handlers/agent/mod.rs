@@ -1,7 +1,7 @@
 //! The QEMU guest agent on its Unix socket: commands and answers are lines of JSON (QEMU's `docs/interop/qemu-ga.rst` and
 //! the schema of its commands).
 
-mod connection;
+pub mod connection;
 pub mod exec;
 mod line;
 
@@ -61,11 +61,8 @@ impl GuestAgent {
 
     /// `guestAgentPing`.
     pub(super) fn ping(&self, deadline: Deadline) -> Outcome {
-        match self.attempt(deadline).call::<IgnoredAny>("guest-ping", json!({})) {
-            Ok(Ok(_)) => Outcome::Success,
-            Ok(Err(refusal)) => Outcome::Failure(format!("guest agent probe failed: guest-ping: {refusal}")),
-            Err(error) => self.outcome_of("guest agent probe failed", &error),
-        }
+        let answer = self.attempt(deadline).call("guest-ping", json!({}));
+        answer.map_or_else(|error| self.outcome_of("guest agent probe failed", &error), ping_outcome)
     }
 
     fn attempt(&self, deadline: Deadline) -> AgentAttempt<'_> {
@@ -79,6 +76,14 @@ impl GuestAgent {
 
     fn lock(&self) -> MutexGuard<'_, Shared> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the answer to `guest-ping` means.
+pub fn ping_outcome(answer: Result<IgnoredAny, String>) -> Outcome {
+    match answer {
+        Ok(_) => Outcome::Success,
+        Err(refusal) => Outcome::Failure(format!("guest agent probe failed: guest-ping: {refusal}")),
     }
 }
 

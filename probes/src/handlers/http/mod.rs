@@ -54,9 +54,20 @@ impl HttpGet {
     }
 
     pub fn attempt(&mut self, deadline: Deadline) -> Outcome {
+        self.follow(|this, url| this.get(url, deadline))
+    }
+
+    /// The same over connections that `connect` makes, without TLS.
+    #[cfg(fuzzing)]
+    pub fn attempt_over<S: io::Read + Write>(&mut self, mut connect: impl FnMut() -> S) -> Outcome {
+        self.follow(|this, url| this.exchange(connect(), &this.request(url), url, true))
+    }
+
+    /// Gets the URL, and those that redirects lead to.
+    fn follow(&mut self, mut get: impl FnMut(&mut Self, &Url) -> io::Result<Next>) -> Outcome {
         let mut url = self.url.clone();
         for _ in 0..=MOST_REDIRECTS {
-            match self.get(&url, deadline) {
+            match get(self, &url) {
                 Ok(Next::End(outcome)) => return outcome,
                 Ok(Next::Follow(next)) => url = next,
                 Err(error) => return outcome_of(&failed(&url), &error),
