@@ -74,6 +74,7 @@ mod sync;
 mod thread;
 #[cfg(not(shuttle))]
 mod timer;
+mod turn;
 #[cfg(feature = "vm-device")]
 mod vm_device;
 mod watchdog;

@@ -4,7 +4,7 @@
 //! Every call is made with no lock held, and none while the VM is paused.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use vm_watchdog_devices::{Access, Model, MsiMessage, StateError, VmInstant};
 
@@ -17,8 +17,9 @@ use crate::interrupt::{InterruptLine, MsiSender};
 use crate::log_limit::{LogLimit, Record};
 use crate::run_delay::{RunDelay, VcpuDelay};
 use crate::state::WatchdogState;
-use crate::sync::{Mutex, MutexGuard, Timer};
+use crate::sync::{MutexGuard, Timer};
 use crate::thread::Served;
+use crate::turn::{Lock, Side};
 
 /// The most calls that one wake of the host or one access of a guest leads to. What is left is done at the next wake, so
 /// that a guest that keeps changing its interrupt does not occupy a thread.
@@ -33,7 +34,7 @@ pub(crate) struct Runtime<M> {
     pub line: Option<Box<dyn InterruptLine>>,
     pub msi: Option<Box<dyn MsiSender>>,
     pub run_delay: Option<Box<dyn RunDelay>>,
-    pub guarded: Mutex<Guarded<M>>,
+    pub guarded: Lock<Guarded<M>>,
     pub log: LogLimit,
 }
 
@@ -63,17 +64,17 @@ impl<M: Model + Send + 'static> Runtime<M> {
     /// Gives the model a guest's access that does not depend on time, changes no deadline and no interrupt, and so has no
     /// call follow.
     pub fn access_without_time(&self, access: impl FnOnce(&mut M) -> Access) -> Access {
-        self.lock().core.access_without_time(access)
+        self.guarded.lock(Side::Other).core.access_without_time(access)
     }
 
     /// Gives a guest's access to the model, and makes the calls that follow from it, except for those of the handler.
     /// Also gives what the access was in the end.
     pub fn access<R>(&self, access: impl FnOnce(&mut M, VmInstant) -> (Access, R)) -> (Access, R) {
         let mut log = Vec::new();
-        let mut guarded = self.lock();
+        let mut guarded = self.guarded.lock(Side::Other);
         let mut now = self.clock.now();
         if let Some(reading) = guarded.core.reading(now) {
-            guarded = self.make(reading, guarded, &mut log).0;
+            guarded = self.make(reading, guarded, Side::Other, &mut log).0;
             now = self.clock.now();
         }
         let outcome = guarded.core.access(now, access);
@@ -83,7 +84,7 @@ impl<M: Model + Send + 'static> Runtime<M> {
         let next = |core: &mut Core<M>| core.reading(now).or_else(|| core.interrupt());
         let mut first = next(&mut guarded.core);
         if first.is_some() {
-            guarded = self.make_all(guarded, &mut log, |core| first.take().or_else(|| next(core)));
+            guarded = self.make_all(guarded, Side::Other, &mut log, |core| first.take().or_else(|| next(core)));
             self.wake_if_sooner(&mut guarded);
         }
         drop(guarded);
@@ -95,7 +96,7 @@ impl<M: Model + Send + 'static> Runtime<M> {
     pub fn on_readable(&self) {
         let mut log = Vec::new();
         let has_ended_interrupt = self.timer.take_resample();
-        let mut guarded = self.lock();
+        let mut guarded = self.guarded.lock(Side::Serving);
         if self.clock.is_paused() {
             if has_ended_interrupt {
                 guarded.core.resample_interrupt();
@@ -106,7 +107,7 @@ impl<M: Model + Send + 'static> Runtime<M> {
         }
         let now = self.clock.now();
         guarded.core.wake(now);
-        guarded = self.make_all(guarded, &mut log, |core| core.next_call(now));
+        guarded = self.make_all(guarded, Side::Serving, &mut log, |core| core.next_call(now));
         if has_ended_interrupt {
             // After the calls: a line that is still asserted is set again at the next wake, which bounds how often.
             guarded.core.resample_interrupt();
@@ -128,9 +129,9 @@ impl<M: Model + Send + 'static> Runtime<M> {
 
     fn change_line_after(&self, change: impl FnOnce(&mut Core<M>)) {
         let mut log = Vec::new();
-        let mut guarded = self.lock();
+        let mut guarded = self.guarded.lock(Side::Other);
         change(&mut guarded.core);
-        guarded = self.make_all(guarded, &mut log, Core::interrupt);
+        guarded = self.make_all(guarded, Side::Other, &mut log, Core::interrupt);
         self.wake_if_sooner(&mut guarded);
         drop(guarded);
         self.log.write(&self.id, &log);
@@ -138,7 +139,7 @@ impl<M: Model + Send + 'static> Runtime<M> {
 
     /// Changes, saves or replaces the core.
     pub fn with_core<R>(&self, work: impl FnOnce(&mut Core<M>, VmInstant) -> R) -> R {
-        let mut guarded = self.lock();
+        let mut guarded = self.guarded.lock(Side::Other);
         let result = work(&mut guarded.core, self.clock.now());
         self.wake_if_sooner(&mut guarded);
         result
@@ -163,7 +164,7 @@ impl<M: Model + Send + 'static> Runtime<M> {
 
     /// Looks at the core.
     pub fn inspect<R>(&self, question: impl FnOnce(&Core<M>, VmInstant) -> R) -> R {
-        let guarded = self.lock();
+        let guarded = self.guarded.lock(Side::Other);
         question(&guarded.core, self.clock.now())
     }
 
@@ -171,6 +172,7 @@ impl<M: Model + Send + 'static> Runtime<M> {
     fn make_all<'a>(
         &'a self,
         mut guarded: MutexGuard<'a, Guarded<M>>,
+        side: Side,
         log: &mut Vec<Record>,
         mut next: impl FnMut(&mut Core<M>) -> Option<Call>,
     ) -> MutexGuard<'a, Guarded<M>> {
@@ -179,7 +181,7 @@ impl<M: Model + Send + 'static> Runtime<M> {
                 break;
             };
             let is_made;
-            (guarded, is_made) = self.make(call, guarded, log);
+            (guarded, is_made) = self.make(call, guarded, side, log);
             if !is_made {
                 break;
             }
@@ -192,6 +194,7 @@ impl<M: Model + Send + 'static> Runtime<M> {
         &'a self,
         call: Call,
         mut guarded: MutexGuard<'a, Guarded<M>>,
+        side: Side,
         log: &mut Vec<Record>,
     ) -> (MutexGuard<'a, Guarded<M>>, bool) {
         let Some(permit) = self.clock.permit() else {
@@ -204,19 +207,19 @@ impl<M: Model + Send + 'static> Runtime<M> {
         let guarded = match call {
             Call::ReadRunDelay => {
                 let reading = self.read_run_delay(began, log);
-                let mut guarded = self.lock();
+                let mut guarded = self.guarded.lock(side);
                 guarded.core.run_delay(reading, began);
                 guarded
             }
             Call::SetLine(level) => {
                 let is_set = self.set_line(level, began, log);
-                let mut guarded = self.lock();
+                let mut guarded = self.guarded.lock(side);
                 guarded.core.line_set(is_set);
                 guarded
             }
             Call::SendMessage(message) => {
                 let is_sent = self.send_message(message, began, log);
-                let mut guarded = self.lock();
+                let mut guarded = self.guarded.lock(side);
                 guarded.core.message_sent(is_sent);
                 guarded
             }
@@ -224,11 +227,11 @@ impl<M: Model + Send + 'static> Runtime<M> {
                 let mut outcome = Outcome { runtime: self, is_performed: false };
                 outcome.is_performed = self.perform(&delivery, began, last_heartbeat, log);
                 drop(outcome);
-                self.lock()
+                self.guarded.lock(side)
             }
             Call::Withhold(delivery, until) => {
                 self.tell(&delivery, until, began, last_heartbeat, log);
-                let mut guarded = self.lock();
+                let mut guarded = self.guarded.lock(side);
                 guarded.core.told(self.clock.now());
                 guarded
             }
@@ -345,11 +348,6 @@ impl<M: Model + Send + 'static> Runtime<M> {
             self.timer.end_wake();
         }
     }
-
-    fn lock(&self) -> MutexGuard<'_, Guarded<M>> {
-        // No foreign code runs under the lock, so a poisoned one guards a sound state.
-        self.guarded.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// Notes the outcome of a call of the handler when it is dropped, however the call ended.
@@ -360,14 +358,14 @@ struct Outcome<'a, M: Model + Send + 'static> {
 
 impl<M: Model + Send + 'static> Drop for Outcome<'_, M> {
     fn drop(&mut self) {
-        let mut guarded = self.runtime.lock();
+        let mut guarded = self.runtime.guarded.lock(Side::Serving);
         guarded.core.performed(self.is_performed, self.runtime.clock.now());
     }
 }
 
 impl<M: Model + Send + 'static> ClockListener for Runtime<M> {
     fn clock_changed(&self) {
-        let mut guarded = self.lock();
+        let mut guarded = self.guarded.lock(Side::Other);
         // What the timer was set to was an instant of the host, which is another instant of the VM now.
         if guarded.core.next_wake().is_some() {
             self.wake(&mut guarded);

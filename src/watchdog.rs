@@ -16,8 +16,9 @@ use crate::run_delay::RunDelay;
 use crate::runtime::{Guarded, Runtime};
 use crate::state::WatchdogState;
 use crate::stats::Stats;
-use crate::sync::{Mutex, Timer};
+use crate::sync::Timer;
 use crate::thread::{self, WatchdogThread};
+use crate::turn::Lock;
 
 /// A watchdog of a VM: a shared handle, cheap to clone, to be called from any thread.
 ///
@@ -239,7 +240,7 @@ impl<M: Model + Send + 'static> WatchdogBuilder<M> {
             line,
             msi,
             run_delay,
-            guarded: Mutex::new(Guarded::new(core)),
+            guarded: Lock::new(Guarded::new(core)),
             log: LogLimit::default(),
         });
         let listener: Weak<Runtime<M>> = Arc::downgrade(&runtime);
