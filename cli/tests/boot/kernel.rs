@@ -2,31 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{Temporary, boot, boot_for, has_kvm};
-
-/// A 64-bit ELF kernel with this code at 1 MiB.
-fn kernel(name: &str, code: &[u8]) -> Temporary {
-    const START: u64 = 0x10_0000;
-    let mut file = b"\x7FELF\x02\x01\x01".to_vec();
-    file.resize(16, 0);
-    file.extend(2_u16.to_le_bytes());
-    file.extend(62_u16.to_le_bytes());
-    file.extend(1_u32.to_le_bytes());
-    for field in [START, 64, 0] {
-        file.extend(field.to_le_bytes());
-    }
-    file.extend(0_u32.to_le_bytes());
-    for field in [64_u16, 56, 1, 0, 0, 0] {
-        file.extend(field.to_le_bytes());
-    }
-    file.extend(1_u32.to_le_bytes());
-    file.extend(7_u32.to_le_bytes());
-    for field in [120, START, START, code.len() as u64, code.len() as u64, 1] {
-        file.extend(field.to_le_bytes());
-    }
-    file.extend(code);
-    Temporary::with(name, &file)
-}
+use crate::support::{Temporary, boot, boot_for, has_kvm, kernel};
 
 /// mov edx, 604h; mov ax, 2000h; out dx, ax; hlt
 const POWER_OFF: [u8; 12] = [0xBA, 0x04, 0x06, 0, 0, 0x66, 0xB8, 0x00, 0x20, 0x66, 0xEF, 0xF4];

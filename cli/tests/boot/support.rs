@@ -247,3 +247,27 @@ impl Drop for Temporary {
         let _ = std::fs::remove_file(&self.0);
     }
 }
+
+/// A 64-bit ELF kernel with this code at 1 MiB.
+pub fn kernel(name: &str, code: &[u8]) -> Temporary {
+    const START: u64 = 0x10_0000;
+    let mut file = b"\x7FELF\x02\x01\x01".to_vec();
+    file.resize(16, 0);
+    file.extend(2_u16.to_le_bytes());
+    file.extend(62_u16.to_le_bytes());
+    file.extend(1_u32.to_le_bytes());
+    for field in [START, 64, 0] {
+        file.extend(field.to_le_bytes());
+    }
+    file.extend(0_u32.to_le_bytes());
+    for field in [64_u16, 56, 1, 0, 0, 0] {
+        file.extend(field.to_le_bytes());
+    }
+    file.extend(1_u32.to_le_bytes());
+    file.extend(7_u32.to_le_bytes());
+    for field in [120, START, START, code.len() as u64, code.len() as u64, 1] {
+        file.extend(field.to_le_bytes());
+    }
+    file.extend(code);
+    Temporary::with(name, &file)
+}
