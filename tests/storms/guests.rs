@@ -29,7 +29,7 @@ pub fn i6300esb() -> Vec<Storm<I6300esb>> {
         // Halted.
         storm("i6300esb: timeouts", true, free_running, |_, _| thread::sleep(Duration::from_millis(1))),
         storm("i6300esb: timeouts and reads", true, free_running, |watchdog, _| watchdog.read_bar(0x08, &mut [0])),
-        storm("i6300esb: interrupts", true, free_running, |watchdog, _| watchdog.write_bar(0x08, &[1])),
+        storm("i6300esb: interrupts", true, free_running, clear_interrupt),
         storm(
             "i6300esb: messages",
             true,
@@ -39,7 +39,7 @@ pub fn i6300esb() -> Vec<Storm<I6300esb>> {
                 watchdog.write_config(0x42, &[0x01, 0x00]);
                 free_running(watchdog);
             },
-            |watchdog, _| watchdog.write_bar(0x08, &[1]),
+            clear_interrupt,
         ),
         storm("i6300esb: heartbeats", false, |watchdog| watchdog.start(60_000), |watchdog, _| watchdog.ping()),
         storm(
@@ -63,10 +63,10 @@ pub fn i6300esb() -> Vec<Storm<I6300esb>> {
             |watchdog| watchdog.start(500),
             |watchdog, round| match round % 8 {
                 0..4 => watchdog.unlock(),
-                4 => watchdog.write_bar(0x0C, &[0x80]),
-                5 => watchdog.write_bar(0x0C, &[0x86]),
+                4 => write(watchdog, 0x0C, &[0x80]),
+                5 => write(watchdog, 0x0C, &[0x86]),
                 // Neither of them is a heartbeat.
-                6 => watchdog.write_bar(0x0C, &[0x01, 0x00]),
+                6 => write(watchdog, 0x0C, &[0x01, 0x00]),
                 _ => watchdog.set_preloads(500),
             },
         ),
@@ -101,11 +101,19 @@ pub fn i6300esb() -> Vec<Storm<I6300esb>> {
                 5 => drop(watchdog.write_config(0x60, &[number as u8 & 0x07, 0])),
                 6 => drop(watchdog.write_config(0x68, &[0x06])),
                 7..10 => drop(watchdog.write_config((number >> 16) as u16 & 0x5F, data)),
-                10..13 => watchdog.write_bar(number >> 16 & 0x1F, data),
-                _ => watchdog.write_bar(0x08, &[1]),
+                10..13 => write(watchdog, number >> 16 & 0x1F, data),
+                _ => clear_interrupt(watchdog, round),
             }
         }),
     ]
+}
+
+fn clear_interrupt(watchdog: &Watchdog<I6300esb>, _: u32) {
+    write(watchdog, 0x08, &[1]);
+}
+
+fn write(watchdog: &Watchdog<I6300esb>, offset: u64, data: &[u8]) {
+    watchdog.write_bar(offset, data);
 }
 
 /// Both stages last 960 ns, and begin again after the timeout.
