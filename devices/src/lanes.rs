@@ -82,6 +82,8 @@ mod tests {
     #[test]
     fn the_last_offsets_do_not_wrap_around() {
         assert_eq!(dword_writes(u64::MAX, &[1, 2, 3]).count(), 1);
+        assert_eq!(dword_writes(u64::MAX - 4, &[1, 2, 3]).count(), 2, "the last byte of a dword, and the last dword");
+        assert_eq!(dword_writes(u64::MAX / 2, &[1, 2, 3]).count(), 2, "far from the largest offset");
         let mut data = [0; 4];
         let only_zero = |at| (at == 0).then_some(0);
         assert!(!read_dwords(u64::MAX, &mut data, only_zero));

@@ -109,7 +109,7 @@ fn character(byte: u8) -> Option<char> {
         0xE2..=0xE9 => from('S', 0xE2),
         0xF0..=0xF9 => from('0', 0xF0),
         SPACE => Some(' '),
-        0x4B => Some('.'),
+        // Not 4Bh, the full stop: every byte that is not here prints as one.
         0x4C => Some('<'),
         0x4D => Some('('),
         0x4E => Some('+'),
