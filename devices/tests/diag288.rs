@@ -323,6 +323,27 @@ fn a_deadline_beyond_the_range_of_the_clock_is_never_reached() {
     assert!(watchdog.is_armed());
 }
 
+#[test]
+fn the_cause_of_the_last_reset_is_kept_until_the_guest_arms_anew() {
+    let mut watchdog = armed();
+    assert!(!watchdog.last_reset().by_watchdog);
+    assert!(watchdog.poll(at(30)).timeout.is_some());
+    assert!(watchdog.last_reset().by_watchdog);
+    assert_eq!(watchdog.diagnose(&call(CHANGE, 15), at(31)), Ok(Heartbeat));
+    assert!(watchdog.last_reset().by_watchdog, "a heartbeat does not arm it anew");
+    watchdog.reset();
+    assert!(watchdog.last_reset().by_watchdog);
+
+    // A platform that makes its devices anew at a reset.
+    let mut anew = Diag288::new();
+    anew.set_last_reset(watchdog.last_reset());
+    assert!(anew.last_reset().by_watchdog);
+    assert_eq!(anew.diagnose(&call(INIT, 15), at(40)), Ok(Accepted));
+    assert!(!anew.last_reset().by_watchdog);
+    anew.reset();
+    assert!(!anew.last_reset().by_watchdog);
+}
+
 /// A device that is restored in another process, on another clock, behaves as the saved one does.
 #[test]
 fn a_restored_watchdog_behaves_as_the_saved_one() {

@@ -269,6 +269,22 @@ fn a_command_has_1_to_230_bytes() {
     assert_eq!(CpCommand::from_ebcdic(&[0xC1; 256]), None);
 }
 
+#[cfg(feature = "serde")]
+#[test]
+fn a_saved_command_is_its_1_to_230_bytes() {
+    for bytes in [IPL, &[0xC1; 230]] {
+        let command = CpCommand::from_ebcdic(bytes).expect("1 to 230 bytes");
+        let saved = serde_json::to_value(command).unwrap();
+        assert_eq!(saved, serde_json::json!(bytes));
+        assert_eq!(serde_json::from_value::<CpCommand>(saved).unwrap(), command);
+    }
+    for (length, at) in [(0, 0), (231, 231), (100_000, 231)] {
+        let saved = serde_json::json!(vec![0xC1; length]);
+        let error = serde_json::from_value::<CpCommand>(saved).unwrap_err();
+        assert_eq!(error.to_string(), format!("invalid length {at}, expected 1 to 230 bytes of EBCDIC"));
+    }
+}
+
 /// A refused call changes nothing, including the command of an armed watchdog.
 #[test]
 fn a_refused_call_keeps_the_command() {
@@ -342,6 +358,28 @@ fn every_letter_and_digit_prints() {
     let capitals = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789";
     assert_eq!(shown(capitals), capitals);
     assert_eq!(shown(&capitals.to_lowercase()), capitals);
+}
+
+/// Signs that have the same byte in every EBCDIC code page (of IBM's syntactic character set, 640).
+#[test]
+fn the_common_signs_print() {
+    let bytes =
+        [0x4B, 0x4C, 0x4D, 0x4E, 0x50, 0x5C, 0x5D, 0x5E, 0x60, 0x61, 0x6B, 0x6C, 0x6D, 0x6E, 0x6F, 0x7A, 0x7D, 0x7E];
+    let signs = ".<(+&*);-/,%_>?:'=";
+    assert_eq!(CpCommand::from_ebcdic(&bytes).expect("not empty").to_string(), signs);
+}
+
+#[test]
+fn arming_anew_clears_the_cause_of_the_last_reset() {
+    for function in [INIT, INIT | CONCEAL] {
+        let mut watchdog = strict();
+        assert_eq!(give(&mut watchdog, INIT, 15, IPL, at(0)), Ok(Accepted));
+        assert!(watchdog.poll(at(15)).timeout.is_some());
+        watchdog.reset();
+        assert!(watchdog.last_reset().by_watchdog);
+        assert_eq!(give(&mut watchdog, function, 15, IPL, at(20)), Ok(Accepted));
+        assert!(!watchdog.last_reset().by_watchdog, "function {function:#x}");
+    }
 }
 
 /// With this flavour every timeout has a command: a state without one belongs to the other flavour.

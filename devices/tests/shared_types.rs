@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use vm_watchdog_devices::{Access, Expired, Model, StateError, VmInstant};
+use vm_watchdog_devices::{Access, Expired, LastReset, Model, StateError, VmInstant};
 
 const SEVEN: VmInstant = VmInstant::from_nanos(7);
 
@@ -60,8 +60,14 @@ fn a_model_with_one_stage_and_no_line_uses_the_defaults() {
             Ok(Self)
         }
     }
-    assert!(!Plain.interrupt_level());
     assert_eq!(Plain.timeout_at(), Some(SEVEN), "the next poll is the timeout");
+    assert_eq!(Plain.timeout_request(), None);
+    assert!(!Plain.interrupt_level());
+    assert_eq!(Plain.message(), None);
+    assert_eq!(Plain.last_reset(), LastReset::new(false));
+    assert!(!Plain.guest_may_predate_reset(), "its guests notice that it is disarmed");
+    assert_eq!(Plain.rearm_timeout(), None);
+    assert!(!Plain.rearm(SEVEN));
 }
 
 #[test]

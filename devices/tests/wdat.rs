@@ -61,7 +61,10 @@ impl Guest {
 #[test]
 fn the_registers_have_their_reset_values() {
     assert_eq!(Guest::new().registers(), [60_000, 0, 0, 0]);
-    assert_eq!(Guest::with(WdatConfig::default().with_period(TimerPeriod::OneSecond)).registers(), [60, 0, 0, 0]);
+    let seconds = WdatConfig::default().with_period(TimerPeriod::OneSecond);
+    let mut windows = Guest::with(seconds);
+    assert_eq!(windows.registers(), [60, 0, 0, 0]);
+    assert_eq!(windows.device.config(), seconds, "the configuration that the table must have too");
 }
 
 #[test]
@@ -172,7 +175,7 @@ fn the_countdown_is_limited_and_reads_as_limited() {
 fn a_second_start_does_not_restart_the_countdown() {
     let mut guest = Guest::new();
     guest.start(6_000);
-    guest.at(ms(1_000)).write(CONTROL, 1);
+    assert_eq!(guest.at(ms(1_000)).write(CONTROL, 1), Access::Accepted);
     assert_eq!(guest.device.timeout_at(), Some(ms(6_000)));
     guest.at(ms(7_000)).write(CONTROL, 1);
     assert_eq!(guest.timeout(), Some(ms(6_000)));
@@ -288,6 +291,7 @@ fn a_reset_stops_the_countdown_and_cancels_an_unpolled_timeout() {
 #[test]
 fn a_device_that_is_made_anew_takes_over_the_cause_of_the_reset() {
     let mut guest = Guest::new();
+    assert!(!guest.device.timed_out());
     guest.device.set_last_reset(LastReset::new(true));
     assert_eq!(guest.read(STATUS), 1);
     assert!(guest.device.timed_out());

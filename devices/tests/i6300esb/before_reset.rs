@@ -99,6 +99,7 @@ fn nothing_is_put_back_if_the_watchdog_was_not_armed() {
     linux::start(&mut guest, false);
     assert!(linux::stop(&mut guest));
     guest.device.reset();
+    assert!(guest.device.guest_may_predate_reset(), "it is found if it feeds");
     guest.device.reset();
     assert!(!rearm(&mut guest));
     let mut guest = forgotten(4, false);
@@ -163,6 +164,7 @@ fn the_registers_are_part_of_the_saved_state() {
         ArmedStateV1 { wdt_configuration: 3, wdt_lock: 3, preload1: 2048, preload2: 2048, bar0: Some(0xFEBF_1000) };
     let state = guest.device.save(guest.at());
     assert_eq!(state.since_reset, Some(SinceResetStateV1 { armed_before: Some(armed) }));
+    assert_eq!(guest.device.armed_before_reset(), Some(armed));
     let mut target = Guest::new();
     target.device = target.device.restored(&state, target.at()).unwrap();
     assert_eq!(target.device.save(target.at()), state);

@@ -110,19 +110,19 @@ fn reads_of_every_width_complete_what_the_header_answers() {
 fn what_is_not_the_devices_stays_as_the_vmm_has_it() {
     let mut vmm = Vmm::new(I6300esbConfig::default().with_interrupt_pin(InterruptPin::IntA));
     let now = vmm.guest.at();
-    let mut data = [0xA5; 0x200];
+    let mut data = [0x5A; 0x200];
     vmm.guest.device.complete_config_read(0, &mut data, now);
     for (offset, byte) in data.iter().enumerate() {
         match offset {
-            0x06 => assert_eq!(*byte, 0xA5 & !0x08),
+            0x06 => assert_eq!(*byte, 0x5A & !0x08),
             0x60..0x6C => assert_eq!(*byte, 0x00, "{offset:x}"),
-            _ => assert_eq!(*byte, 0xA5, "{offset:x}"),
+            _ => assert_eq!(*byte, 0x5A, "{offset:x}"),
         }
     }
-    let mut data = [0xA5; 9];
+    let mut data = [0x5A; 9];
     for offset in [0xFF, 0x100, 0x160, 0xFFF8, 0xFFFF] {
         vmm.guest.device.complete_config_read(offset, &mut data, now);
-        assert_eq!(data, [0xA5; 9], "{offset:x}");
+        assert_eq!(data, [0x5A; 9], "{offset:x}");
     }
 }
 

@@ -1,6 +1,6 @@
 //! The watchdog's registers: their bits, the lock, the unlock sequence, and the state after a reset.
 
-use vm_watchdog_devices::{Access, Model};
+use vm_watchdog_devices::{Access, LastReset, Model};
 
 use crate::guest::{CONFIGURATION, Event, GINTSR, Guest, KHZ, LIVE_COUNTER, LOCK, PRELOAD1, PRELOAD2, RELOAD, SECOND};
 
@@ -362,6 +362,20 @@ fn the_timeout_bit_survives_resets_until_the_guest_clears_it() {
     assert_eq!(guest.bar16(RELOAD), 0x0000);
     guest.device.reset();
     assert_eq!(guest.bar16(RELOAD), 0x0000);
+}
+
+#[test]
+fn a_device_that_is_made_anew_takes_over_the_cause_of_the_reset() {
+    let mut guest = Guest::new();
+    guest.preload(1, 1);
+    guest.enable();
+    assert!(!guest.device.last_reset().by_watchdog);
+    guest.sleep(SECOND);
+    let mut anew = Guest::new();
+    anew.device.set_last_reset(guest.device.last_reset());
+    assert_eq!(anew.bar16(RELOAD), 0x1200);
+    anew.device.set_last_reset(LastReset::new(false));
+    assert_eq!(anew.bar16(RELOAD), 0x0000);
 }
 
 #[test]
