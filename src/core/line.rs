@@ -118,6 +118,7 @@ mod tests {
         let mut line = Line::at(false);
         line.begin(true);
         line.forget_level();
+        assert!(!line.needs(false) && !line.needs(true), "one thread sets it at a time");
         line.finished(true);
         assert!(line.needs(true));
     }
@@ -127,6 +128,7 @@ mod tests {
         let mut line = Line::at(false);
         line.begin(true);
         line.restore(false);
+        assert!(!line.needs(false) && !line.needs(true), "one thread sets it at a time");
         line.finished(true);
         assert!(line.needs(false), "the call in progress may have raised the line after the restore");
         line.restore(false);

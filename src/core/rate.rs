@@ -110,6 +110,20 @@ mod tests {
     }
 
     #[test]
+    fn a_new_rate_shortens_the_time_to_the_next_and_never_extends_it() {
+        let mut budget = Budget::restored(5, SECOND * 10, at(1));
+        let rate = ActionRate::new(SECOND * 2, 3);
+        budget.limit_to(Some(rate), at(4));
+        assert_eq!(budget.left_of(Some(rate), at(4)), (3, SECOND * 2));
+        let longer = ActionRate::new(SECOND * 60, 3);
+        budget.limit_to(Some(longer), at(5));
+        assert_eq!(budget.left_of(Some(longer), at(5)), (3, SECOND));
+        budget.limit_to(None, at(5));
+        assert_eq!(budget.left_of(Some(longer), at(5)), (3, SECOND));
+        assert_eq!(budget.left_of(None, at(5)), (0, Duration::ZERO));
+    }
+
+    #[test]
     fn a_reserve_is_left_and_extreme_rates_do_not_overflow() {
         let rate = ActionRate::new(SECOND * 10, 2);
         let mut budget = Budget::default();

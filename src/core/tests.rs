@@ -1,8 +1,14 @@
 //! The rules of delivery, escalation, pause, line and steal time, on the core alone and in virtual time.
 
+mod in_flight;
 mod invariants;
+mod late;
 mod messages;
 mod rate;
+mod reports;
+mod requests;
+mod saved;
+mod wakes;
 
 use std::time::Duration;
 
@@ -488,5 +494,9 @@ fn a_halted_vcpu_does_not_speak_for_one_that_is_starved() {
     bench.run(TIMEOUT);
     assert_eq!(bench.told(), []);
     bench.run(TIMEOUT);
+    let (_, timeout) = bench.told[0];
+    let starved = bench.core.stats(bench.now).starved;
+    assert!(starved > TIMEOUT / 4, "{starved:?}");
+    assert_eq!(timeout.deadline, VmInstant::ZERO + TIMEOUT + starved);
     assert_eq!(bench.told(), [(Stage::Timeout, Action::Reset, 1)]);
 }

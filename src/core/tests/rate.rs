@@ -149,6 +149,17 @@ fn a_reset_while_the_handler_is_told_of_a_delay_drops_the_action_too() {
 }
 
 #[test]
+fn a_vm_saved_while_the_handler_is_told_of_a_delay_has_the_delay_in_its_state() {
+    let mut bench = Bench::new(limited(Policy::new(Action::Dump)));
+    bench.spend_burst();
+    bench.begin_to_tell();
+    let timeout = bench.core.save(bench.now).timeout.expect("the one that is delayed");
+    assert!(timeout.is_delayed);
+    let left = Duration::from_nanos(timeout.due_in_ns);
+    assert!(left > INTERVAL - MILLISECOND * 20 && left < INTERVAL, "{left:?}");
+}
+
+#[test]
 fn a_policy_that_changes_while_the_handler_is_told_of_a_delay_counts_for_it() {
     let mut bench = Bench::new(limited(Policy::new(Action::Dump)));
     bench.spend_burst();
@@ -210,16 +221,52 @@ fn a_restored_watchdog_has_what_is_left_in_its_state_or_in_itself_whichever_is_l
     other.run(SECOND * 5);
     assert_eq!(other.told(), [], "nor does another process");
     other.run(SECOND * 5);
+    assert!(other.told.iter().all(|(at, told)| told.is_delayed && told.deadline < *at), "{:?}", other.told);
     assert_eq!(other.told(), [(Stage::Timeout, Action::Dump, 1)], "what is delayed is not lost");
+}
+
+#[test]
+fn what_is_delayed_in_a_restored_state_waits_until_the_watchdog_itself_has_one_left() {
+    let mut source = Bench::new(limited(Policy::new(Action::Dump)));
+    source.spend_burst();
+    source.run(SECOND * 5);
+    let delayed = source.core.save(source.now);
+
+    let mut target = Bench::new(limited(Policy::new(Action::Dump)));
+    target.run(SECOND * 5);
+    target.spend_burst();
+    let spent = target.now;
+    target.core.restore(&delayed, target.now).unwrap();
+    let wakes = target.core.stats(target.now).wakes;
+    target.run(SECOND * 9);
+    assert_eq!(target.told(), []);
+    assert!(target.core.stats(target.now).wakes - wakes <= 2, "the host is not woken again and again meanwhile");
+    target.run(SECOND * 2);
+    let [(at, _)] = target.told[..] else { panic!("{:?}", target.told) };
+    assert!(at > spent + SECOND * 9);
+}
+
+#[test]
+fn a_guest_that_recovers_from_a_delayed_timeout_and_times_out_again_is_escalated() {
+    let policy = Policy::new(Action::Dump).with_escalation(SECOND, Action::Reset);
+    let mut bench = Bench::new(limited(policy));
+    bench.spend_burst();
+    bench.run(SECOND);
+    bench.ping();
+    bench.run(SECOND * 30);
+    assert_eq!(bench.told(), [(Stage::Timeout, Action::Dump, 1), (Stage::Escalation, Action::Reset, 1)]);
 }
 
 #[test]
 fn a_new_policy_counts_for_what_is_delayed() {
     let without_rate = Policy::new(Action::Dump);
     let shorter = without_rate.with_action_rate(SECOND, 3);
-    for (policy, pause) in
-        [(without_rate, Duration::ZERO), (Policy::new(Action::None), Duration::ZERO), (shorter, SECOND)]
-    {
+    for (policy, pause) in [
+        (without_rate, Duration::ZERO),
+        (Policy::new(Action::None), Duration::ZERO),
+        (limited(Policy::new(Action::None)), Duration::ZERO),
+        (shorter, SECOND),
+    ] {
         let mut bench = Bench::new(limited(without_rate));
         bench.spend_burst();
         bench.run(SECOND);
