@@ -213,13 +213,18 @@ impl Server {
 
     /// An event, and those before it.
     pub fn find(&self, name: &str, matches: impl Fn(&Value) -> bool) -> (Vec<Value>, Value) {
-        let deadline = Instant::now() + TIMEOUT;
+        self.find_within(TIMEOUT, name, matches)
+    }
+
+    /// The same with another limit.
+    pub fn find_within(&self, limit: Duration, name: &str, matches: impl Fn(&Value) -> bool) -> (Vec<Value>, Value) {
+        let deadline = Instant::now() + limit;
         let mut skipped = Vec::new();
         loop {
             match self.next_event(deadline) {
                 Ok(event) if event["event"] == name && matches(&event) => return (skipped, event),
                 Ok(other) => skipped.push(other),
-                Err(RecvTimeoutError::Timeout) => panic!("no event {name} within {TIMEOUT:?}, but {skipped:#?}"),
+                Err(RecvTimeoutError::Timeout) => panic!("no event {name} within {limit:?}, but {skipped:#?}"),
                 Err(RecvTimeoutError::Disconnected) => {
                     panic!("the server has ended: no event {name}, but {skipped:#?}")
                 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::guest::Guest;
 use crate::health::agent::Agent;
-use crate::health::vm::{Answer, LIMIT, Port, Vm, connect_application, get, pieces};
+use crate::health::vm::{Answer, LIMIT, NOTICED, Port, Vm, connect_application, get, pieces};
 use crate::qmp::Operator;
 use crate::{CARD_RESET, LATEST, expect_timeout, with};
 
@@ -178,7 +178,7 @@ fn the_watchdog_and_the_probes_of_a_manifest_act_each_alone() {
         // Liveness alone: the watchdog is fed. The guest ignores the power button, and is powered off.
         vm.guest.feed();
         vm.guest.run("answer liveness 500");
-        let shutdown = vm.server.expect("expiry");
+        let (_, shutdown) = vm.server.find_within(NOTICED, "expiry", |_| true);
         assert_eq!((&shutdown["id"], &shutdown["action"]), (&json!("liveness"), &json!("shutdown")));
         let poweroff = vm.server.expect("expiry");
         assert_eq!((&poweroff["id"], &poweroff["action"]), (&json!("liveness"), &json!("poweroff")));

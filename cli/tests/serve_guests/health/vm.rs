@@ -23,6 +23,10 @@ use crate::server::{Builder, Server};
 /// How long an answer may take, on a loaded machine.
 pub const LIMIT: Duration = Duration::from_secs(30);
 
+/// How long a probe may take to notice something. A request that begins while the guest boots may wait for more than 30 s
+/// after the boot, because QEMU sends its first packet again less and less often.
+pub const NOTICED: Duration = Duration::from_secs(120);
+
 /// The options of every server.
 const OPTIONS: &str = "--manifest vmi.yaml --address 127.0.0.1 --qmp qmp --metrics 0";
 
@@ -133,12 +137,10 @@ impl Vm {
 
     /// Waits until a probe has this result, and checks that nothing is done before.
     pub fn expect_result(&self, probe: &str, result: &str) -> Value {
-        loop {
-            let event = self.server.expect_before("probe", "expiry");
-            if event["id"] == probe && event["result"] == result {
-                return event;
-            }
-        }
+        let is_result = |event: &Value| event["id"] == probe && event["result"] == result;
+        let (before, event) = self.server.find_within(NOTICED, "probe", is_result);
+        assert!(before.iter().all(|event| event["event"] != "expiry"), "{before:#?}");
+        event
     }
 
     /// The status of `/readyz`, which must agree with the metrics.
