@@ -1,5 +1,6 @@
 //! The watchdog's registers: their bits, the lock, the unlock sequence, and the state after a reset.
 
+use vm_watchdog_devices::i6300esb::I6300esb;
 use vm_watchdog_devices::{Access, LastReset, Model};
 
 use crate::guest::{CONFIGURATION, Event, GINTSR, Guest, KHZ, LIVE_COUNTER, LOCK, PRELOAD1, PRELOAD2, RELOAD, SECOND};
@@ -392,6 +393,22 @@ fn a_reset_stops_the_counter_and_cancels_the_unlock_sequence() {
     guest.set_bar16(RELOAD, 0x86);
     assert_eq!(guest.set_bar32(PRELOAD1, 7), Access::Ignored);
     assert_eq!(guest.sleep(3600 * SECOND), [] as [Event; 0]);
+}
+
+#[test]
+fn a_key_is_recognized_by_its_offset_its_value_and_its_width() {
+    for value in 0..=0xFF {
+        for data in [&[value][..], &[value, 0], &[value, 0, 0, 0]] {
+            let key = I6300esb::unlock_key(RELOAD, data);
+            assert_eq!(key.is_some(), [0x80, 0x86].contains(&value), "{data:x?}");
+            for offset in [PRELOAD1, PRELOAD2, GINTSR, RELOAD + 1, RELOAD + 0x10] {
+                assert_eq!(I6300esb::unlock_key(offset, data), None, "{data:x?} at {offset:x}");
+            }
+        }
+        for data in [&[][..], &[value, 1], &[value, 0, 1, 0], &[value, 0, 0, 0, 0, 0, 0, 0]] {
+            assert_eq!(I6300esb::unlock_key(RELOAD, data), None, "{data:x?}");
+        }
+    }
 }
 
 /// A heartbeat counts even if a stage ends between its keys and its reload.

@@ -57,6 +57,7 @@ fn notices(bench: &mut Bench<I6300esb>, times: u32, interval: Duration) -> Vec<N
     let mut notices = Vec::new();
     for _ in 0..times {
         bench.run(interval);
+        bench.access(|device, now| device.read_config(0x60, &mut [0], now));
         bench.ping();
         notices.extend(bench.core.take_notice());
         assert_eq!(bench.core.take_notice(), None, "one notice is taken once");
