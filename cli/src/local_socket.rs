@@ -40,15 +40,17 @@ mod tests {
     #[test]
     fn a_socket_is_connected_and_nothing_else_is() {
         let folder = tempfile::tempdir().unwrap();
-        let [socket, link, file] = ["socket", "link", "file"].map(|name| folder.path().join(name));
-        let listener = UnixListener::bind(&socket).unwrap();
+        let [socket, stale, link, file] = ["socket", "stale", "link", "file"].map(|name| folder.path().join(name));
+        let _listener = UnixListener::bind(&socket).unwrap();
+        // It never listens: a child that another test forks would hold a listening socket for some moments more.
+        let closed = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+        rustix::net::bind(closed, &SocketAddrUnix::new(&stale).unwrap()).unwrap();
         std::os::unix::fs::symlink(&socket, &link).unwrap();
         fs::write(&file, "").unwrap();
         connect(&socket).unwrap();
         assert_eq!(connect(&link).unwrap_err().to_string(), "it is a symbolic link");
         assert_eq!(connect(&file).unwrap_err().to_string(), "it is no socket");
         assert_eq!(connect(&folder.path().join("none")).unwrap_err().kind(), io::ErrorKind::NotFound);
-        drop(listener);
-        assert_eq!(connect(&socket).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        assert_eq!(connect(&stale).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
     }
 }

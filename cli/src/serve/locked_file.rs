@@ -89,6 +89,15 @@ impl LockedFile {
     }
 }
 
+impl Drop for LockedFile {
+    /// Gives the lock up. Closing the file is not enough: a process that was forked and has not yet executed its program
+    /// still has it open, and with it the lock.
+    fn drop(&mut self) {
+        // If the host refuses, the lock ends with that process.
+        let _ = rustix::fs::flock(&self.file, FlockOperation::Unlock);
+    }
+}
+
 /// Opens a file in a folder where a tenant may be able to place something else.
 ///
 /// # Errors
@@ -166,6 +175,17 @@ mod tests {
         drop(first);
         assert_eq!(LockedFile::open(path, 0o600, b"").unwrap().read().unwrap(), b"b");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn a_process_that_was_forked_does_not_keep_the_lock() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state");
+        let first = LockedFile::open(path.clone(), 0o600, b"").unwrap();
+        // What a process has between its fork and the program that it executes.
+        let _forked = first.file.try_clone().unwrap();
+        drop(first);
+        LockedFile::open(path, 0o600, b"").unwrap();
     }
 
     #[test]

@@ -175,7 +175,9 @@ mod tests {
     fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("watchdog");
-        drop(UnixListener::bind(&path).unwrap());
+        // It never listens: a child that another test forks would hold a listening socket for some moments more.
+        let stale = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+        rustix::net::bind(stale, &SocketAddrUnix::new(&path).unwrap()).unwrap();
         let socket = Socket::bind(&path, OWNER_ONLY).unwrap();
         assert!(matches!(Socket::bind(&path, OWNER_ONLY), Err(SocketError::Live(_))));
         assert!(UnixStream::connect(&path).is_ok(), "the first one still listens");
