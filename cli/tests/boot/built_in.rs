@@ -3,7 +3,7 @@
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
-use crate::support::{NO_KVM, Run, Temporary, boot, boot_for, each, has_kvm, number};
+use crate::support::{NO_KVM, Run, Running, Temporary, boot, each, has_kvm, number};
 
 /// Two stages of 512 << 15 ticks of 30 ns.
 const PERIOD_NS: u64 = 1_006_632_960;
@@ -126,7 +126,10 @@ fn the_action_pause_stops_the_guest_and_its_clock() {
     for kvm in each() {
         let arguments =
             [&["--events=json", "--watchdog=i6300esb,action=pause,grace=100ms,then=poweroff"], kvm].concat();
-        let run = boot_for(&arguments, Duration::from_secs(4));
+        let mut running = Running::start(&arguments);
+        running.wait_for("paused");
+        // Ten times the grace.
+        let run = running.finish(Duration::from_secs(1));
         assert_eq!(run.status, None, "killed by us: {}", run.messages);
         assert_eq!(run.events().last().unwrap()["event"], "paused", "{}", run.messages);
     }

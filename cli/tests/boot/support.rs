@@ -61,12 +61,7 @@ pub struct Run {
 
 /// Runs `vm-watchdog boot` to its end.
 pub fn boot(arguments: &[&str]) -> Run {
-    boot_for(arguments, LIMIT)
-}
-
-/// Runs `vm-watchdog boot` to its end, or up to `limit`.
-pub fn boot_for(arguments: &[&str], limit: Duration) -> Run {
-    Running::start(arguments).finish(limit)
+    Running::start(arguments).finish(LIMIT)
 }
 
 /// A run that is not over yet.
