@@ -7,9 +7,11 @@
 mod expiry;
 mod format;
 mod logger;
+mod text;
 mod timeline;
 
 pub use expiry::{Expiry, GuestExpiry};
 pub use format::Format;
 pub use logger::{LogLine, install_logger};
+pub use text::bounded;
 pub use timeline::{ENTRIES_AT_ONCE, ENTRIES_PER_SECOND, Kind, Timeline, TimelineEntry, to_line};

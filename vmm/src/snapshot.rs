@@ -14,6 +14,7 @@ use vm_watchdog::wdat::Wdat;
 use vm_watchdog::{
     AnyWatchdog, AnyWatchdogState, DeviceConfig, Event, Model, VmClock, VmInstant, Watchdog, WatchdogConfig,
 };
+use vm_watchdog_timeline::bounded;
 
 use crate::builtin::table::BuiltInGuest;
 use crate::error::BootError;
@@ -216,8 +217,8 @@ fn parse(text: &[u8]) -> Result<SnapshotV2, String> {
     let mut deserializer = serde_json::Deserializer::from_slice(text);
     let content =
         serde_path_to_error::deserialize(&mut deserializer).map_err(|error| match error.path().to_string() {
-            path if path == "." => error.into_inner().to_string(),
-            path => format!("{path}: {}", error.into_inner()),
+            path if path == "." => bounded(error.inner()),
+            path => format!("{}: {}", bounded(&path), bounded(error.inner())),
         })?;
     deserializer.end().map_err(|error| error.to_string())?;
     Ok(content)

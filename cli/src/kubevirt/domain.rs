@@ -7,9 +7,10 @@ use std::ops::Range;
 use quick_xml::events::{BytesStart, Event};
 use quick_xml::name::QName;
 use quick_xml::{Reader, XmlVersion};
+use vm_watchdog_timeline::bounded;
 
 use crate::kubevirt::MAX_LENGTH;
-use crate::kubevirt::error::{HookError, bounded, quoted};
+use crate::kubevirt::error::{HookError, quoted};
 
 /// The namespace of options for QEMU.
 pub const QEMU: &str = "http://libvirt.org/schemas/domain/qemu/1.0";

@@ -1,11 +1,7 @@
 //! Why a hook cannot add the watchdog.
 
-use std::fmt;
-
 /// The longest value in a message, in characters.
 const MAX_QUOTED: usize = 60;
-/// The longest message of a parser, in characters.
-const MAX_MESSAGE: usize = 200;
 
 /// Why there is no new domain. The VM does not start, and KubeVirt shows the status of the hook; the message is in the log
 /// of the sidecar.
@@ -45,12 +41,4 @@ pub fn quoted(text: &str) -> String {
         None => format!("{text:?}"),
         Some((end, _)) => format!("{:?}...", &text[..end]),
     }
-}
-
-/// A message of a parser, which may have text of the input: without control characters, and not too long.
-pub fn bounded(message: &dyn fmt::Display) -> String {
-    let text = message.to_string();
-    let plain = text.chars().take(MAX_MESSAGE).map(|char| if char.is_control() { '\u{FFFD}' } else { char });
-    let end = if text.chars().nth(MAX_MESSAGE).is_some() { "..." } else { "" };
-    plain.collect::<String>() + end
 }

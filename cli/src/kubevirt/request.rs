@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::kubevirt::error::bounded;
+use vm_watchdog_timeline::bounded;
 
 /// How long the first process may take to start the server. KubeVirt gives the hook a minute.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);

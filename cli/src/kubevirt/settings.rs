@@ -6,9 +6,10 @@ use std::net::SocketAddr;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use vm_watchdog::{Action, ConfigError, WatchdogConfig};
+use vm_watchdog_timeline::bounded;
 
 use crate::kubevirt::MAX_LENGTH;
-use crate::kubevirt::error::{HookError, bounded, quoted};
+use crate::kubevirt::error::{HookError, quoted};
 
 /// What the names of our annotations begin with.
 const PREFIX: &str = "vm-watchdog/";

@@ -63,6 +63,8 @@ fn wrong_types_in_the_answers_to_exec_fail() {
         &format!(r#"{{"return": {{"pid": {}}}}}"#, "[".repeat(60_000)),
         &format!(r#"{{"return": {{"pid": {}7{}}}}}"#, r#"{"a":"#.repeat(5000), "}".repeat(5000)),
         r#"{"return": {"pid": "7"}}"#,
+        // The parser's message would have the whole string.
+        &format!(r#"{{"return": "{}"}}"#, "x".repeat(8000)),
         r#"{"return": {"pid": 99999999999999999999}}"#,
         r#"{"return": {"pid": 7, "exited": "yes"}}"#,
         r#"{"return": {"pid": 7, "exited": true, "exitcode": 0.5}}"#,

@@ -209,6 +209,7 @@ pub fn times_out(prober: &mut Prober) {
 #[track_caller]
 pub fn assert_fails(outcome: &Outcome, message: &str) {
     assert!(matches!(outcome, Outcome::Failure(text) if text.contains(message)), "{outcome:?}, not {message:?}");
+    assert!(outcome.to_string().chars().count() < 1000, "a guest has written most of it: {outcome:?}");
 }
 
 /// A failure that is not a timeout: the attempt ended by a limit, or at an answer.

@@ -7,13 +7,12 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
+use vm_watchdog_timeline::bounded;
 
 /// How long QEMU may take to greet and to say whether the VM runs. It sends nothing while another client is connected.
 const SETUP_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest message that is read, and the most that is read before a connection is ready. QEMU sends much less.
 pub const MOST_BYTES: usize = 64 << 10;
-/// How many characters of a reason are kept.
-const REASON_LENGTH: usize = 200;
 
 /// An event of a VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -278,9 +277,8 @@ fn parse<T: DeserializeOwned>(part: Option<&RawValue>) -> Option<T> {
     serde_json::from_str(part?.get()).ok()
 }
 
-/// Untrusted text from QEMU, sanitized and truncated for a line of the log.
+/// A reason that QEMU gives, for a line of the log.
 fn why(part: Option<&RawValue>) -> Option<String> {
-    let printable = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
     let Why { reason } = parse(part)?;
-    Some(reason.chars().take(REASON_LENGTH).map(printable).collect())
+    Some(bounded(&reason))
 }

@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use vm_watchdog::HandlerError;
 use vm_watchdog::i6300esb::{BAR0_SIZE, DEVICE_ID, MEMORY_ENABLE, VENDOR_ID};
+use vm_watchdog_timeline::bounded;
 
 use crate::serve::control::qmp::Qmp;
 use crate::serve::peer::Owner;
@@ -143,7 +144,7 @@ impl Qemu<'_> {
 }
 
 fn parsed<T: DeserializeOwned>(answer: &str) -> Result<T, HandlerError> {
-    serde_json::from_str(answer).map_err(|error| format!("an answer of QEMU: {error}").into())
+    serde_json::from_str(answer).map_err(|error| format!("an answer of QEMU: {}", bounded(&error)).into())
 }
 
 /// The only watchdog that is not mapped, as configuration mechanism 1 addresses it.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Deserializer, Serialize};
 use vm_watchdog::Watchdog;
 use vm_watchdog::i6300esb::{I6300esb, I6300esbState};
+use vm_watchdog_timeline::bounded;
 
 use crate::serve::locked_file::LockedFile;
 
@@ -220,7 +221,7 @@ fn known_version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::E
 
 /// Restores the watchdogs from the bytes of a file, or none of them.
 fn load(bytes: &[u8], watchdogs: &[Watchdog<I6300esb>]) -> Result<HashMap<String, Found>, String> {
-    let States { watchdogs: states, .. } = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    let States { watchdogs: states, .. } = serde_json::from_slice(bytes).map_err(|error| bounded(&error))?;
     let before: Vec<_> = watchdogs.iter().map(Watchdog::save).collect();
     let mut found = HashMap::new();
     for watchdog in watchdogs {
@@ -297,6 +298,7 @@ mod tests {
             ("\"wdt_timeout\": true", "\"wdt_timeout\": true, \"colour\": \"red\""),
             (&sound, &twice),
             (&sound, &"\0".repeat(100_000)),
+            (&sound, &format!("\"{}\"", "x".repeat(100_000))),
         ] {
             let corrupt = sound.replacen(from, to, 1);
             assert_ne!(corrupt, sound);
@@ -307,7 +309,9 @@ mod tests {
             let writer = StateWriter::open(path.clone()).unwrap();
             let Restored { found, set_aside } = writer.start(vec![new.clone(), other.clone()]).unwrap();
             assert_eq!((found.len(), new.timed_out(), other.timed_out()), (0, false, false), "{corrupt}");
-            assert_eq!(fs::read_to_string(set_aside.expect("a message").path).unwrap(), corrupt);
+            let SetAside { reason, path: aside } = set_aside.expect("a message");
+            assert!(reason.len() < 400, "{reason}");
+            assert_eq!(fs::read_to_string(aside).unwrap(), corrupt);
             assert!(load(&fs::read(&path).unwrap(), &[new]).is_ok(), "a sound one in its place");
         }
     }

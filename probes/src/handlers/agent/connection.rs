@@ -99,7 +99,10 @@ pub fn answer<T: DeserializeOwned>(reader: &mut impl BufRead, command: &str) -> 
         let message = format!("malformed answer to {command}: {reason}: {}", untrusted(&line));
         io::Error::new(io::ErrorKind::InvalidData, message)
     };
-    let answer: Answer<T> = serde_json::from_slice(&line).map_err(|error| malformed(&error.to_string()))?;
+    let answer: Answer<T> = serde_json::from_slice(&line).map_err(|error| {
+        // The error may quote the answer.
+        malformed(&untrusted(error.to_string().as_bytes()))
+    })?;
     match answer {
         Answer { error: Some(refusal), .. } => Ok(Err(untrusted(refusal.desc.as_bytes()))),
         Answer { value: Some(value), .. } => Ok(Ok(value)),
