@@ -22,6 +22,14 @@ pub trait Model: Sized {
     /// An instant in the past means that an expiry is latched and not yet polled.
     fn poll_at(&self) -> Option<VmInstant>;
 
+    /// The next instant at which something shows outside the device, although nobody accesses it. It is later than
+    /// [`poll_at`](Self::poll_at) if a first stage ends before, and that raises no interrupt.
+    ///
+    /// A runtime that does nothing at the end of a first stage need not wake before this.
+    fn next_effect_at(&self) -> Option<VmInstant> {
+        self.poll_at()
+    }
+
     /// When the watchdog times out unless the guest sends a heartbeat; `None` while no counter runs.
     fn timeout_at(&self) -> Option<VmInstant> {
         self.poll_at()

@@ -29,12 +29,12 @@ impl<M: Model> Core<M> {
     }
 
     fn note_first_stage(&mut self, ended: VmInstant, timeout: Option<VmInstant>) {
-        count(&mut self.stats.pretimeouts);
+        count(&mut self.counters.pretimeouts);
         self.pretimeout_at = self.pretimeout_action_at(ended, timeout);
     }
 
     fn note_timeout(&mut self, timeout: VmInstant) {
-        count(&mut self.stats.expiries);
+        count(&mut self.counters.expiries);
         if let Some(pretimeout_at) = self.pretimeout_at.take_if(|pretimeout_at| *pretimeout_at <= timeout) {
             self.deliveries.pretimeout(self.vm_time(pretimeout_at));
         }

@@ -11,6 +11,7 @@ mod line;
 mod message;
 mod position;
 mod rate;
+mod report;
 mod steal_time;
 #[cfg(test)]
 mod tests;
@@ -23,11 +24,12 @@ use vm_watchdog_devices::{Access, Model, MsiMessage, VmInstant};
 use crate::action::Action;
 use crate::policy::Policy;
 use crate::run_delay::VcpuDelay;
-use crate::stats::{Stats, count};
+use crate::stats::count;
 pub(crate) use delivery::Delivery;
 use delivery::{Deliveries, Due, earlier};
 use line::Line;
 use message::Messages;
+use report::Counters;
 use steal_time::StealTime;
 pub(crate) use unprotected::Notice;
 use unprotected::Unprotected;
@@ -81,7 +83,7 @@ pub(crate) struct Core<M> {
     /// The heartbeats of the disarmed watchdog since the last reset, if there are any.
     unprotected: Option<Unprotected>,
     notice: Option<Notice>,
-    stats: Stats,
+    counters: Counters,
 }
 
 /// What the host connects to a watchdog.
@@ -113,7 +115,7 @@ impl<M: Model> Core<M> {
             rearms: connections.rearms,
             unprotected: None,
             notice: None,
-            stats: Stats::default(),
+            counters: Counters::default(),
             model,
         }
     }
@@ -155,9 +157,9 @@ impl<M: Model> Core<M> {
             steal_time.see(now);
         }
         match kind {
-            Access::Ignored => count(&mut self.stats.ignored_accesses),
+            Access::Ignored => count(&mut self.counters.ignored_accesses),
             Access::Heartbeat => {
-                count(&mut self.stats.heartbeats);
+                count(&mut self.counters.heartbeats);
                 self.last_heartbeat = Some(vm_now);
             }
             _ => {}
@@ -170,7 +172,7 @@ impl<M: Model> Core<M> {
     pub fn access_without_time(&mut self, access: impl FnOnce(&mut M) -> Access) -> Access {
         let kind = access(&mut self.model);
         if kind == Access::Ignored {
-            count(&mut self.stats.ignored_accesses);
+            count(&mut self.counters.ignored_accesses);
         }
         kind
     }
@@ -193,7 +195,7 @@ impl<M: Model> Core<M> {
 
     /// The serving thread was woken, by the timer or by another thread.
     pub fn wake(&mut self, vm_now: VmInstant) {
-        count(&mut self.stats.wakes);
+        count(&mut self.counters.wakes);
         // Not twice in succession: time may stand still.
         self.was_woken_early = vm_now < self.not_before && !self.was_woken_early;
         // A guest that keeps moving its deadline causes two wakes in this time: this one, and the next by the timer.
@@ -275,7 +277,7 @@ impl<M: Model> Core<M> {
         match reading {
             Some(delays) => steal_time.grant(delays, begun, timeout_at),
             None => {
-                count(&mut self.stats.run_delay_failures);
+                count(&mut self.counters.run_delay_failures);
                 steal_time.grant_nothing(begun);
             }
         }
@@ -287,7 +289,7 @@ impl<M: Model> Core<M> {
             line.finished(is_set);
         }
         if !is_set {
-            count(&mut self.stats.interrupt_failures);
+            count(&mut self.counters.interrupt_failures);
         }
     }
 
@@ -297,13 +299,13 @@ impl<M: Model> Core<M> {
             self.model.put_back_message();
         }
         if !is_sent {
-            count(&mut self.stats.interrupt_failures);
+            count(&mut self.counters.interrupt_failures);
         }
     }
 
     /// Notes the outcome of [`Call::Perform`].
     pub fn performed(&mut self, is_performed: bool, vm_now: VmInstant) {
-        let Stats { actions, action_failures, .. } = &mut self.stats;
+        let Counters { actions, action_failures, .. } = &mut self.counters;
         count(if is_performed { actions } else { action_failures });
         self.deliveries.finished(is_performed, vm_now);
     }
@@ -318,10 +320,10 @@ impl<M: Model> Core<M> {
         if self.was_woken_early {
             return Some(self.not_before);
         }
-        let deadline = self.deadline().map(|deadline| match &self.steal_time {
-            None => deadline,
-            Some(steal_time) => steal_time.wake_for(deadline, self.model.timeout_at()),
-        });
+        let deadline = match &self.steal_time {
+            None => earlier(self.next_expiry_to_note(), self.pretimeout_at),
+            Some(steal_time) => self.deadline().map(|deadline| steal_time.wake_for(deadline, self.model.timeout_at())),
+        };
         let interrupt = (self.is_line_stale() || self.has_message_to_send()).then_some(VmInstant::ZERO);
         let first = earlier(deadline, earlier(self.deliveries.next_due(), interrupt));
         first.map(|due| due.max(self.not_before))
@@ -343,6 +345,10 @@ impl<M: Model> Core<M> {
 
     /// Replaces the policy, for what is pending too.
     pub fn set_policy(&mut self, policy: Policy, vm_now: VmInstant) {
+        if self.has_unnoted_first_stage(vm_now) {
+            // It has ended under the old policy.
+            self.note_expired(vm_now);
+        }
         self.model.set_after_timeout(policy.timeout.after_timeout());
         self.deliveries.set_policy(policy, vm_now);
         if policy.pretimeout == Action::None {
@@ -354,21 +360,6 @@ impl<M: Model> Core<M> {
     pub fn resample_interrupt(&mut self) {
         if self.model.interrupt_level() {
             self.line.iter_mut().for_each(Line::forget_level);
-        }
-    }
-
-    pub fn stats(&self, vm_now: VmInstant) -> Stats {
-        let now = self.steal_time.as_ref().map_or(vm_now, |steal_time| steal_time.time(vm_now));
-        Stats {
-            now: vm_now,
-            armed: self.model.is_armed(),
-            time_left: self.model.timeout_at().map(|timeout_at| timeout_at.saturating_duration_since(now)),
-            last_heartbeat: self.last_heartbeat,
-            delayed_actions: self.deliveries.delayed_actions,
-            suppressed_actions: self.deliveries.suppressed_actions,
-            unprotected: self.unprotected.is_some_and(|unprotected| unprotected.is_recognized()),
-            starved: self.steal_time.as_ref().map_or(Duration::ZERO, |steal_time| steal_time.compensated),
-            ..self.stats
         }
     }
 
@@ -384,6 +375,15 @@ impl<M: Model> Core<M> {
     fn try_interrupt_again(&mut self) {
         self.line.iter_mut().for_each(Line::try_again);
         self.messages.iter_mut().for_each(Messages::try_again);
+    }
+
+    /// When to look at the model although nobody accesses it. The end of a first stage that has no action and raises no
+    /// interrupt is noted later, with the next access or the timeout.
+    fn next_expiry_to_note(&self) -> Option<VmInstant> {
+        match self.policy().pretimeout {
+            Action::None => self.model.next_effect_at(),
+            _ => self.model.poll_at(),
+        }
     }
 
     /// The next instant at which something expires, on the watchdog's time.

@@ -3,7 +3,9 @@
 mod in_flight;
 mod invariants;
 mod late;
+mod line;
 mod messages;
+mod pretimeouts;
 mod rate;
 mod reports;
 mod requests;
@@ -254,73 +256,6 @@ fn an_escalation_that_only_failures_have_caused_ends_with_a_heartbeat() {
 }
 
 #[test]
-fn each_episode_has_its_own_pretimeout() {
-    let mut bench = Bench::new(Policy::new(Action::None).with_pretimeout(Action::InjectNmi));
-    bench.performs = false;
-    bench.start(512);
-    bench.run(TIMEOUT * 3 / 4);
-    assert_eq!(bench.told(), [(Stage::Pretimeout, Action::InjectNmi, 1)]);
-    bench.ping();
-    let fed = bench.now;
-    bench.run(TIMEOUT * 3 / 4 - Duration::from_nanos(1));
-    assert_eq!(bench.told(), [], "the failed one is not tried again on a guest that has fed since");
-    bench.performs = true;
-    bench.run(Duration::from_nanos(1));
-    let (at, pretimeout) = bench.told[0];
-    assert_eq!((at, pretimeout.deadline, pretimeout.attempt), (fed + TIMEOUT * 3 / 4, fed + TIMEOUT * 3 / 4, 1));
-}
-
-#[test]
-fn a_guest_that_feeds_at_half_of_its_timeout_never_sees_the_pretimeout_action() {
-    let mut bench = Bench::new(Policy::new(Action::Reset).with_pretimeout(Action::InjectNmi));
-    bench.start(512);
-    for _ in 0..100 {
-        // systemd feeds at half of the timeout; the host is busy and lets it be 24 % late.
-        bench.run(TIMEOUT * 74 / 100);
-        bench.ping();
-        bench.bar(0x08, 1);
-    }
-    assert_eq!(bench.told(), []);
-    assert_eq!(bench.levels, [true, false].repeat(100), "the interrupt comes at the end of stage 1, as in hardware");
-}
-
-#[test]
-fn the_margin_of_the_pretimeout_is_the_policys_and_ends_with_stage_1() {
-    let at = |before: Option<Duration>, first: u32, second: u32| {
-        let mut policy = Policy::new(Action::Reset).with_pretimeout(Action::InjectNmi);
-        policy.pretimeout_before = before;
-        let mut bench = Bench::new(policy);
-        bench.unlocked(0x00, first);
-        bench.unlocked(0x04, second);
-        bench.lock_register(2);
-        bench.run(UNIT * (first + second));
-        assert_eq!(
-            bench.told.iter().map(|(_, told)| told.stage).collect::<Vec<_>>(),
-            [Stage::Pretimeout, Stage::Timeout]
-        );
-        bench.told[0].1.deadline
-    };
-    let units = |units: u32| VmInstant::ZERO + UNIT * units;
-    assert_eq!(at(None, 500, 500), units(750));
-    assert_eq!(at(None, 100, 900), units(750));
-    assert_eq!(at(None, 900, 100), units(900), "not before the end of stage 1");
-    assert_eq!(at(Some(UNIT * 10), 500, 500), units(990));
-    assert_eq!(at(Some(Duration::ZERO), 500, 500), units(1000));
-    assert_eq!(at(Some(SECOND * 3600), 500, 500), units(500));
-}
-
-#[test]
-fn a_guest_that_stops_its_watchdog_gets_no_pretimeout() {
-    let mut bench = Bench::new(Policy::new(Action::Reset).with_pretimeout(Action::InjectNmi));
-    bench.start(512);
-    bench.run(UNIT * 600);
-    bench.lock_register(0);
-    bench.run(SECOND * 10);
-    assert_eq!(bench.told(), []);
-    assert_eq!(bench.core.next_wake(), None);
-}
-
-#[test]
 fn starting_the_watchdog_anew_shows_recovery_in_every_model() {
     // A kdump kernel disables the i6300esb when it finds it, and enables it when its watchdog daemon starts.
     let mut bench = Bench::new(nmi_then_poweroff());
@@ -364,15 +299,6 @@ fn a_watchdog_that_runs_freely_is_escalated_however_often_it_times_out() {
 }
 
 #[test]
-fn an_action_that_is_none_needs_no_pretimeout() {
-    let mut bench = Bench::new(Policy::new(Action::None));
-    bench.start(512);
-    bench.run(TIMEOUT);
-    assert_eq!(bench.told(), [(Stage::Timeout, Action::None, 1)], "the runtime takes note and performs nothing");
-    assert_eq!(bench.core.stats(bench.now).pretimeouts, 1);
-}
-
-#[test]
 fn a_new_policy_counts_for_what_is_pending() {
     let mut bench = Bench::new(Policy::new(Action::Reset));
     bench.performs = false;
@@ -393,73 +319,6 @@ fn a_new_policy_counts_for_what_is_pending() {
     bench.core.set_policy(Policy::new(Action::Shutdown), bench.now);
     bench.run(SECOND * 60);
     assert_eq!(bench.told(), [], "without an escalation there is none");
-}
-
-#[test]
-fn a_call_that_the_pause_overtook_is_made_after_it() {
-    let mut bench = Bench::new(Policy::new(Action::Reset));
-    bench.start(512);
-    bench.now = bench.now + TIMEOUT;
-    for _ in 0..2 {
-        bench.core.wake(bench.now);
-        let line = bench.core.next_call(bench.now).expect("stage 1 has ended");
-        assert_eq!(line, Call::SetLine(true));
-        bench.core.put_back(line);
-    }
-    bench.serve();
-    assert_eq!(bench.levels, [true]);
-    assert_eq!(bench.told(), [(Stage::Timeout, Action::Reset, 1)]);
-}
-
-#[test]
-fn a_vm_saved_before_its_line_was_set_has_it_set_after_the_restore() {
-    let mut bench = Bench::new(Policy::new(Action::Reset));
-    bench.start(512);
-    bench.now = bench.now + TIMEOUT / 2;
-    bench.core.wake(bench.now);
-    let line = bench.core.next_call(bench.now).expect("stage 1 has ended");
-    bench.core.put_back(line);
-    let state = bench.core.save(bench.now);
-    assert!(state.device.wdt_int_act);
-
-    let mut restored = Bench::new(Policy::default());
-    restored.core.restore(&state, restored.now).unwrap();
-    assert_eq!(restored.core.next_wake(), Some(VmInstant::ZERO));
-    restored.serve();
-    assert_eq!(restored.levels, [true]);
-
-    bench.serve();
-    let mut restored = Bench::new(Policy::default());
-    restored.core.restore(&bench.core.save(bench.now), restored.now).unwrap();
-    restored.serve();
-    assert!(restored.levels.is_empty(), "no edge where the line was set before");
-}
-
-#[test]
-fn a_restore_during_a_change_of_the_line_has_the_level_of_the_device_set() {
-    let mut bench = Bench::new(Policy::new(Action::Reset));
-    let idle = bench.core.save(bench.now);
-    bench.start(512);
-    bench.now = bench.now + TIMEOUT / 2;
-    bench.core.wake(bench.now);
-    assert_eq!(bench.core.next_call(bench.now), Some(Call::SetLine(true)));
-    bench.core.restore(&idle, bench.now).unwrap();
-    bench.core.line_set(true);
-    bench.serve();
-    assert_eq!(bench.levels, [false]);
-}
-
-#[test]
-fn a_reset_lowers_a_line_that_could_not_be_set_before() {
-    let mut bench = Bench::new(Policy::new(Action::Reset));
-    bench.start(512);
-    bench.now = bench.now + TIMEOUT / 2;
-    bench.core.wake(bench.now);
-    assert_eq!(bench.core.next_call(bench.now), Some(Call::SetLine(true)));
-    bench.core.line_set(false);
-    assert_eq!(bench.core.line_change(), None, "a line that fails is not tried again at once");
-    bench.core.reset();
-    assert_eq!(bench.core.line_change(), Some(Call::SetLine(false)));
 }
 
 #[test]

@@ -72,7 +72,7 @@ impl<M: Model> Core<M> {
     /// A heartbeat that the model has ignored. Gives what it is in the end: one that the watchdog is armed by counts.
     #[cold]
     pub(super) fn heartbeat_while_disarmed(&mut self, vm_now: VmInstant, now: VmInstant) -> Access {
-        count(&mut self.stats.heartbeats_while_disarmed);
+        count(&mut self.counters.heartbeats_while_disarmed);
         if !self.model.guest_may_predate_reset() {
             return Access::HeartbeatWhileDisarmed;
         }
@@ -83,12 +83,12 @@ impl<M: Model> Core<M> {
         // A guest that feeds more slowly has set another timeout than the one that is known.
         let timeout = self.model.rearm_timeout().filter(|timeout| self.rearms && fed_within < *timeout);
         if let Some(timeout) = timeout.filter(|_| self.model.rearm(now)) {
-            count(&mut self.stats.rearmed);
+            count(&mut self.counters.rearmed);
             self.unprotected = None;
             self.notice = Some(Notice::Rearmed(timeout));
             return Access::Heartbeat;
         }
-        count(&mut self.stats.found_unprotected);
+        count(&mut self.counters.found_unprotected);
         self.notice = Some(Notice::Unprotected);
         Access::HeartbeatWhileDisarmed
     }

@@ -238,10 +238,14 @@ impl I6300esb {
         Prescaler::of(self.configuration)
     }
 
+    /// Whether the end of stage one is an interrupt, by pin or by message.
+    fn is_interrupt_enabled(&self) -> bool {
+        self.configuration & spec::configuration::WDT_INT_TYPE == spec::configuration::WDT_INT_TYPE_IRQ
+    }
+
     /// Whether the device has an interrupt, by pin or by message.
     fn has_interrupt(&self) -> bool {
-        self.interrupt_active
-            && self.configuration & spec::configuration::WDT_INT_TYPE == spec::configuration::WDT_INT_TYPE_IRQ
+        self.interrupt_active && self.is_interrupt_enabled()
     }
 
     /// Whether the interrupt goes to the pin. INTx disable does not affect this; MSI enable does (PCI 3.0, section 6.8).
@@ -327,6 +331,13 @@ impl Model for I6300esb {
     fn poll_at(&self) -> Option<VmInstant> {
         let waiting = self.expired.pretimeout.into_iter().chain(self.expired.timeout).min();
         waiting.or(self.counter.map(|counter| counter.ends_at))
+    }
+
+    fn next_effect_at(&self) -> Option<VmInstant> {
+        let is_in_stage_one = self.counter.is_some_and(|counter| counter.stage == Stage::One);
+        let interrupts =
+            self.is_interrupt_enabled() && (self.config.interrupt_pin == InterruptPin::IntA || self.msi.enabled);
+        if is_in_stage_one && !interrupts && self.expired.is_empty() { self.timeout_at() } else { self.poll_at() }
     }
 
     fn timeout_at(&self) -> Option<VmInstant> {

@@ -106,7 +106,26 @@ impl<M: Model + Clone + Debug + PartialEq, S: Seam<M>> Device<M, S> {
                 return Err("an expiry is reported twice".into());
             }
         }
-        unchanged("polls while the VM is paused", &polled, &paused)
+        unchanged("polls while the VM is paused", &polled, &paused)?;
+        polled.inspect_next_effect(now)
+    }
+
+    /// Before the next effect nothing shows outside a device that is polled: no timeout, no interrupt.
+    fn inspect_next_effect(&self, now: u64) -> Result<(), String> {
+        let [poll, effect] = [self.poll_in(now), self.model.next_effect_at().map(|instant| from(now, instant))];
+        if effect.is_none_or(|effect| poll.is_none_or(|poll| effect < poll)) && effect != poll {
+            return Err(format!("the next effect is {}, the next poll {}", in_words(effect), in_words(poll)));
+        }
+        let Some(wait) = effect.filter(|&wait| 0 < wait && wait < NEVER) else {
+            return Ok(());
+        };
+        let mut later = self.clone();
+        let [_, timeout] = later.poll(now + wait.unsigned_abs() - 1);
+        if timeout.is_some() {
+            return Err("a poll 1 ns before the next effect reports a timeout".into());
+        }
+        let interrupt = |device: &Self| (device.model.interrupt_level(), device.model.message());
+        unchanged("the interrupt, before the next effect", &interrupt(self), &interrupt(&later))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Expiries to the nanosecond, and late polls.
 
-use vm_watchdog_devices::i6300esb::{I6300esb, I6300esbConfig};
+use vm_watchdog_devices::i6300esb::{I6300esb, I6300esbConfig, InterruptPin};
 use vm_watchdog_devices::{Access, Model, VmInstant};
 
 use crate::guest::{
@@ -25,6 +25,51 @@ fn a_timeout_of_1_s_of_linux_expires_at_1_006_632_960_ns_and_not_one_earlier() {
     assert!(device.poll(at(1_006_632_959)).is_empty());
     assert_eq!(device.poll(at(1_006_632_960)).timeout, Some(at(1_006_632_960)));
     assert_eq!(device.poll_at(), None);
+}
+
+#[test]
+fn the_end_of_stage_1_has_an_effect_only_if_it_is_an_interrupt() {
+    const IRQ: u8 = 0x00;
+    const NO_INTERRUPT: u8 = 0x03;
+    let config = I6300esbConfig::default();
+    let with_pin = config.with_interrupt_pin(InterruptPin::IntA);
+    for (config, configuration, interrupts) in
+        [(with_pin, IRQ, true), (with_pin, NO_INTERRUPT, false), (config, IRQ, false), (config, NO_INTERRUPT, false)]
+    {
+        let mut guest = Guest::with_config(config);
+        let effect = |guest: &Guest| guest.device.next_effect_at().map(|at| at.as_nanos());
+        guest.set_config8(CONFIGURATION, configuration);
+        assert_eq!(effect(&guest), None);
+        guest.preload(512, 256);
+        guest.enable();
+        let [stage1, stage2] = [512, 768].map(|units| guest.now + units * KHZ);
+        assert_eq!(effect(&guest), Some(if interrupts { stage1 } else { stage2 }));
+        assert_eq!(guest.deadline(), Some(stage1));
+
+        // A host that does not poll then finds both when it does.
+        let expired = guest.device.poll(VmInstant::from_nanos(stage2));
+        assert_eq!(
+            [expired.pretimeout, expired.timeout].map(|at| at.map(|at| at.as_nanos())),
+            [Some(stage1), Some(stage2)]
+        );
+        assert_eq!(guest.device.interrupt_level(), interrupts);
+    }
+}
+
+#[test]
+fn the_end_of_stage_1_has_an_effect_as_soon_as_the_guest_enables_the_interrupt() {
+    let mut guest = Guest::with_interrupt_line();
+    guest.set_config8(CONFIGURATION, 0x03);
+    guest.preload(512, 512);
+    guest.enable();
+    let [stage1, stage2] = [512, 1024].map(|units| VmInstant::from_nanos(guest.now + units * KHZ));
+    assert_eq!(guest.device.next_effect_at(), Some(stage2));
+    guest.set_config8(CONFIGURATION, 0x00);
+    assert_eq!(guest.device.next_effect_at(), Some(stage1));
+    // An end that is not polled yet is an effect that is due.
+    guest.now = stage1.as_nanos();
+    guest.set_config8(CONFIGURATION, 0x03);
+    assert_eq!(guest.device.next_effect_at(), Some(stage1));
 }
 
 #[test]
