@@ -9,12 +9,13 @@ mod lateness;
 mod measure;
 mod programs;
 mod scale;
+mod starts;
 mod vfio_user;
 
 use std::env::args;
 use std::path::Path;
 
-const TABLES: [&str; 7] = ["heartbeats", "registers", "snapshots", "lateness", "scale", "vfio-user", "guest"];
+const TABLES: [&str; 8] = ["heartbeats", "registers", "snapshots", "lateness", "scale", "starts", "vfio-user", "guest"];
 
 fn main() {
     let arguments: Vec<String> = args().skip(1).filter(|argument| argument != "--bench").collect();
@@ -33,6 +34,7 @@ fn main() {
             "snapshots" => accesses::snapshots(),
             "lateness" => lateness::measure(),
             "scale" => scale::measure(),
+            "starts" => starts::measure(&programs::vm_watchdog()),
             "vfio-user" => vfio_user::measure(&programs::vm_watchdog()),
             _ => guest::measure(&programs::vm_watchdog()),
         }

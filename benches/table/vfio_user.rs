@@ -38,12 +38,12 @@ pub fn echo(socket: &Path) {
     while stream.read_exact(&mut [0; REQUEST]).is_ok() && stream.write_all(&[0; REPLY]).is_ok() {}
 }
 
-fn connect(mut command: Command, socket: &Path) -> (Process, UnixStream, Duration) {
+fn connect(mut command: Command, socket: &Path) -> (Process, UnixStream) {
     let started = Instant::now();
     let process = Process(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("a process"));
     loop {
         match UnixStream::connect(socket) {
-            Ok(stream) => return (process, stream, started.elapsed()),
+            Ok(stream) => return (process, stream),
             Err(_) if started.elapsed() < Duration::from_secs(10) => sleep(Duration::from_micros(200)),
             Err(error) => panic!("{}: {error}", socket.display()),
         }
@@ -81,10 +81,10 @@ pub fn measure(program: &Path) {
     let path = |name: &str| folder.path().join(name);
     let mut echo = Command::new(std::env::current_exe().expect("this program"));
     echo.arg(ECHO).arg(path("raw"));
-    let (echo, mut raw, _) = connect(echo, &path("raw"));
+    let (echo, mut raw) = connect(echo, &path("raw"));
     let mut serve = Command::new(program);
     serve.args(["serve", "--watchdog", "i6300esb,action=none", "--socket"]).arg(path("serve"));
-    let (serve, mut single, start) = connect(serve, &path("serve"));
+    let (serve, mut single) = connect(serve, &path("serve"));
     armed(&mut single);
     let mut reading = single.try_clone().expect("the socket");
     let mut posting = single.try_clone().expect("the socket");
@@ -112,5 +112,4 @@ pub fn measure(program: &Path) {
         }),
     ];
     print("vfio-user, between two processes", "a raw request and reply", &in_turns(rows));
-    println!("\n`serve` listens {:.1} ms after it was started.", start.as_secs_f64() * 1e3);
 }
