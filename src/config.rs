@@ -1,5 +1,6 @@
 //! The text form of a watchdog's configuration: one line.
 
+mod model;
 #[cfg(test)]
 mod tests;
 
@@ -13,6 +14,8 @@ use vm_watchdog_devices::wdat::{TimerPeriod, WdatConfig};
 use crate::action::{Action, UnknownAction};
 use crate::diag288::UnknownCommands;
 use crate::policy::{ActionRate, Escalation, Policy};
+use model::all_keys;
+pub use model::{DeviceConfig, DeviceModel};
 
 /// Configuration of one watchdog, parsed from text: `i6300esb,action=shutdown,grace=30s,then=poweroff`.
 ///
@@ -116,87 +119,6 @@ impl WatchdogConfig {
     /// [`WatchdogBuilder::compensate_steal_time`](crate::WatchdogBuilder::compensate_steal_time); `None`: no compensation.
     pub fn steal_limit(&self) -> Option<u32> {
         self.steal_limit
-    }
-}
-
-/// The device of a [`WatchdogConfig`]: its model, and the configuration that only this model has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum DeviceConfig {
-    /// Intel 6300ESB, for [`I6300esb::new`](crate::i6300esb::I6300esb::new).
-    I6300esb(I6300esbConfig),
-    /// DIAGNOSE X'288', for [`Diag288::new`](crate::diag288::Diag288::new); with `Some`, for
-    /// [`Diag288::zvm`](crate::diag288::Diag288::zvm): how it treats unknown commands.
-    Diag288(Option<UnknownCommands>),
-    /// ACPI watchdog table, for [`Wdat::new`](crate::wdat::Wdat::new) and [`WdatTable::new`](crate::wdat::WdatTable::new).
-    Wdat(WdatConfig),
-}
-
-impl DeviceConfig {
-    /// The model.
-    pub const fn model(self) -> DeviceModel {
-        match self {
-            Self::I6300esb(_) => DeviceModel::I6300esb,
-            Self::Diag288(_) => DeviceModel::Diag288,
-            Self::Wdat(_) => DeviceModel::Wdat,
-        }
-    }
-}
-
-/// The supported watchdog devices.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
-#[non_exhaustive]
-pub enum DeviceModel {
-    /// Intel 6300ESB, a PCI function.
-    I6300esb,
-    /// DIAGNOSE X'288', the watchdog of s390x.
-    Diag288,
-    /// The ACPI watchdog table, for guests without a driver for the other two.
-    Wdat,
-}
-
-impl DeviceModel {
-    /// Every model, in the order in which messages list them.
-    pub const ALL: [Self; 3] = [Self::I6300esb, Self::Diag288, Self::Wdat];
-
-    /// The model's name, which is that of libvirt, QEMU and KubeVirt if they have it.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::I6300esb => "i6300esb",
-            Self::Diag288 => "diag288",
-            Self::Wdat => "wdat",
-        }
-    }
-
-    /// The option keys that the model accepts.
-    const fn keys(self) -> &'static [&'static str] {
-        match self {
-            Self::I6300esb => &[
-                "action",
-                "pretimeout",
-                "before",
-                "grace",
-                "then",
-                "action-interval",
-                "action-burst",
-                "steal-limit",
-                "id",
-                "interrupt",
-            ],
-            Self::Diag288 => {
-                &["action", "grace", "then", "action-interval", "action-burst", "steal-limit", "id", "zvm"]
-            }
-            Self::Wdat => {
-                &["action", "grace", "then", "action-interval", "action-burst", "steal-limit", "id", "period"]
-            }
-        }
-    }
-}
-
-impl fmt::Display for DeviceModel {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
     }
 }
 
@@ -449,17 +371,6 @@ impl<'a> Options<'a> {
             Some(value) => Err(value_error("zvm", value, "refuse, accept")),
         }
     }
-}
-
-/// The keys of all models, in the order in which messages list them.
-fn all_keys() -> Vec<&'static str> {
-    let mut all = Vec::new();
-    for key in DeviceModel::ALL.iter().flat_map(|model| model.keys()) {
-        if !all.contains(key) {
-            all.push(*key);
-        }
-    }
-    all
 }
 
 fn key_list(keys: &[&str]) -> String {
