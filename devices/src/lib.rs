@@ -26,6 +26,7 @@ pub mod i6300esb;
 mod lanes;
 mod message;
 mod model;
+pub mod sbsa;
 mod state;
 mod time;
 pub mod wdat;

@@ -22,6 +22,7 @@ mod device;
 mod diag288;
 mod i6300esb;
 mod mutants;
+mod sbsa;
 mod search;
 mod wdat;
 
@@ -31,6 +32,7 @@ use std::time::Instant;
 use device::Sound;
 use diag288::Diag288World;
 use i6300esb::I6300esbWorld;
+use sbsa::SbsaWorld;
 use search::{Explored, World, explore};
 use wdat::WdatWorld;
 
@@ -47,6 +49,11 @@ fn diag288_keeps_its_contract_in_every_state() {
 #[test]
 fn wdat_keeps_its_contract_in_every_state() {
     explore_all("wdat", WdatWorld::<Sound>::all().map(|world| (world.name, world)));
+}
+
+#[test]
+fn sbsa_keeps_its_contract_in_every_state() {
+    explore_all("sbsa", SbsaWorld::<Sound>::all().map(|world| (world.name, world)));
 }
 
 /// Explores the worlds of a model side by side, and prints their size.

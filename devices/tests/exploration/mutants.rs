@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use vm_watchdog_devices::diag288::{Diag288, Diag288StateV1, ProgramInterruption};
 use vm_watchdog_devices::i6300esb::{I6300esb, I6300esbStateV1};
+use vm_watchdog_devices::sbsa::{Sbsa, SbsaStateV1};
 use vm_watchdog_devices::wdat::Wdat;
 use vm_watchdog_devices::{Access, Expired, LastReset, Model, VmInstant};
 
 use crate::device::{Seam, at};
 use crate::diag288::{Call, Diag288World, Hypercall};
 use crate::i6300esb::{Bus, I6300esbWorld, Write};
+use crate::sbsa::{self, Frames, SbsaWorld};
 use crate::search::{World, explore};
 use crate::wdat::{self, Registers, WdatWorld};
 
@@ -43,6 +45,10 @@ macro_rules! fault {
     ($(#[$doc:meta])* $fault:ident in registers) => {
         fault!($(#[$doc])* $fault);
         impl Seam<Wdat> for $fault {}
+    };
+    ($(#[$doc:meta])* $fault:ident in frames) => {
+        fault!($(#[$doc])* $fault);
+        impl Seam<Sbsa> for $fault {}
     };
     ($(#[$doc:meta])* $fault:ident in calls) => {
         fault!($(#[$doc])* $fault);
@@ -388,4 +394,39 @@ impl Registers for StatusNotSticky {}
 #[test]
 fn a_status_that_a_reset_clears() {
     is_found(&WdatWorld::<StatusNotSticky>::milliseconds(), 2, "STATUS is 0");
+}
+
+fault!(
+    /// WRR is ignored in the second period.
+    RefreshIgnoredAfterWs0 in frames
+);
+
+impl Frames for RefreshIgnoredAfterWs0 {
+    fn write(&self, model: &mut Sbsa, write: sbsa::Write, now: u64) -> Access {
+        let is_ignored = write == sbsa::Write::Refresh && model.save(at(now)).ws0;
+        if is_ignored { Access::Heartbeat } else { self.write_through(model, write, now) }
+    }
+}
+
+#[test]
+fn a_refresh_after_ws0_that_is_ignored() {
+    is_found(&SbsaWorld::<RefreshIgnoredAfterWs0>::gigahertz(), 2, "WCS is 0b011, and should be 0b001");
+}
+
+fault!(
+    /// A restored device begins a tick of the counter anew.
+    FractionIsNotSaved
+);
+
+impl Seam<Sbsa> for FractionIsNotSaved {
+    fn save(&self, model: &mut Sbsa, now: VmInstant) -> SbsaStateV1 {
+        SbsaStateV1 { counter_fraction: 0, ..model.save(now) }
+    }
+}
+
+impl Frames for FractionIsNotSaved {}
+
+#[test]
+fn a_fraction_of_a_tick_that_is_not_saved() {
+    is_found(&SbsaWorld::<FractionIsNotSaved>::fractions(), 1, "counter.fraction");
 }
