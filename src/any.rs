@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use vm_watchdog_devices::diag288::Diag288StateV1;
 use vm_watchdog_devices::i6300esb::I6300esbStateV1;
+use vm_watchdog_devices::sbsa::SbsaStateV1;
 use vm_watchdog_devices::wdat::WdatStateV1;
 use vm_watchdog_devices::{LastReset, Model, StateError};
 
@@ -62,6 +63,8 @@ pub enum AnyWatchdogState {
     Diag288(Box<WatchdogState<Diag288StateV1>>),
     /// Of a wdat.
     Wdat(Box<WatchdogState<WdatStateV1>>),
+    /// Of an sbsa.
+    Sbsa(Box<WatchdogState<SbsaStateV1>>),
     /// Of a model outside this library. It cannot be serialized: [save](Watchdog::save) the typed watchdog for that.
     #[cfg_attr(feature = "serde", serde(skip))]
     Other(OtherState),
@@ -274,6 +277,8 @@ impl<M: Model + Send + 'static> Erased for Runtime<M> {
             AnyWatchdogState::Diag288(Box::new(*state))
         } else if let Some(state) = state.downcast_ref() {
             AnyWatchdogState::Wdat(Box::new(*state))
+        } else if let Some(state) = state.downcast_ref() {
+            AnyWatchdogState::Sbsa(Box::new(*state))
         } else {
             AnyWatchdogState::Other(OtherState(state))
         }
@@ -284,6 +289,7 @@ impl<M: Model + Send + 'static> Erased for Runtime<M> {
             AnyWatchdogState::I6300esb(state) => &**state,
             AnyWatchdogState::Diag288(state) => &**state,
             AnyWatchdogState::Wdat(state) => &**state,
+            AnyWatchdogState::Sbsa(state) => &**state,
             AnyWatchdogState::Other(OtherState(state)) => &**state,
         };
         let Some(state) = state.downcast_ref::<WatchdogState<M::State>>() else {

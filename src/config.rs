@@ -5,6 +5,7 @@ mod model;
 mod tests;
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -32,11 +33,13 @@ pub use model::{DeviceConfig, DeviceModel};
 /// | `id` | the watchdog's name in events and logs | the VMM chooses it |
 /// | `interrupt` | interrupt of the device: `none`, `intx` (a pin), or `msi` (a pin, and messages for guests that enable them) | `none` |
 /// | `period` | unit in which the guest of a `wdat` counts: `1ms`, or `1s` for Windows ([`TimerPeriod`]) | `1ms` |
+/// | `clock-frequency` | of an `sbsa`: the frequency of the guest's system counter in Hz, 1 to 4294967295 | what the guest reads in CNTFRQ_EL0 |
 /// | `zvm` | z/VM flavour: `refuse` or `accept` commands that [have no meaning for a VMM](UnknownCommands) | off |
 ///
-/// `diag288` and `wdat` have one stage and no interrupt, and refuse `pretimeout`, `before` and `interrupt`. Only `wdat`
-/// accepts `period`. Only `diag288` accepts `zvm`: the guest's command then selects the action, and `action` applies to
-/// commands without a meaning for a VMM.
+/// `diag288` and `wdat` have one stage and no interrupt, and refuse `pretimeout`, `before` and `interrupt`. An `sbsa` always
+/// has its interrupt, and refuses `interrupt`. Only `wdat` accepts `period`, and only `sbsa` accepts `clock-frequency`. Only
+/// `diag288` accepts `zvm`: the guest's command then selects the action, and `action` applies to commands without a meaning
+/// for a VMM.
 ///
 /// Only parsing makes one, so each holds options that its model has, and prints as text that parses back to it.
 ///
@@ -209,7 +212,11 @@ impl fmt::Display for WatchdogConfig {
             DeviceConfig::Diag288(Some(UnknownCommands::Refused)) => f.write_str(",zvm=refuse"),
             DeviceConfig::Diag288(Some(UnknownCommands::Accepted)) => f.write_str(",zvm=accept"),
             DeviceConfig::Wdat(WdatConfig { period: TimerPeriod::OneSecond, .. }) => f.write_str(",period=1s"),
-            DeviceConfig::I6300esb(_) | DeviceConfig::Diag288(None) | DeviceConfig::Wdat(_) => Ok(()),
+            DeviceConfig::Sbsa(Some(frequency)) => write!(f, ",clock-frequency={frequency}"),
+            DeviceConfig::I6300esb(_)
+            | DeviceConfig::Diag288(None)
+            | DeviceConfig::Wdat(_)
+            | DeviceConfig::Sbsa(None) => Ok(()),
         }
     }
 }
@@ -268,6 +275,7 @@ impl FromStr for WatchdogConfig {
             DeviceModel::I6300esb => DeviceConfig::I6300esb(options.i6300esb()?),
             DeviceModel::Diag288 => DeviceConfig::Diag288(options.zvm()?),
             DeviceModel::Wdat => DeviceConfig::Wdat(options.wdat()?),
+            DeviceModel::Sbsa => DeviceConfig::Sbsa(options.clock_frequency()?),
         };
         Ok(Self { device, id, policy, has_rate, steal_limit })
     }
@@ -361,6 +369,13 @@ impl<'a> Options<'a> {
             Some(value) => return Err(value_error("period", value, "1ms, 1s")),
         };
         Ok(WdatConfig::default().with_period(period))
+    }
+
+    fn clock_frequency(&self) -> Result<Option<NonZeroU32>, ConfigError> {
+        let parse = |value: &str| {
+            value.parse().map_err(|_| value_error("clock-frequency", value, "a frequency in Hz, 1 to 4294967295"))
+        };
+        self.value("clock-frequency").map(parse).transpose()
     }
 
     fn zvm(&self) -> Result<Option<UnknownCommands>, ConfigError> {

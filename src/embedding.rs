@@ -8,6 +8,9 @@ pub mod bus {}
 #[doc = include_str!("../docs/embedding/wdat.md")]
 pub mod wdat {}
 
+#[doc = include_str!("../docs/embedding/sbsa.md")]
+pub mod sbsa {}
+
 #[doc = include_str!("../docs/embedding/interrupts.md")]
 pub mod interrupts {}
 

@@ -2,8 +2,9 @@
 //!
 //! A guest arms a watchdog with the driver it already has and writes heartbeats; when they stop, the VMM is called back
 //! and resets, shuts down or powers off the VM. This crate has the Intel 6300ESB ([`i6300esb`], a PCI function), the
-//! watchdog of s390x ([`diag288`], a hypervisor call) and a watchdog behind the ACPI watchdog table ([`wdat`]), for guests
-//! without a driver for the i6300esb. It suits any VMM built of rust-vmm crates, or of none.
+//! watchdog of s390x ([`diag288`], a hypervisor call), a watchdog behind the ACPI watchdog table ([`wdat`]), for guests
+//! without a driver for the i6300esb, and the Generic Watchdog of Arm's BSA ([`sbsa`]), for arm64. It suits any VMM built of
+//! rust-vmm crates, or of none.
 //!
 //! # In twenty lines
 //!
@@ -65,6 +66,7 @@ mod log_limit;
 mod policy;
 mod run_delay;
 mod runtime;
+pub mod sbsa;
 #[cfg(shuttle)]
 #[doc(hidden)]
 pub mod simulated;

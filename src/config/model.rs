@@ -1,6 +1,7 @@
 //! The models of devices, and the option keys that each accepts.
 
 use std::fmt;
+use std::num::NonZeroU32;
 
 use vm_watchdog_devices::i6300esb::I6300esbConfig;
 use vm_watchdog_devices::wdat::WdatConfig;
@@ -18,6 +19,9 @@ pub enum DeviceConfig {
     Diag288(Option<UnknownCommands>),
     /// ACPI watchdog table, for [`Wdat::new`](crate::wdat::Wdat::new) and [`WdatTable::new`](crate::wdat::WdatTable::new).
     Wdat(WdatConfig),
+    /// Generic Watchdog of Arm's BSA: with `Some`, the frequency of the guest's system counter in Hz, for
+    /// [`SbsaConfig::new`](crate::sbsa::SbsaConfig::new). Without it the VMM takes the one that its guests read (CNTFRQ_EL0).
+    Sbsa(Option<NonZeroU32>),
 }
 
 impl DeviceConfig {
@@ -27,6 +31,7 @@ impl DeviceConfig {
             Self::I6300esb(_) => DeviceModel::I6300esb,
             Self::Diag288(_) => DeviceModel::Diag288,
             Self::Wdat(_) => DeviceModel::Wdat,
+            Self::Sbsa(_) => DeviceModel::Sbsa,
         }
     }
 }
@@ -40,13 +45,15 @@ pub enum DeviceModel {
     I6300esb,
     /// DIAGNOSE X'288', the watchdog of s390x.
     Diag288,
-    /// The ACPI watchdog table, for guests without a driver for the other two.
+    /// The ACPI watchdog table, for guests without a driver for the i6300esb.
     Wdat,
+    /// The Generic Watchdog of Arm's BSA and SBSA, for arm64.
+    Sbsa,
 }
 
 impl DeviceModel {
     /// Every model, in the order in which messages list them.
-    pub const ALL: [Self; 3] = [Self::I6300esb, Self::Diag288, Self::Wdat];
+    pub const ALL: [Self; 4] = [Self::I6300esb, Self::Diag288, Self::Wdat, Self::Sbsa];
 
     /// The model's name, which is that of libvirt, QEMU and KubeVirt if they have it.
     pub const fn as_str(self) -> &'static str {
@@ -54,6 +61,7 @@ impl DeviceModel {
             Self::I6300esb => "i6300esb",
             Self::Diag288 => "diag288",
             Self::Wdat => "wdat",
+            Self::Sbsa => "sbsa",
         }
     }
 
@@ -78,6 +86,18 @@ impl DeviceModel {
             Self::Wdat => {
                 &["action", "grace", "then", "action-interval", "action-burst", "steal-limit", "id", "period"]
             }
+            Self::Sbsa => &[
+                "action",
+                "pretimeout",
+                "before",
+                "grace",
+                "then",
+                "action-interval",
+                "action-burst",
+                "steal-limit",
+                "id",
+                "clock-frequency",
+            ],
         }
     }
 }

@@ -39,6 +39,14 @@ fn diag288_accepts_the_options_that_apply_to_it() {
 }
 
 #[test]
+fn sbsa_has_two_stages_and_the_frequency_of_a_counter() {
+    let config = parse("sbsa,pretimeout=inject-nmi,clock-frequency=62500000").unwrap();
+    assert_eq!(config.device(), DeviceConfig::Sbsa(NonZeroU32::new(62_500_000)));
+    assert_eq!(config.policy(), Policy::new(Action::Reset).with_pretimeout(Action::InjectNmi));
+    assert_eq!(parse("sbsa").unwrap().device(), DeviceConfig::Sbsa(None), "the VMM knows it");
+}
+
+#[test]
 fn a_configuration_prints_as_the_text_it_parses_from() {
     for text in [
         "i6300esb,action=reset",
@@ -51,6 +59,8 @@ fn a_configuration_prints_as_the_text_it_parses_from() {
         "diag288,action=reset,zvm=accept",
         "wdat,action=reset",
         "wdat,action=shutdown,grace=1500ms,then=poweroff,id=wd,period=1s",
+        "sbsa,action=reset",
+        "sbsa,action=shutdown,pretimeout=dump,before=2000ms,grace=1500ms,then=poweroff,steal-limit=4,id=wd,clock-frequency=62500000",
         "i6300esb,action=reset,pretimeout=none,before=2000ms",
         "diag288,action=reset,grace=18446744073709551615s,then=poweroff",
     ] {
@@ -68,15 +78,15 @@ fn no_compensation_of_steal_time_has_one_form() {
 #[test]
 fn a_message_names_the_option_the_value_and_what_is_accepted() {
     for (text, message) in [
-        ("", r#"unknown watchdog model "": accepted are i6300esb, diag288, wdat"#),
-        ("ib700", r#"unknown watchdog model "ib700": accepted are i6300esb, diag288, wdat"#),
+        ("", r#"unknown watchdog model "": accepted are i6300esb, diag288, wdat, sbsa"#),
+        ("ib700", r#"unknown watchdog model "ib700": accepted are i6300esb, diag288, wdat, sbsa"#),
         (
             "i6300esb,colour=red",
-            r#"unknown watchdog option "colour=red": accepted are action=..., pretimeout=..., before=..., grace=..., then=..., action-interval=..., action-burst=..., steal-limit=..., id=..., interrupt=..., zvm=..., period=..."#,
+            r#"unknown watchdog option "colour=red": accepted are action=..., pretimeout=..., before=..., grace=..., then=..., action-interval=..., action-burst=..., steal-limit=..., id=..., interrupt=..., zvm=..., period=..., clock-frequency=..."#,
         ),
         (
             "i6300esb,action",
-            r#"unknown watchdog option "action": accepted are action=..., pretimeout=..., before=..., grace=..., then=..., action-interval=..., action-burst=..., steal-limit=..., id=..., interrupt=..., zvm=..., period=..."#,
+            r#"unknown watchdog option "action": accepted are action=..., pretimeout=..., before=..., grace=..., then=..., action-interval=..., action-burst=..., steal-limit=..., id=..., interrupt=..., zvm=..., period=..., clock-frequency=..."#,
         ),
         (
             "i6300esb,pretimeout=nmi",
@@ -108,6 +118,18 @@ fn a_message_names_the_option_the_value_and_what_is_accepted() {
             "zvm=... does not apply to wdat: accepted are action=..., grace=..., then=..., action-interval=..., action-burst=..., steal-limit=..., id=..., period=...",
         ),
         ("wdat,period=10ms", r#"period: unknown value "10ms": accepted are 1ms, 1s"#),
+        (
+            "sbsa,interrupt=intx",
+            "interrupt=... does not apply to sbsa: accepted are action=..., pretimeout=..., before=..., grace=..., then=..., action-interval=..., action-burst=..., steal-limit=..., id=..., clock-frequency=...",
+        ),
+        (
+            "sbsa,clock-frequency=0",
+            r#"clock-frequency: unknown value "0": accepted are a frequency in Hz, 1 to 4294967295"#,
+        ),
+        (
+            "sbsa,clock-frequency=4294967296",
+            r#"clock-frequency: unknown value "4294967296": accepted are a frequency in Hz, 1 to 4294967295"#,
+        ),
         ("diag288,zvm=yes", r#"zvm: unknown value "yes": accepted are refuse, accept"#),
         ("i6300esb,interrupt=apic", r#"interrupt: unknown value "apic": accepted are none, intx, msi"#),
         ("i6300esb,steal-limit=0", r#"steal-limit: unknown value "0": accepted are 1 to 1000"#),
