@@ -44,7 +44,7 @@ pub fn check_built_in(guest: BuiltInGuest, configs: &[WatchdogConfig]) -> Result
 
 /// The error for a watchdog of a model that this VMM does not have.
 pub fn no_such_model(config: &WatchdogConfig) -> BootError {
-    BootError::Usage(format!("--watchdog: this VMM has no {}", config.model()))
+    BootError::Usage(format!("--watchdog: this VMM has no {}, only i6300esb and wdat", config.model()))
 }
 
 /// The watchdog of the ACPI watchdog table, if there is one.
@@ -84,13 +84,20 @@ mod tests {
 
     #[test]
     fn watchdogs_that_this_vmm_does_not_have_are_refused_in_one_line() {
-        let refused: [&[&str]; 4] =
-            [&["diag288"], &["i6300esb,id=a", "wdat,id=a"], &["i6300esb"; 5], &["wdat", "i6300esb", "wdat,id=b"]];
+        let refused: [&[&str]; 5] = [
+            &["diag288"],
+            &["sbsa,clock-frequency=62500000"],
+            &["i6300esb,id=a", "wdat,id=a"],
+            &["i6300esb"; 5],
+            &["wdat", "i6300esb", "wdat,id=b"],
+        ];
         for texts in refused {
             let error = check(&configs(texts)).expect_err(texts[0]);
             assert_eq!(error.exit_status(), ExitStatus::Usage);
             assert!(!error.to_string().contains('\n'));
         }
+        let error = check(&configs(&["i6300esb", "sbsa"])).expect_err("a watchdog of arm64");
+        assert_eq!(error.to_string(), "--watchdog: this VMM has no sbsa, only i6300esb and wdat");
         check(&configs(&["i6300esb"; 4])).unwrap();
         check(&configs(&["i6300esb", "wdat", "i6300esb", "i6300esb"])).unwrap();
     }

@@ -24,6 +24,7 @@ fn unknown_watchdogs_are_refused() {
     assert_refused(&["--watchdog=wdat"], USAGE, &["drives i6300esb: add --watchdog i6300esb, or a --kernel"]);
     assert_refused(&["--built-in=wdat"], USAGE, &["drives wdat: add --watchdog wdat"]);
     assert_refused(&["--watchdog=wdat,pretimeout=nmi"], USAGE, &["pretimeout=... does not apply to wdat"]);
+    assert_refused(&["--watchdog=sbsa"], USAGE, &["this VMM has no sbsa, only i6300esb and wdat"]);
     assert_refused(&["--watchdog=wdt9000"], USAGE, &["wdt9000", "i6300esb"]);
     assert_refused(&["--watchdog=i6300esb,colour=red"], USAGE, &["colour"]);
     assert_refused(&["--watchdog=i6300esb,id=a", "--watchdog=i6300esb,id=a"], USAGE, &["\"a\""]);

@@ -28,6 +28,10 @@ fn xml_of_libvirt_follows_its_rules() {
             "1:1: watchdog/@model: model \"ib700\" is not available: accepted are i6300esb, diag288",
         ),
         (
+            "<watchdog model='sbsa'/>",
+            "1:1: watchdog/@model: unknown watchdog model \"sbsa\": accepted are i6300esb, diag288",
+        ),
+        (
             "<watchdog model='wdt'/>",
             "1:1: watchdog/@model: unknown watchdog model \"wdt\": accepted are i6300esb, diag288",
         ),

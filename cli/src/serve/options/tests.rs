@@ -58,6 +58,7 @@ fn invalid_options_are_refused_with_a_reason() {
         ("--socket a --cloud-hypervisor c --watchdog i6300esb,action=dump", "--exec"),
         ("--socket a --qmp q --watchdog i6300esb,pretimeout=dump", "--dump-folder"),
         ("--socket a --qmp q --watchdog diag288", "diag288"),
+        ("--socket a --qmp q --watchdog sbsa,clock-frequency=62500000", "sbsa is no PCI device"),
         ("--socket a --qmp q --watchdog i6300esb,steal-limit=2", "steal-limit"),
         ("--socket a --qmp q --socket-mode 999", "octal"),
         ("--socket a --qmp q --dump-limit 3", "--dump-folder"),
