@@ -21,11 +21,12 @@ use vm_watchdog_cli::definition;
 use vm_watchdog_cli::fuzzing::command_line;
 
 /// Values that options take, or nearly take.
-const VALUES: [&str; 24] = [
+const VALUES: [&str; 25] = [
     "i6300esb",
     "i6300esb,action=poweroff,id=wd",
     "diag288,action=reset",
     "wdat,period=1s",
+    "sbsa,clock-frequency=62500000",
     "i6300esb,interrupt=msi,pretimeout=inject-nmi,before=5s",
     "i6300esb,action=dump,grace=1s,then=reset",
     "/run/a",

@@ -24,7 +24,7 @@ use vm_watchdog_cli::fuzzing::option_values;
 use vm_watchdog_probes::{GuestAddress, Scheme};
 use vm_watchdog_vmm::MemorySize;
 
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 13] = [
     "action",
     "pretimeout",
     "before",
@@ -37,6 +37,7 @@ const KEYS: [&str; 12] = [
     "interrupt",
     "zvm",
     "period",
+    "clock-frequency",
 ];
 const WORDS: [&str; 9] = ["none", "intx", "msi", "refuse", "accept", "1ms", "1s", "0", ""];
 const UNITS: [&str; 4] = ["ms", "s", "m", ""];

@@ -9,11 +9,13 @@
 
 #![no_main]
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use vm_watchdog::diag288::Diag288;
 use vm_watchdog::i6300esb::{I6300esb, I6300esbConfig, InterruptPin};
+use vm_watchdog::sbsa::{Frame, Sbsa, SbsaConfig};
 use vm_watchdog::wdat::{Wdat, WdatConfig};
 use vm_watchdog::{AnyWatchdog, AnyWatchdogState, Event, HandlerError, ManualClock, Model, VmClock, Watchdog};
 
@@ -29,6 +31,12 @@ fuzz_target!(|bytes: &[u8]| {
         AnyWatchdogState::Wdat(_) => check(Wdat::new(WdatConfig::default()), &state, |watchdog| {
             watchdog.write(4, &[1, 0, 0, 0]);
         }),
+        AnyWatchdogState::Sbsa(_) => {
+            let config = SbsaConfig::new(NonZeroU32::new(62_500_000).expect("not zero"));
+            check(Sbsa::new(config), &state, |watchdog| {
+                watchdog.write(Frame::Refresh, 0, &[0; 4]);
+            });
+        }
         _ => {
             let feed: Feed<I6300esb> = |watchdog| {
                 watchdog.read_bar(0, &mut [0; 16]);
