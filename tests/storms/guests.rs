@@ -1,10 +1,12 @@
 //! What hostile guests do.
 
+use std::num::NonZeroU32;
 use std::thread;
 use std::time::Duration;
 
 use vm_watchdog::diag288::{Diag288, UnknownCommands};
 use vm_watchdog::i6300esb::{I6300esb, I6300esbConfig, InterruptPin};
+use vm_watchdog::sbsa::{Frame, Sbsa, SbsaConfig};
 use vm_watchdog::wdat::Wdat;
 use vm_watchdog::{Model, Watchdog};
 
@@ -188,6 +190,37 @@ pub fn wdat() -> Vec<Storm<Wdat>> {
                 }
             },
         ),
+    ]
+}
+
+pub fn sbsa() -> Vec<Storm<Sbsa>> {
+    let device = || Sbsa::new(SbsaConfig::new(NonZeroU32::new(62_500_000).expect("not zero")));
+    let storm = |name, expires, begin, again| Storm { name, device, begin, again, expires };
+    // An offset of more than a day, and of a tick.
+    let long: fn(&Watchdog<Sbsa>) = |watchdog| {
+        watchdog.write(Frame::Control, 0x008, &(1_u64 << 43).to_le_bytes());
+        watchdog.write(Frame::Control, 0x000, &[1]);
+    };
+    let short: fn(&Watchdog<Sbsa>) = |watchdog| {
+        watchdog.write(Frame::Control, 0x008, &[0; 8]);
+        watchdog.write(Frame::Control, 0x000, &[1]);
+    };
+    vec![
+        storm("sbsa: heartbeats", false, long, |watchdog, _| watchdog.write(Frame::Refresh, 0, &[0; 4])),
+        storm("sbsa: nearer deadlines", false, long, |watchdog, round| {
+            watchdog.write(Frame::Control, 0x008, &((1_u64 << 43) - (u64::from(round) << 8)).to_le_bytes());
+        }),
+        storm("sbsa: heartbeats of a tick", true, short, |watchdog, _| watchdog.write(Frame::Refresh, 0, &[0; 4])),
+        storm("sbsa: everything else", true, short, |watchdog, round| {
+            let number = mixed(round);
+            let data = &number.to_be_bytes()[..1 << (number % 4)];
+            match number >> 8 & 0x3 {
+                0 => watchdog.write(Frame::Control, 0x010, data),
+                1 => watchdog.write(Frame::Control, 0x018 + (number >> 16), data),
+                2 => watchdog.write(Frame::Control, 0x000, &[number as u8 | 1]),
+                _ => watchdog.read(Frame::Control, number >> 16 & 0x1F, &mut [0; 8]),
+            }
+        }),
     ]
 }
 

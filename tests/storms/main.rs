@@ -60,6 +60,7 @@ fn no_storm_of_a_guest_costs_the_host_or_a_neighbour_more_than_its_bounds() {
     guests::i6300esb().iter().for_each(|storm| report.add(storm));
     guests::diag288().iter().for_each(|storm| report.add(storm));
     guests::wdat().iter().for_each(|storm| report.add(storm));
+    guests::sbsa().iter().for_each(|storm| report.add(storm));
     assert!(report.failures.is_empty(), "{}", report.failures.join("\n"));
 }
 
