@@ -2,9 +2,11 @@
 
 use std::process::ExitCode;
 
+#[cfg(not(target_arch = "x86_64"))]
+use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
-use vm_watchdog_vmm::ExitStatus;
 
+#[cfg(target_arch = "x86_64")]
 use crate::boot::BootArguments;
 use crate::check::CheckArguments;
 use crate::exit;
@@ -15,16 +17,18 @@ use crate::status::StatusArguments;
 
 /// Watchdog devices for virtual machines.
 #[derive(Debug, Parser)]
-#[command(name = "vm-watchdog", version, after_help = exit::BOOT_HELP)]
+#[command(name = "vm-watchdog", version)]
+#[cfg_attr(target_arch = "x86_64", command(after_help = exit::BOOT_HELP))]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
 }
 
-/// A command.
+/// A command. The small VMM of `boot` is one for x86.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// Boot a guest in a small VMM (the default, with its built-in guest)
+    #[cfg(target_arch = "x86_64")]
     #[command(after_help = exit::BOOT_HELP)]
     Boot(BootArguments),
     /// Serve watchdogs to VMs of QEMU and Cloud Hypervisor, over vfio-user
@@ -54,7 +58,7 @@ pub fn parse() -> Result<Command, ExitCode> {
     parse_from(std::env::args_os()).map_err(|error| {
         if error.use_stderr() {
             exit::report(&one_line(&error));
-            ExitStatus::Usage.into()
+            ExitCode::from(exit::USAGE)
         } else {
             // It is no failure if help cannot be written, as to a closed pipe.
             let _ = error.print();
@@ -68,7 +72,10 @@ pub fn parse_from<T: Into<std::ffi::OsString> + Clone>(
 ) -> clap::error::Result<Command> {
     match Cli::try_parse_from(arguments)?.command {
         Some(command) => Ok(command),
+        #[cfg(target_arch = "x86_64")]
         None => parse_from(["vm-watchdog", "boot"]),
+        #[cfg(not(target_arch = "x86_64"))]
+        None => Err(Cli::command().error(ErrorKind::MissingSubcommand, "no command; --help lists them")),
     }
 }
 
@@ -88,12 +95,14 @@ mod tests {
         definition().debug_assert();
     }
 
+    #[cfg(target_arch = "x86_64")]
     #[test]
     fn nothing_means_boot_with_the_built_in_guest() {
         let Command::Boot(arguments) = parse_from(["vm-watchdog"]).unwrap() else { panic!() };
         assert_eq!((arguments.kernel, arguments.watchdogs.len()), (None, 1));
     }
 
+    #[cfg(target_arch = "x86_64")]
     #[test]
     fn mistakes_are_one_line() {
         let mistakes = [

@@ -9,6 +9,9 @@ pub fn report(error: &dyn fmt::Display) {
     let _ = io::stderr().write_all(format!("vm-watchdog: {error}\n").as_bytes());
 }
 
+/// The status after a command line that cannot be used.
+pub const USAGE: u8 = 2;
+
 /// What the statuses mean after `vm-watchdog serve`, for its `--help`.
 pub const SERVE_HELP: &str = "\
 Exit status:
@@ -50,6 +53,7 @@ Exit status:
      delayed, or the guest is not ready";
 
 /// What the statuses mean after `vm-watchdog boot`, for its `--help`.
+#[cfg(target_arch = "x86_64")]
 pub const BOOT_HELP: &str = "\
 Exit status:
   0  the guest powered itself off (the built-in guest: when its watchdog caused the last reset)
@@ -65,7 +69,7 @@ Exit status:
 Linux powers itself off by ACPI; a guest without it writes the word 0x2000 to port 0x604.
 A guest that resets itself (port 0x64, value 0xfe, or a triple fault) is rebooted in place.";
 
-#[cfg(test)]
+#[cfg(all(test, target_arch = "x86_64"))]
 mod tests {
     use super::*;
     use vm_watchdog_vmm::ExitStatus;

@@ -4,6 +4,7 @@
 #![cfg_attr(fuzzing, allow(missing_docs))]
 
 mod arguments;
+#[cfg(target_arch = "x86_64")]
 mod boot;
 mod check;
 mod exit;
@@ -28,6 +29,7 @@ pub fn main() -> ExitCode {
         return hook::run();
     }
     match arguments::parse() {
+        #[cfg(target_arch = "x86_64")]
         Ok(Command::Boot(arguments)) => boot::run(arguments).into(),
         Ok(Command::Serve(options)) => serve::run(*options),
         Ok(Command::Check(arguments)) => check::run(&arguments),

@@ -6,7 +6,6 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
-use vm_watchdog_vmm::ExitStatus;
 
 use crate::arguments::one_line;
 use crate::exit;
@@ -52,7 +51,7 @@ pub fn run() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) if error.use_stderr() => {
             exit::report(&one_line(&error));
-            return ExitStatus::Usage.into();
+            return ExitCode::from(exit::USAGE);
         }
         Err(error) => {
             // It is no failure if help cannot be written, as to a closed pipe.
