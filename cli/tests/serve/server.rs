@@ -42,8 +42,10 @@ pub struct Builder {
 }
 
 impl Builder {
+    /// The program that cargo has built, or the one that the variable names, such as one for another processor.
     pub fn new() -> Self {
-        Self::of(Command::new(env!("CARGO_BIN_EXE_vm-watchdog")))
+        let named = std::env::var_os("VM_WATCHDOG_PROGRAM");
+        Self::of(Command::new(named.unwrap_or_else(|| env!("CARGO_BIN_EXE_vm-watchdog").into())))
     }
 
     /// A server whose system calls strace writes to `trace.TID` in the server's folder.

@@ -264,7 +264,7 @@ mod tests {
         let old = ["poll", "epoll_wait", "open", "stat", "lstat"];
         let of_aarch64 = [&old[..], &["newfstatat", "readlink", "rename", "unlink"]].concat();
         assert_eq!(unknown_to::<syscalls::aarch64::Sysno>(), of_aarch64);
-        let of_riscv64 = [&old[..], &["fstatat", "readlink", "rename", "renameat", "unlink"]].concat();
-        assert_eq!(unknown_to::<syscalls::riscv64::Sysno>(), of_riscv64);
+        // This version of the crate has calls of riscv64 under the names of aarch64.
+        assert_eq!(unknown_to::<syscalls::riscv64::Sysno>(), of_aarch64);
     }
 }
