@@ -7,11 +7,12 @@ use quick_xml::events::{BytesStart, Event};
 use quick_xml::name::QName;
 use quick_xml::{Reader, XmlVersion};
 use vm_watchdog::{Action, DeviceModel};
+use vm_watchdog_timeline::bounded;
 
 use crate::actions::{MODEL_NAMES, action, model};
 use crate::manifest::{Dialect, Located, Manifest, Watchdog};
 use crate::near::near;
-use crate::problem::{Position, Report, bounded, plain, quoted};
+use crate::problem::{Position, Report, plain, quoted};
 use crate::text;
 
 const ACTIONS: [Action; 7] =

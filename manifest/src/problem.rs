@@ -7,8 +7,6 @@ use std::io;
 const MAX_LISTED: usize = 20;
 /// The longest value of the file in a message, in characters.
 const MAX_QUOTED: usize = 60;
-/// The longest message of a parser, in characters.
-const MAX_MESSAGE: usize = 200;
 
 /// A place in a file. Lines and columns begin at 1; a column is a character.
 ///
@@ -180,14 +178,6 @@ pub(crate) fn quoted(text: &str) -> String {
         None => format!("{text:?}"),
         Some((end, _)) => format!("{:?}...", &text[..end]),
     }
-}
-
-/// A message of a parser, which may have text of the file: without control characters, and not too long.
-pub(crate) fn bounded(message: &dyn fmt::Display) -> String {
-    let text = message.to_string();
-    let plain = text.chars().take(MAX_MESSAGE).map(|char| if char.is_control() { '\u{FFFD}' } else { char });
-    let end = if text.chars().nth(MAX_MESSAGE).is_some() { "..." } else { "" };
-    plain.collect::<String>() + end
 }
 
 /// A name of the file, for paths and messages: quoted only if it is long, or has other characters than letters, digits, hyphens,

@@ -6,9 +6,10 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 use granit_parser::{Event, Marker, Parser, ScalarStyle, Tag};
+use vm_watchdog_timeline::bounded;
 
 use crate::near::is_elision;
-use crate::problem::{Position, Problem, bounded};
+use crate::problem::{Position, Problem};
 use crate::text::number;
 
 /// The most nodes of a file. A manifest of a VM has some hundreds.
