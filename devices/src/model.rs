@@ -22,7 +22,7 @@ pub trait Model: Sized {
     /// An instant in the past means that an expiry is latched and not yet polled.
     fn poll_at(&self) -> Option<VmInstant>;
 
-    /// The next instant at which something shows outside the device, although nobody accesses it. It is later than
+    /// The next instant at which something shows outside the device without an access. It is later than
     /// [`poll_at`](Self::poll_at) if a first stage ends before, and that raises no interrupt.
     ///
     /// A runtime that does nothing at the end of a first stage need not wake before this.

@@ -377,7 +377,7 @@ impl<M: Model> Core<M> {
         self.messages.iter_mut().for_each(Messages::try_again);
     }
 
-    /// When to look at the model although nobody accesses it. The end of a first stage that has no action and raises no
+    /// When to look at the model without an access. The end of a first stage that has no action and raises no
     /// interrupt is noted later, with the next access or the timeout.
     fn next_expiry_to_note(&self) -> Option<VmInstant> {
         match self.policy().pretimeout {

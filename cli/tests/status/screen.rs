@@ -167,5 +167,5 @@ fn watched_json_is_an_object_a_line() {
         assert_eq!(object["vms"][0]["name"], "well");
     }
     drop(lines);
-    assert_eq!(child.wait().unwrap().code(), Some(0), "nobody reads it");
+    assert_eq!(child.wait().unwrap().code(), Some(0), "there is no reader");
 }

@@ -104,7 +104,7 @@ fn the_end_of_a_first_stage_wakes_the_host_only_if_something_happens_then() {
 }
 
 #[test]
-fn a_first_stage_that_wakes_nobody_counts_from_its_end() {
+fn a_first_stage_that_does_not_wake_the_host_counts_from_its_end() {
     let mut bench = started_without_interrupt(Policy::new(Action::Reset));
     let counted = |bench: &Bench<I6300esb>, now| bench.core.stats(now).pretimeouts;
     let [before, ended, timeout] =
