@@ -181,6 +181,15 @@ fn an_invalid_snapshot_is_refused_by_its_field_and_starts_nothing() {
         assert_ne!(text, good, "{from}");
         assert_refused(text.as_bytes(), message);
     }
+    for text in ["x".repeat(10_000), "\\u001b[2J".repeat(1_000)] {
+        for (from, to) in [
+            ("{\"version\"", format!("{{\"{text}\":1,\"version\"")),
+            ("\"played\":{", format!("\"played\":{{\"{text}\":1,")),
+            ("\"memory\":[", format!("\"memory\":[\"{text}\",")),
+        ] {
+            assert_refused(good.replacen(from, &to, 1).as_bytes(), "...");
+        }
+    }
     let vm_time = good.split("\"vm_time_ns\":").nth(1).and_then(|rest| rest.split(',').next()).unwrap();
     let at_the_end_of_time = good.replacen(vm_time, &u64::MAX.to_string(), 1);
     assert_refused(at_the_end_of_time.as_bytes(), "vm_time_ns: 18446744073709551615, accepted is at most");
@@ -197,4 +206,6 @@ fn assert_refused(content: &[u8], message: &str) {
     assert_eq!(run.status, Some(8), "{}", run.messages);
     assert_eq!(run.messages.lines().count(), 1, "{}", run.messages);
     assert!(run.messages.contains(message), "{message:?} in {}", run.messages);
+    assert!(run.messages.chars().count() < 700, "{}", run.messages);
+    assert!(!run.messages.trim_end().contains(char::is_control), "{:?}", run.messages);
 }

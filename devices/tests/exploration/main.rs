@@ -25,6 +25,7 @@ mod mutants;
 mod sbsa;
 mod search;
 mod wdat;
+mod world;
 
 use std::thread;
 use std::time::Instant;

@@ -7,10 +7,8 @@ use std::num::NonZeroU32;
 use vm_watchdog_devices::sbsa::{Frame, Sbsa, SbsaConfig, SbsaStateV1};
 use vm_watchdog_devices::{Access, LastReset, Model};
 
-use crate::device::{
-    Ahead, BEGIN, Device, ELSEWHERE, Seam, Sound, Wait, at, compare_expired, differences, from, in_words, unchanged,
-};
-use crate::search::World;
+use crate::device::{Ahead, Device, Seam, Sound, at, from, in_words, unchanged};
+use crate::world::{self, Contract, DeviceWorld, Outcome};
 
 const WCS: u64 = 0x000;
 const WOR: u64 = 0x008;
@@ -50,7 +48,7 @@ pub trait Frames: Seam<Sbsa> {
 impl Frames for Sound {}
 
 /// What happens in a step.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub enum Act {
     Write(Write),
     Poll,
@@ -61,22 +59,9 @@ pub enum Act {
     SetCounter(u64),
 }
 
-#[derive(Clone, Copy, Debug)]
-pub struct Step {
-    wait: Wait,
-    act: Act,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-pub enum Outcome {
-    Access(Access),
-    Expired([Option<i64>; 2]),
-    Nothing,
-}
-
 /// What the registers are by the contract. Instants are nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Contract {
+pub struct SbsaContract {
     hz: u32,
     now: u64,
     /// What the counter reads more than the ticks since the clock started.
@@ -90,7 +75,7 @@ pub struct Contract {
     unpolled: [Option<u64>; 2],
 }
 
-impl Contract {
+impl SbsaContract {
     fn new(hz: u32, now: u64) -> Self {
         Self { hz, now, ahead: 0, enabled: false, ws0: false, ws1: false, wor: 0, wcv: 0, unpolled: [None; 2] }
     }
@@ -127,39 +112,8 @@ impl Contract {
         Some(if self.ws0 { end } else { self.reads_at(self.wcv + 1 + self.wor + 1) })
     }
 
-    fn pass_until(&mut self, now: u64) {
-        while let Some(end) = self.end().filter(|end| *end <= now) {
-            let stage = usize::from(self.ws0);
-            self.unpolled[stage] = self.unpolled[stage].or(Some(end));
-            if self.ws0 {
-                self.ws1 = true;
-            } else {
-                self.ws0 = true;
-                self.wcv = self.counter().max(self.wcv + 1) + self.wor;
-            }
-        }
-        self.now = now;
-    }
-
     fn in_nanos(&self, instant: Option<u64>) -> Option<i64> {
         instant.map(|instant| from(self.now, at(instant)))
-    }
-
-    fn perform(&mut self, act: Act) -> Outcome {
-        match act {
-            Act::Write(write) => return Outcome::Access(self.write(write)),
-            Act::Poll => {
-                let unpolled = std::mem::take(&mut self.unpolled);
-                return Outcome::Expired(unpolled.map(|instant| self.in_nanos(instant)));
-            }
-            Act::Reset => *self = Self { ahead: self.ahead, ws1: self.ws1, ..Self::new(self.hz, self.now) },
-            Act::TakeOver => self.ws1 |= !self.enabled,
-            Act::SetCounter(ticks) => {
-                self.ahead += ticks;
-                self.wcv += if self.counts() { ticks } else { 0 };
-            }
-        }
-        Outcome::Nothing
     }
 
     fn write(&mut self, write: Write) -> Access {
@@ -184,6 +138,67 @@ impl Contract {
             (false, _) => Access::Accepted,
         }
     }
+}
+
+impl Contract for SbsaContract {
+    type Act = Act;
+    type View = View;
+    type Relative = (Self, u64, [Option<i64>; 2]);
+
+    fn now(&self) -> u64 {
+        self.now
+    }
+
+    fn pass_until(&mut self, now: u64) {
+        while let Some(end) = self.end().filter(|end| *end <= now) {
+            let stage = usize::from(self.ws0);
+            self.unpolled[stage] = self.unpolled[stage].or(Some(end));
+            if self.ws0 {
+                self.ws1 = true;
+            } else {
+                self.ws0 = true;
+                self.wcv = self.counter().max(self.wcv + 1) + self.wor;
+            }
+        }
+        self.now = now;
+    }
+
+    fn unpolled_for(&self) -> Option<u64> {
+        self.unpolled.into_iter().flatten().min().map(|instant| self.now - instant)
+    }
+
+    fn ahead(&self) -> Option<Ahead> {
+        let end = self.end()?;
+        Some(Ahead {
+            end: if self.ws0 { "the end of the second period" } else { "the end of the first period" },
+            nanos: end - self.now,
+            unit: 1_000_000_000_u64.div_ceil(self.hz.into()),
+            // Both periods, in a watchdog whose host is late.
+            long: Some(100).filter(|_| !self.ws0),
+        })
+    }
+
+    fn next(&self) -> [Option<i64>; 2] {
+        let next = [self.end().filter(|_| !self.ws0), self.timeout()];
+        next.map(|instant| self.in_nanos(instant))
+    }
+
+    fn perform(&mut self, act: Act) -> Outcome {
+        match act {
+            Act::Write(write) => return Outcome::Access(self.write(write)),
+            Act::Poll => {
+                let unpolled = std::mem::take(&mut self.unpolled);
+                return Outcome::Expired(unpolled.map(|instant| self.in_nanos(instant)));
+            }
+            Act::Reset => *self = Self { ahead: self.ahead, ws1: self.ws1, ..Self::new(self.hz, self.now) },
+            Act::TakeOver => self.ws1 |= !self.enabled,
+            Act::SetCounter(ticks) => {
+                self.ahead += ticks;
+                self.wcv += if self.counts() { ticks } else { 0 };
+            }
+        }
+        Outcome::Nothing
+    }
 
     fn view(&self) -> View {
         let unpolled = self.unpolled.into_iter().flatten().min();
@@ -200,9 +215,8 @@ impl Contract {
         }
     }
 
-    /// The same on a clock that shows zero, and with a counter that reads zero. WCV of a watchdog that does not count has
-    /// no effect.
-    fn relative(&self) -> (Self, u64, [Option<i64>; 2]) {
+    /// The counter reads zero, too. WCV of a watchdog that does not count has no effect.
+    fn relative(&self) -> Self::Relative {
         let wcv = if self.counts() { self.wcv - self.counter() } else { 0 };
         let unpolled = self.unpolled.map(|instant| self.in_nanos(instant));
         (Self { now: 0, ahead: 0, wcv, unpolled: [None; 2], ..*self }, self.fraction(), unpolled)
@@ -210,8 +224,8 @@ impl Contract {
 }
 
 /// What guest and host see.
-#[derive(Debug, PartialEq, Eq)]
-struct View {
+#[derive(PartialEq, Eq)]
+pub struct View {
     wcs: u64,
     wor: u64,
     wcv: u64,
@@ -224,7 +238,7 @@ struct View {
     has_timed_out: bool,
 }
 
-impl View {
+impl world::View for View {
     fn named(&self) -> Vec<(&'static str, String)> {
         vec![
             ("WCS", format!("{:#05b}", self.wcs)),
@@ -238,14 +252,6 @@ impl View {
             ("the cause of the last reset", self.has_timed_out.to_string()),
         ]
     }
-}
-
-#[derive(Clone)]
-pub struct State<S> {
-    device: Device<Sbsa, S>,
-    /// The same on another clock.
-    elsewhere: Device<Sbsa, S>,
-    contract: Contract,
 }
 
 /// An exploration of a device behind the seam `S`.
@@ -288,9 +294,28 @@ impl<S: Frames> SbsaWorld<S> {
         let acts = writes.into_iter().map(Act::Write).chain(others).collect();
         Self { name, hz, acts, seam: PhantomData }
     }
+}
 
-    fn fresh(&self) -> Sbsa {
+impl<S: Frames> DeviceWorld for SbsaWorld<S> {
+    type Model = Sbsa;
+    type Seam = S;
+    type Act = Act;
+    type Contract = SbsaContract;
+
+    fn contract(&self, now: u64) -> SbsaContract {
+        SbsaContract::new(self.hz, now)
+    }
+
+    fn fresh(&self, _: &SbsaContract) -> Sbsa {
         Sbsa::new(SbsaConfig::new(NonZeroU32::new(self.hz).expect("not zero")))
+    }
+
+    fn acts(&self) -> &[Act] {
+        &self.acts
+    }
+
+    fn tells_the_time(act: Act) -> bool {
+        matches!(act, Act::Write(_) | Act::Poll | Act::SetCounter(_))
     }
 
     fn act(&self, device: &mut Device<Sbsa, S>, act: Act, now: u64) -> Outcome {
@@ -328,66 +353,8 @@ impl<S: Frames> SbsaWorld<S> {
             has_timed_out: model.last_reset().by_watchdog,
         }
     }
-}
 
-impl<S: Frames> World for SbsaWorld<S> {
-    type State = State<S>;
-    type Key = (SbsaStateV1, (Contract, u64, [Option<i64>; 2]), S);
-    type Step = Step;
-
-    fn start(&self) -> State<S> {
-        let mut device = Device::new(self.fresh());
-        device.poll(BEGIN);
-        let elsewhere = device.restored(&self.fresh(), BEGIN, BEGIN + ELSEWHERE).expect("a possible state");
-        State { device, elsewhere, contract: Contract::new(self.hz, BEGIN) }
-    }
-
-    fn steps(&self, state: &State<S>) -> Vec<Step> {
-        let contract = &state.contract;
-        let ahead = contract.end().map(|end| Ahead {
-            end: if contract.ws0 { "the end of the second period" } else { "the end of the first period" },
-            nanos: end - contract.now,
-            unit: 1_000_000_000_u64.div_ceil(self.hz.into()),
-            // Both periods, in a watchdog whose host is late.
-            long: Some(100).filter(|_| !contract.ws0),
-        });
-        let unpolled = contract.unpolled.into_iter().flatten().min();
-        let waits = Wait::all(unpolled.map(|instant| contract.now - instant), ahead);
-        let steps = self.acts.iter().flat_map(|&act| {
-            // The others do not tell the device the time.
-            let is_timeless = !matches!(act, Act::Write(_) | Act::Poll | Act::SetCounter(_));
-            waits.iter().take(if is_timeless { 1 } else { waits.len() }).map(move |&wait| Step { wait, act })
-        });
-        steps.collect()
-    }
-
-    fn perform(&self, state: &mut State<S>, step: Step) -> Result<(), String> {
-        let State { device, elsewhere, contract } = state;
-        contract.pass_until(contract.now + step.wait.nanos);
-        let now = contract.now;
-        let next = [contract.end().filter(|_| !contract.ws0), contract.timeout()];
-        let next = next.map(|instant| contract.in_nanos(instant));
-        let outcome = self.act(device, step.act, now);
-        let expected = contract.perform(step.act);
-        if let (Outcome::Expired(seen), Outcome::Expired(due)) = (&outcome, &expected) {
-            compare_expired(*seen, *due, next)?;
-        }
-        if outcome != expected {
-            return Err(format!("the step returns {outcome:?}, and should return {expected:?}"));
-        }
-        let (view, expected) = (self.view(device, now), contract.view());
-        if view != expected {
-            return Err(differences(&view.named(), &expected.named()));
-        }
-        let outcome_elsewhere = self.act(elsewhere, step.act, now + ELSEWHERE);
-        unchanged("what the step returns on a restored device", &outcome, &outcome_elsewhere)?;
-        device.inspect_restored(&self.fresh(), now, elsewhere)
-    }
-
-    fn inspect(&self, state: &State<S>) -> Result<(), String> {
-        let State { device, contract, .. } = state;
-        device.inspect_polls(contract.now)?;
-        device.inspect_restored_on_a_young_clock(&self.fresh(), contract.now)?;
+    fn inspect_device(&self, device: &Device<Sbsa, S>, contract: &SbsaContract) -> Result<(), String> {
         let mut read = device.clone();
         for frame in [Frame::Control, Frame::Refresh] {
             read.model.read(frame, 0, &mut [0; 0x20], at(contract.now));
@@ -395,18 +362,15 @@ impl<S: Frames> World for SbsaWorld<S> {
         unchanged("a read of all registers", device, &read)
     }
 
-    fn key(&self, state: &State<S>) -> Self::Key {
-        let State { device, contract, .. } = state;
-        let saved = device.saved(contract.now);
+    fn effective(&self, saved: SbsaStateV1, _: &SbsaContract) -> SbsaStateV1 {
         let wcv = if saved.enabled && !saved.ws1 { saved.wcv - saved.counter } else { 0 };
-        (SbsaStateV1 { counter: 0, wcv, ..saved }, contract.relative(), device.seam.clone())
+        SbsaStateV1 { counter: 0, wcv, ..saved }
     }
 }
 
-impl Display for Step {
+impl Display for Act {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.wait)?;
-        match self.act {
+        match self {
             Act::Write(Write::Refresh) => f.write_str("the guest writes WRR"),
             Act::Write(Write::Control(offset, value)) => write!(f, "the guest writes {value:#x} to {offset:03X}h"),
             Act::Write(Write::Compare(ticks)) => write!(f, "the guest writes the counter {ticks:+} to WCV"),

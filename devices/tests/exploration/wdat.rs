@@ -3,13 +3,11 @@
 use std::fmt::{self, Debug, Display};
 use std::marker::PhantomData;
 
-use vm_watchdog_devices::wdat::{TimerPeriod, Wdat, WdatConfig, WdatStateV1};
+use vm_watchdog_devices::wdat::{TimerPeriod, Wdat, WdatConfig};
 use vm_watchdog_devices::{Access, LastReset, Model};
 
-use crate::device::{
-    Ahead, BEGIN, Device, ELSEWHERE, Seam, Sound, Wait, at, compare_expired, differences, from, unchanged,
-};
-use crate::search::World;
+use crate::device::{Ahead, Device, Seam, Sound, at, from, in_words, unchanged};
+use crate::world::{self, Contract, DeviceWorld, Outcome};
 
 const RELOAD: u64 = 0x0;
 const COUNT: u64 = 0x4;
@@ -37,26 +35,13 @@ pub trait Registers: Seam<Wdat> {
 impl Registers for Sound {}
 
 /// What happens in a step.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub enum Act {
     Write(Write),
     Poll,
     Reset,
     /// The device takes the place of one that had timed out before a reset.
     TakeOver,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub struct Step {
-    wait: Wait,
-    act: Act,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-pub enum Outcome {
-    Access(Access),
-    Expired([Option<i64>; 2]),
-    Nothing,
 }
 
 /// The period, and the limits of the countdown: nanoseconds, and periods.
@@ -70,7 +55,7 @@ struct Limits {
 
 /// What the registers are by the contract. Instants are nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Contract {
+pub struct WdatContract {
     limits: Limits,
     reload: u32,
     runs: bool,
@@ -81,7 +66,7 @@ pub struct Contract {
     now: u64,
 }
 
-impl Contract {
+impl WdatContract {
     fn new(limits: Limits, now: u64) -> Self {
         let reload = limits.after_reset;
         Self { limits, reload, runs: false, deadline: None, has_timed_out: false, unpolled: None, now }
@@ -95,30 +80,8 @@ impl Contract {
         self.deadline = Some(self.now + u64::from(self.count()) * self.limits.period);
     }
 
-    fn pass_until(&mut self, now: u64) {
-        self.now = now;
-        if let Some(deadline) = self.deadline.filter(|deadline| *deadline <= now) {
-            self.deadline = None;
-            self.has_timed_out = true;
-            self.unpolled = self.unpolled.or(Some(deadline));
-        }
-    }
-
     fn timeout_in(&self) -> Option<i64> {
         self.deadline.map(|deadline| from(self.now, at(deadline)))
-    }
-
-    fn perform(&mut self, act: Act) -> Outcome {
-        match act {
-            Act::Write(write) => return Outcome::Access(self.write(write)),
-            Act::Poll => {
-                let expired = self.unpolled.take().map(|instant| from(self.now, at(instant)));
-                return Outcome::Expired([None, expired]);
-            }
-            Act::Reset => *self = Self { has_timed_out: self.has_timed_out, ..Self::new(self.limits, self.now) },
-            Act::TakeOver => self.has_timed_out = true,
-        }
-        Outcome::Nothing
     }
 
     fn write(&mut self, Write { register, value }: Write) -> Access {
@@ -140,6 +103,51 @@ impl Contract {
         }
         Access::Accepted
     }
+}
+
+impl Contract for WdatContract {
+    type Act = Act;
+    type View = View;
+    type Relative = (Self, Option<i64>, Option<i64>);
+
+    fn now(&self) -> u64 {
+        self.now
+    }
+
+    fn pass_until(&mut self, now: u64) {
+        self.now = now;
+        if let Some(deadline) = self.deadline.filter(|deadline| *deadline <= now) {
+            self.deadline = None;
+            self.has_timed_out = true;
+            self.unpolled = self.unpolled.or(Some(deadline));
+        }
+    }
+
+    fn unpolled_for(&self) -> Option<u64> {
+        self.unpolled.map(|instant| self.now - instant)
+    }
+
+    fn ahead(&self) -> Option<Ahead> {
+        let deadline = self.deadline?;
+        Some(Ahead { end: "the deadline", nanos: deadline - self.now, unit: self.limits.period, long: None })
+    }
+
+    fn next(&self) -> [Option<i64>; 2] {
+        [None, self.timeout_in()]
+    }
+
+    fn perform(&mut self, act: Act) -> Outcome {
+        match act {
+            Act::Write(write) => return Outcome::Access(self.write(write)),
+            Act::Poll => {
+                let expired = self.unpolled.take().map(|instant| from(self.now, at(instant)));
+                return Outcome::Expired([None, expired]);
+            }
+            Act::Reset => *self = Self { has_timed_out: self.has_timed_out, ..Self::new(self.limits, self.now) },
+            Act::TakeOver => self.has_timed_out = true,
+        }
+        Outcome::Nothing
+    }
 
     fn view(&self) -> View {
         let left = self.deadline.map_or(0, |deadline| (deadline - self.now).div_ceil(self.limits.period));
@@ -152,16 +160,15 @@ impl Contract {
         }
     }
 
-    /// The same on a clock that shows zero.
-    fn relative(&self) -> (Self, Option<i64>, Option<i64>) {
+    fn relative(&self) -> Self::Relative {
         let unpolled = self.unpolled.map(|instant| from(self.now, at(instant)));
         (Self { deadline: None, unpolled: None, now: 0, ..*self }, self.timeout_in(), unpolled)
     }
 }
 
 /// What guest and host see.
-#[derive(Debug, PartialEq, Eq)]
-struct View {
+#[derive(PartialEq, Eq)]
+pub struct View {
     registers: [u32; 4],
     timeout_in: Option<i64>,
     poll_in: Option<i64>,
@@ -169,24 +176,16 @@ struct View {
     has_timed_out: bool,
 }
 
-impl View {
+impl world::View for View {
     fn named(&self) -> Vec<(&'static str, String)> {
         let registers = ["RELOAD", "COUNT", "CONTROL", "STATUS"].into_iter().zip(self.registers);
         let mut named: Vec<_> = registers.map(|(name, value)| (name, value.to_string())).collect();
-        named.push(("the timeout", crate::device::in_words(self.timeout_in)));
-        named.push(("the next poll", crate::device::in_words(self.poll_in)));
+        named.push(("the timeout", in_words(self.timeout_in)));
+        named.push(("the next poll", in_words(self.poll_in)));
         named.push(("is_armed", self.is_armed.to_string()));
         named.push(("the cause of the last reset", self.has_timed_out.to_string()));
         named
     }
-}
-
-#[derive(Clone)]
-pub struct State<S> {
-    device: Device<Wdat, S>,
-    /// The same on another clock.
-    elsewhere: Device<Wdat, S>,
-    contract: Contract,
 }
 
 /// An exploration of a device behind the seam `S`.
@@ -232,9 +231,28 @@ impl<S: Registers> WdatWorld<S> {
         let config = WdatConfig::default().with_period(period);
         Self { name, config, limits, acts, seam: PhantomData }
     }
+}
 
-    fn fresh(&self) -> Wdat {
+impl<S: Registers> DeviceWorld for WdatWorld<S> {
+    type Model = Wdat;
+    type Seam = S;
+    type Act = Act;
+    type Contract = WdatContract;
+
+    fn contract(&self, now: u64) -> WdatContract {
+        WdatContract::new(self.limits, now)
+    }
+
+    fn fresh(&self, _: &WdatContract) -> Wdat {
         Wdat::new(self.config)
+    }
+
+    fn acts(&self) -> &[Act] {
+        &self.acts
+    }
+
+    fn tells_the_time(act: Act) -> bool {
+        matches!(act, Act::Write(_) | Act::Poll)
     }
 
     fn act(&self, device: &mut Device<Wdat, S>, act: Act, now: u64) -> Outcome {
@@ -262,78 +280,17 @@ impl<S: Registers> WdatWorld<S> {
             has_timed_out: model.last_reset().by_watchdog,
         }
     }
-}
 
-impl<S: Registers> World for WdatWorld<S> {
-    type State = State<S>;
-    type Key = (WdatStateV1, (Contract, Option<i64>, Option<i64>), S);
-    type Step = Step;
-
-    fn start(&self) -> State<S> {
-        let [mut device, mut elsewhere] = [(); 2].map(|()| Device::new(self.fresh()));
-        device.poll(BEGIN);
-        elsewhere.poll(BEGIN + ELSEWHERE);
-        State { device, elsewhere, contract: Contract::new(self.limits, BEGIN) }
-    }
-
-    fn steps(&self, state: &State<S>) -> Vec<Step> {
-        let contract = &state.contract;
-        let ahead = contract.deadline.map(|deadline| Ahead {
-            end: "the deadline",
-            nanos: deadline - contract.now,
-            unit: self.limits.period,
-            long: None,
-        });
-        let waits = Wait::all(contract.unpolled.map(|instant| contract.now - instant), ahead);
-        let steps = self.acts.iter().flat_map(|&act| {
-            // The others do not tell the device the time.
-            let is_timeless = !matches!(act, Act::Write(_) | Act::Poll);
-            waits.iter().take(if is_timeless { 1 } else { waits.len() }).map(move |&wait| Step { wait, act })
-        });
-        steps.collect()
-    }
-
-    fn perform(&self, state: &mut State<S>, step: Step) -> Result<(), String> {
-        let State { device, elsewhere, contract } = state;
-        contract.pass_until(contract.now + step.wait.nanos);
-        let now = contract.now;
-        let next = [None, contract.timeout_in()];
-        let outcome = self.act(device, step.act, now);
-        let expected = contract.perform(step.act);
-        if let (Outcome::Expired(seen), Outcome::Expired(due)) = (&outcome, &expected) {
-            compare_expired(*seen, *due, next)?;
-        }
-        if outcome != expected {
-            return Err(format!("the step returns {outcome:?}, and should return {expected:?}"));
-        }
-        let (view, expected) = (self.view(device, now), contract.view());
-        if view != expected {
-            return Err(differences(&view.named(), &expected.named()));
-        }
-        let outcome_elsewhere = self.act(elsewhere, step.act, now + ELSEWHERE);
-        unchanged("what the step returns on a restored device", &outcome, &outcome_elsewhere)?;
-        device.inspect_restored(&self.fresh(), now, elsewhere)
-    }
-
-    fn inspect(&self, state: &State<S>) -> Result<(), String> {
-        let State { device, contract, .. } = state;
-        device.inspect_polls(contract.now)?;
-        device.inspect_restored_on_a_young_clock(&self.fresh(), contract.now)?;
+    fn inspect_device(&self, device: &Device<Wdat, S>, contract: &WdatContract) -> Result<(), String> {
         let mut read = device.clone();
         read.model.read(0, &mut [0; 24], at(contract.now));
         unchanged("a read of all registers", device, &read)
     }
-
-    fn key(&self, state: &State<S>) -> Self::Key {
-        let State { device, contract, .. } = state;
-        (device.saved(contract.now), contract.relative(), device.seam.clone())
-    }
 }
 
-impl Display for Step {
+impl Display for Act {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.wait)?;
-        match self.act {
+        match self {
             Act::Write(Write { register, value }) => write!(f, "the guest writes {value:#x} to {register:X}h"),
             Act::Poll => f.write_str("the host polls"),
             Act::Reset => f.write_str("the platform resets"),

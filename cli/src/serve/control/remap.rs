@@ -209,4 +209,11 @@ mod tests {
             assert!(found(&[four.clone(), function(6, 0x10D3, free)]).is_ok());
         }
     }
+
+    #[test]
+    fn an_answer_that_is_not_understood_is_quoted_in_part() {
+        let error = parsed::<u32>(&json!("\u{1b}[2J".repeat(1_000)).to_string()).unwrap_err().to_string();
+        assert!(error.starts_with("an answer of QEMU: invalid type: string"), "{error}");
+        assert!(error.chars().count() < 250 && !error.contains(char::is_control), "{error:?}");
+    }
 }

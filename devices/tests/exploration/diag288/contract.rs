@@ -3,13 +3,14 @@
 use vm_watchdog_devices::diag288::ProgramInterruption;
 use vm_watchdog_devices::{Access, Request};
 
-use super::{Act, CANCEL, CHANGE, CONCEAL, Call, INIT, LOGOFF, Outcome, RESTART};
-use crate::device::{NEVER, in_words};
+use super::{Act, CANCEL, CHANGE, CONCEAL, Call, INIT, LOGOFF, RESTART};
+use crate::device::{Ahead, NEVER, in_words};
+use crate::world::{self, Contract, Outcome};
 
 const SECOND: u64 = 1_000_000_000;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Contract {
+pub struct Diag288Contract {
     now: u64,
     /// z/VM, and whether unknown commands are refused.
     zvm: Option<bool>,
@@ -30,7 +31,7 @@ enum Timer {
     Expired,
 }
 
-impl Contract {
+impl Diag288Contract {
     pub fn new(zvm: Option<bool>, now: u64) -> Self {
         Self {
             now,
@@ -45,27 +46,14 @@ impl Contract {
     }
 
     /// The deadline is the last INIT or CHANGE and its timeout.
-    pub fn restart(&mut self, timeout: u64) -> Access {
+    fn restart(&mut self, timeout: u64) -> Access {
         let was_stopped = self.timer == Timer::Stopped;
         let nanos = timeout.checked_mul(SECOND);
         self.timer = Timer::Until(nanos.and_then(|nanos| self.now.checked_add(nanos)));
         if was_stopped { Access::Accepted } else { Access::Heartbeat }
     }
 
-    pub fn pass_until(&mut self, now: u64) {
-        self.now = now;
-        let Timer::Until(Some(deadline)) = self.timer else { return };
-        if deadline <= now {
-            self.timer = Timer::Expired;
-            self.has_timed_out = true;
-            let command = self.command.take();
-            if self.unpolled.is_none() {
-                (self.unpolled, self.timeout_command) = (Some(deadline), command);
-            }
-        }
-    }
-
-    pub fn is_armed(&self) -> bool {
+    fn is_armed(&self) -> bool {
         match self.timer {
             Timer::Stopped => false,
             Timer::Until(_) => true,
@@ -73,7 +61,7 @@ impl Contract {
         }
     }
 
-    pub fn call(&mut self, call: Call) -> Result<Access, ProgramInterruption> {
+    fn call(&mut self, call: Call) -> Result<Access, ProgramInterruption> {
         let refused = Err(ProgramInterruption::Specification);
         let function = call.function;
         if call.is_in_problem_state {
@@ -115,10 +103,61 @@ impl Contract {
         }
     }
 
-    /// Performs a step at the current time.
-    pub fn perform(&mut self, act: Act) -> Outcome {
+    fn reset(&mut self) {
+        let Self { now, zvm, stays_armed, has_timed_out, .. } = *self;
+        *self = Self { stays_armed, has_timed_out, ..Self::new(zvm, now) };
+    }
+
+    fn unpolled(&self) -> Option<i64> {
+        self.unpolled.map(|instant| instant as i64 - self.now as i64)
+    }
+
+    pub fn timeout_in(&self) -> Option<i64> {
+        match self.timer {
+            Timer::Until(deadline) => Some(deadline.map_or(NEVER, |deadline| (deadline - self.now) as i64)),
+            Timer::Stopped | Timer::Expired => None,
+        }
+    }
+}
+
+impl Contract for Diag288Contract {
+    type Act = Act;
+    type View = View;
+    type Relative = Self;
+
+    fn now(&self) -> u64 {
+        self.now
+    }
+
+    fn pass_until(&mut self, now: u64) {
+        self.now = now;
+        let Timer::Until(Some(deadline)) = self.timer else { return };
+        if deadline <= now {
+            self.timer = Timer::Expired;
+            self.has_timed_out = true;
+            let command = self.command.take();
+            if self.unpolled.is_none() {
+                (self.unpolled, self.timeout_command) = (Some(deadline), command);
+            }
+        }
+    }
+
+    fn unpolled_for(&self) -> Option<u64> {
+        self.unpolled.map(|instant| self.now - instant)
+    }
+
+    fn ahead(&self) -> Option<Ahead> {
+        let nanos = self.timeout_in().filter(|&nanos| nanos != NEVER)?.unsigned_abs();
+        Some(Ahead { end: "the deadline", nanos, unit: 5 * SECOND, long: None })
+    }
+
+    fn next(&self) -> [Option<i64>; 2] {
+        [None, self.timeout_in()]
+    }
+
+    fn perform(&mut self, act: Act) -> Outcome {
         match act {
-            Act::Call(call) => return Outcome::Call(self.call(call)),
+            Act::Call(call) => return self.call(call).into(),
             Act::Poll => {
                 let expired = [None, self.unpolled()];
                 self.unpolled = None;
@@ -131,31 +170,7 @@ impl Contract {
         Outcome::Nothing
     }
 
-    pub fn reset(&mut self) {
-        let Self { now, zvm, stays_armed, has_timed_out, .. } = *self;
-        *self = Self { stays_armed, has_timed_out, ..Self::new(zvm, now) };
-    }
-
-    pub fn unpolled(&self) -> Option<i64> {
-        self.unpolled.map(|instant| instant as i64 - self.now as i64)
-    }
-
-    pub fn timeout_in(&self) -> Option<i64> {
-        match self.timer {
-            Timer::Until(deadline) => Some(deadline.map_or(NEVER, |deadline| (deadline - self.now) as i64)),
-            Timer::Stopped | Timer::Expired => None,
-        }
-    }
-
-    pub fn relative(&self) -> Self {
-        let timer = match self.timer {
-            Timer::Until(deadline) => Timer::Until(deadline.map(|deadline| deadline - self.now)),
-            timer => timer,
-        };
-        Self { now: 0, timer, unpolled: self.unpolled.map(|instant| self.now - instant), ..self.clone() }
-    }
-
-    pub fn view(&self) -> View {
+    fn view(&self) -> View {
         View {
             timeout_in: self.timeout_in(),
             poll_in: self.unpolled().or(self.timeout_in()),
@@ -165,10 +180,18 @@ impl Contract {
             command: self.timeout_command.map(String::from),
         }
     }
+
+    fn relative(&self) -> Self {
+        let timer = match self.timer {
+            Timer::Until(deadline) => Timer::Until(deadline.map(|deadline| deadline - self.now)),
+            timer => timer,
+        };
+        Self { now: 0, timer, unpolled: self.unpolled.map(|instant| self.now - instant), ..self.clone() }
+    }
 }
 
 /// What the host sees of the device. Times are in nanoseconds from now.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 pub struct View {
     pub timeout_in: Option<i64>,
     pub poll_in: Option<i64>,
@@ -178,10 +201,9 @@ pub struct View {
     pub command: Option<String>,
 }
 
-impl View {
-    /// Each part with its name, in words.
-    pub fn named(&self) -> [(&'static str, String); 6] {
-        [
+impl world::View for View {
+    fn named(&self) -> Vec<(&'static str, String)> {
+        vec![
             ("the timeout", in_words(self.timeout_in)),
             ("the next poll", in_words(self.poll_in)),
             ("the device, armed,", self.is_armed.to_string()),

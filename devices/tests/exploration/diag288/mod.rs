@@ -8,12 +8,10 @@ use std::marker::PhantomData;
 use vm_watchdog_devices::diag288::{Diag288, Diag288StateV1, Diagnose, ProgramInterruption, UnknownCommands};
 use vm_watchdog_devices::{Access, AfterTimeout, Expired, LastReset, Model, VmInstant};
 
-use contract::{Contract, View};
+use contract::{Diag288Contract, View};
 
-use crate::device::{
-    Ahead, BEGIN, Device, ELSEWHERE, NEVER, Seam, Sound, Wait, at, compare_expired, differences, from, unchanged,
-};
-use crate::search::World;
+use crate::device::{Device, NEVER, Seam, Sound, at, from, unchanged};
+use crate::world::{Contract, DeviceWorld, Outcome};
 
 const INIT: u64 = 0;
 const CHANGE: u64 = 1;
@@ -90,7 +88,7 @@ fn ebcdic(text: &str) -> Vec<u8> {
 }
 
 /// What happens in a step.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub enum Act {
     Call(Call),
     Poll,
@@ -99,28 +97,6 @@ pub enum Act {
     StaysArmed(bool),
     /// The device takes the place of one that had timed out before a reset.
     TakeOver,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub struct Step {
-    wait: Wait,
-    act: Act,
-}
-
-#[derive(Clone)]
-pub struct State<S> {
-    device: Device<Diag288, S>,
-    /// The same on another clock.
-    elsewhere: Device<Diag288, S>,
-    contract: Contract,
-    now: u64,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-pub enum Outcome {
-    Call(Result<Access, ProgramInterruption>),
-    Expired([Option<i64>; 2]),
-    Nothing,
 }
 
 /// An exploration of a device behind the seam `S`.
@@ -186,20 +162,39 @@ impl<S: Hypercall> Diag288World<S> {
         let name = if refuses_unknown { "z/VM, refusing" } else { "z/VM, accepting" };
         Self::new(name, Some(refuses_unknown), &calls, &[Act::Poll, Act::Reset, Act::StaysArmed(false)])
     }
+}
 
-    fn fresh(&self, stays_armed: bool) -> Diag288 {
+impl<S: Hypercall> DeviceWorld for Diag288World<S> {
+    type Model = Diag288;
+    type Seam = S;
+    type Act = Act;
+    type Contract = Diag288Contract;
+
+    fn contract(&self, now: u64) -> Diag288Contract {
+        Diag288Contract::new(self.zvm, now)
+    }
+
+    fn fresh(&self, contract: &Diag288Contract) -> Diag288 {
         let mut fresh = match self.zvm {
             None => Diag288::new(),
             Some(true) => Diag288::zvm(UnknownCommands::Refused),
             Some(false) => Diag288::zvm(UnknownCommands::Accepted),
         };
-        fresh.set_after_timeout(after_timeout(stays_armed));
+        fresh.set_after_timeout(after_timeout(contract.stays_armed));
         fresh
+    }
+
+    fn acts(&self) -> &[Act] {
+        &self.acts
+    }
+
+    fn tells_the_time(act: Act) -> bool {
+        matches!(act, Act::Call(_) | Act::Poll)
     }
 
     fn act(&self, device: &mut Device<Diag288, S>, act: Act, now: u64) -> Outcome {
         match act {
-            Act::Call(call) => return Outcome::Call(device.seam.call(&mut device.model, call, now)),
+            Act::Call(call) => return device.seam.call(&mut device.model, call, now).into(),
             Act::Poll => return Outcome::Expired(device.poll(now)),
             Act::Reset => device.reset(),
             Act::StaysArmed(stays_armed) => device.model.set_after_timeout(after_timeout(stays_armed)),
@@ -219,96 +214,39 @@ impl<S: Hypercall> Diag288World<S> {
             command: model.timeout_command().map(|command| command.to_string()),
         }
     }
-}
 
-fn after_timeout(stays_armed: bool) -> AfterTimeout {
-    if stays_armed { AfterTimeout::Armed } else { AfterTimeout::Disarmed }
-}
-
-impl<S: Hypercall> World for Diag288World<S> {
-    type State = State<S>;
-    type Key = (Diag288StateV1, Contract, S);
-    type Step = Step;
-
-    fn start(&self) -> State<S> {
-        let [mut device, mut elsewhere] = [(); 2].map(|()| Device::new(self.fresh(true)));
-        device.poll(BEGIN);
-        elsewhere.poll(BEGIN + ELSEWHERE);
-        State { device, elsewhere, contract: Contract::new(self.zvm, BEGIN), now: BEGIN }
-    }
-
-    fn steps(&self, state: &State<S>) -> Vec<Step> {
-        let unpolled = state.contract.unpolled().map(|instant| instant.unsigned_abs());
-        let ahead = state.contract.timeout_in().filter(|&nanos| nanos != NEVER).map(|nanos| Ahead {
-            end: "the deadline",
-            nanos: nanos.unsigned_abs(),
-            unit: 5_000_000_000,
-            long: None,
-        });
-        let waits = Wait::all(unpolled, ahead);
-        let steps = self.acts.iter().flat_map(|&act| {
-            // The others do not tell the device the time.
-            let is_timeless = !matches!(act, Act::Call(_) | Act::Poll);
-            waits.iter().take(if is_timeless { 1 } else { waits.len() }).map(move |&wait| Step { wait, act })
-        });
-        steps.collect()
-    }
-
-    fn perform(&self, state: &mut State<S>, step: Step) -> Result<(), String> {
-        let State { device, elsewhere, contract, now } = state;
-        *now += step.wait.nanos;
-        contract.pass_until(*now);
-        let next = [None, contract.timeout_in()];
-        let outcome = self.act(device, step.act, *now);
-        let expected = contract.perform(step.act);
-        if let (Outcome::Expired(seen), Outcome::Expired(due)) = (&outcome, &expected) {
-            compare_expired(*seen, *due, next)?;
-        }
-        if outcome != expected {
-            return Err(format!("the step returns {outcome:?}, and should return {expected:?}"));
-        }
-        let (view, expected) = (self.view(device, *now), contract.view());
-        if view != expected {
-            return Err(differences(&view.named(), &expected.named()));
-        }
-        let outcome_elsewhere = self.act(elsewhere, step.act, *now + ELSEWHERE);
-        unchanged("what the step returns on a restored device", &outcome, &outcome_elsewhere)?;
-        device.inspect_restored(&self.fresh(contract.stays_armed), *now, elsewhere)
-    }
-
-    fn inspect(&self, state: &State<S>) -> Result<(), String> {
-        let State { device, now, .. } = state;
-        device.inspect_polls(*now)?;
-        device.inspect_restored_on_a_young_clock(&self.fresh(state.contract.stays_armed), *now)?;
-        if state.contract.timeout_in() == Some(NEVER) {
+    fn inspect_device(&self, device: &Device<Diag288, S>, contract: &Diag288Contract) -> Result<(), String> {
+        let now = contract.now();
+        if contract.timeout_in() == Some(NEVER) {
             let mut model = device.model.clone();
-            model.poll(at(*now));
+            model.poll(at(now));
             let at_the_end = model.poll(VmInstant::MAX);
             unchanged("a deadline beyond the range of the clock, at its end", &Expired::default(), &at_the_end)?;
         }
         for act in &self.acts {
             let Act::Call(call) = act else { continue };
             let mut called = device.clone();
-            if called.seam.call(&mut called.model, *call, *now).is_err() {
+            if called.seam.call(&mut called.model, *call, now).is_err() {
                 unchanged("a refused call", device, &called)?;
             }
         }
         Ok(())
     }
 
-    fn key(&self, state: &State<S>) -> Self::Key {
-        let mut saved = state.device.saved(state.now);
-        if state.contract.timeout_in() == Some(NEVER) {
-            saved.remaining_ns = None;
-        }
-        (saved, state.contract.relative(), state.device.seam.clone())
+    /// How long never lasts depends on the clock.
+    fn effective(&self, saved: Diag288StateV1, contract: &Diag288Contract) -> Diag288StateV1 {
+        let remaining_ns = saved.remaining_ns.filter(|_| contract.timeout_in() != Some(NEVER));
+        Diag288StateV1 { remaining_ns, ..saved }
     }
 }
 
-impl Display for Step {
+fn after_timeout(stays_armed: bool) -> AfterTimeout {
+    if stays_armed { AfterTimeout::Armed } else { AfterTimeout::Disarmed }
+}
+
+impl Display for Act {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.wait)?;
-        match self.act {
+        match self {
             Act::Call(call) => write!(f, "the guest {call}"),
             Act::Poll => f.write_str("the host polls"),
             Act::TakeOver => f.write_str("the VMM makes the device anew, after one that had timed out"),

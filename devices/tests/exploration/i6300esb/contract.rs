@@ -2,9 +2,10 @@
 
 use vm_watchdog_devices::Access;
 
-use super::step::{Act, Outcome, Write};
+use super::step::{Act, Write};
 use super::{FIRMWARE_BAR0, Setup};
-use crate::device::in_words;
+use crate::device::{Ahead, in_words};
+use crate::world::{self, Contract, Outcome};
 
 /// Nanoseconds in a PCI clock.
 const CLOCK: u64 = 30;
@@ -21,7 +22,7 @@ struct Running {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Contract {
+pub struct I6300esbContract {
     setup: Setup,
     now: u64,
     command: u16,
@@ -49,7 +50,7 @@ pub struct Contract {
     unaware: Option<Option<Armed>>,
 }
 
-impl Contract {
+impl I6300esbContract {
     pub fn new(setup: Setup, now: u64) -> Self {
         let firmware_bar0 = if setup.has_firmware { FIRMWARE_BAR0 } else { 0 };
         Self {
@@ -76,29 +77,6 @@ impl Contract {
         }
     }
 
-    /// Performs a step at the current time.
-    pub fn perform(&mut self, act: Act) -> Outcome {
-        match act {
-            Act::Guest(write) => Outcome::Access(self.write(write)),
-            Act::Read => Outcome::Access(Access::Accepted),
-            Act::Poll => {
-                let expired = self.unpolled();
-                self.unpolled = [None, None];
-                Outcome::Expired(expired)
-            }
-            Act::Rearm => Outcome::Rearmed(self.rearm()),
-            Act::Reset => self.reset(),
-            Act::TakeOver => {
-                self.timed_out = true;
-                Outcome::Nothing
-            }
-            Act::TakeMessage | Act::PutBackMessage => {
-                self.message_sent = self.message_sent.map(|_| act == Act::TakeMessage);
-                Outcome::Nothing
-            }
-        }
-    }
-
     // What the contract says about time.
 
     /// Stage 1 begins at a valid reload, at ENABLE 0 -> 1, and in free running mode after each timeout; stage 2 at the end of
@@ -116,27 +94,6 @@ impl Contract {
         self.unit() * if self.is_free_running() { units.max(1) } else { units }
     }
 
-    pub fn pass_until(&mut self, now: u64) {
-        self.now = now;
-        while let Some(Running { stage, ends_at, .. }) = self.running.clone().filter(|stage| stage.ends_at <= now) {
-            if stage == 1 {
-                self.interrupt = true;
-                self.unpolled[0].get_or_insert(ends_at);
-                self.begin(2, ends_at);
-            } else {
-                self.timed_out = true;
-                if self.configuration & 0x20 == 0 {
-                    self.unpolled[1].get_or_insert(ends_at);
-                }
-                self.running = None;
-                if self.is_free_running() {
-                    self.begin(1, ends_at);
-                }
-            }
-        }
-        self.note_message();
-    }
-
     fn is_free_running(&self) -> bool {
         self.lock & 0x04 != 0
     }
@@ -145,28 +102,12 @@ impl Contract {
         self.lock & 0x02 != 0
     }
 
-    /// Nanoseconds until the running stage ends, and its number and unit.
-    pub fn ahead(&self) -> Option<(u64, usize, u64)> {
-        self.running.as_ref().map(|running| (running.ends_at - self.now, running.stage, running.unit))
-    }
-
     /// The length of both stages as they are now, if the counter restarts by itself.
-    pub fn cycle(&self) -> Option<u64> {
+    fn cycle(&self) -> Option<u64> {
         self.is_free_running().then(|| self.length(1) + self.length(2))
     }
 
-    /// Nanoseconds until pretimeout and timeout.
-    pub fn next(&self) -> [Option<i64>; 2] {
-        let Some((nanos, stage, _)) = self.ahead() else {
-            return [None, None];
-        };
-        match stage {
-            1 => [Some(nanos as i64), Some((nanos + self.length(2)) as i64)],
-            _ => [None, Some(nanos as i64)],
-        }
-    }
-
-    pub fn unpolled(&self) -> [Option<i64>; 2] {
+    fn unpolled(&self) -> [Option<i64>; 2] {
         self.unpolled.map(|instant| instant.map(|instant| instant as i64 - self.now as i64))
     }
 
@@ -311,18 +252,86 @@ impl Contract {
     fn is_locked_enabled(&self) -> bool {
         self.lock & 0x03 == 0x03
     }
+}
 
-    /// The same with times relative to now.
-    pub fn relative(&self) -> Self {
-        Self {
-            now: 0,
-            running: self.running.clone().map(|running| Running { ends_at: running.ends_at - self.now, ..running }),
-            unpolled: self.unpolled.map(|instant| instant.map(|instant| self.now - instant)),
-            ..self.clone()
+impl Contract for I6300esbContract {
+    type Act = Act;
+    type View = View;
+    type Relative = Self;
+
+    fn now(&self) -> u64 {
+        self.now
+    }
+
+    fn pass_until(&mut self, now: u64) {
+        self.now = now;
+        while let Some(Running { stage, ends_at, .. }) = self.running.clone().filter(|stage| stage.ends_at <= now) {
+            if stage == 1 {
+                self.interrupt = true;
+                self.unpolled[0].get_or_insert(ends_at);
+                self.begin(2, ends_at);
+            } else {
+                self.timed_out = true;
+                if self.configuration & 0x20 == 0 {
+                    self.unpolled[1].get_or_insert(ends_at);
+                }
+                self.running = None;
+                if self.is_free_running() {
+                    self.begin(1, ends_at);
+                }
+            }
+        }
+        self.note_message();
+    }
+
+    fn unpolled_for(&self) -> Option<u64> {
+        self.unpolled.into_iter().flatten().min().map(|instant| self.now - instant)
+    }
+
+    fn ahead(&self) -> Option<Ahead> {
+        let &Running { stage, ends_at, unit } = self.running.as_ref()?;
+        Some(Ahead {
+            end: if stage == 1 { "the end of stage 1" } else { "the end of stage 2" },
+            nanos: ends_at - self.now,
+            unit,
+            long: self.cycle().map(|cycle| 3 * cycle + unit),
+        })
+    }
+
+    fn next(&self) -> [Option<i64>; 2] {
+        let Some(Running { stage, ends_at, .. }) = self.running else {
+            return [None, None];
+        };
+        let nanos = ends_at - self.now;
+        match stage {
+            1 => [Some(nanos as i64), Some((nanos + self.length(2)) as i64)],
+            _ => [None, Some(nanos as i64)],
         }
     }
 
-    pub fn view(&self) -> View {
+    fn perform(&mut self, act: Act) -> Outcome {
+        match act {
+            Act::Guest(write) => Outcome::Access(self.write(write)),
+            Act::Read => Outcome::Access(Access::Accepted),
+            Act::Poll => {
+                let expired = self.unpolled();
+                self.unpolled = [None, None];
+                Outcome::Expired(expired)
+            }
+            Act::Rearm => Outcome::Rearmed(self.rearm()),
+            Act::Reset => self.reset(),
+            Act::TakeOver => {
+                self.timed_out = true;
+                Outcome::Nothing
+            }
+            Act::TakeMessage | Act::PutBackMessage => {
+                self.message_sent = self.message_sent.map(|_| act == Act::TakeMessage);
+                Outcome::Nothing
+            }
+        }
+    }
+
+    fn view(&self) -> View {
         let is_interrupt = self.interrupt && self.configuration & 3 == 0;
         let by_pin = is_interrupt && self.setup.has_interrupts && !self.msi_enabled;
         let [next_end, next_timeout] = self.next();
@@ -364,10 +373,19 @@ impl Contract {
             }),
         }
     }
+
+    fn relative(&self) -> Self {
+        Self {
+            now: 0,
+            running: self.running.clone().map(|running| Running { ends_at: running.ends_at - self.now, ..running }),
+            unpolled: self.unpolled.map(|instant| instant.map(|instant| self.now - instant)),
+            ..self.clone()
+        }
+    }
 }
 
 /// What a guest and a host see of the device. Times are in nanoseconds from now.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 pub struct View {
     pub poll_in: Option<i64>,
     pub timeout_in: Option<i64>,
@@ -398,11 +416,10 @@ pub struct View {
     pub rearm_timeout: Option<u64>,
 }
 
-impl View {
-    /// Each part with its name, in words.
-    pub fn named(&self) -> [(&'static str, String); 22] {
+impl world::View for View {
+    fn named(&self) -> Vec<(&'static str, String)> {
         let hex = |value: u32| format!("{value:#x}");
-        [
+        vec![
             ("the timeout", in_words(self.timeout_in)),
             ("the next poll", in_words(self.poll_in)),
             ("WDT_ENABLE of a locked device", self.is_locked_enabled.to_string()),

@@ -5,17 +5,15 @@ mod step;
 
 use std::marker::PhantomData;
 
-use vm_watchdog_devices::i6300esb::{ArmedStateV1, I6300esb, I6300esbConfig, I6300esbStateV1, InterruptPin};
+use vm_watchdog_devices::i6300esb::{ArmedStateV1, I6300esb, I6300esbConfig, InterruptPin};
 use vm_watchdog_devices::{Access, LastReset, Model};
 
-use contract::{Contract, View};
+use contract::{I6300esbContract, View};
+use step::Act;
 pub use step::Write;
-use step::{Act, Outcome, Step};
 
-use crate::device::{
-    Ahead, BEGIN, Device, ELSEWHERE, Seam, Sound, Wait, at, compare_expired, differences, from, unchanged,
-};
-use crate::search::World;
+use crate::device::{Device, Seam, Sound, at, from, unchanged};
+use crate::world::{Contract, DeviceWorld, Outcome};
 
 /// Where firmware has put BAR0, in worlds with firmware.
 const FIRMWARE_BAR0: u32 = 0xFEB0_0000;
@@ -76,15 +74,6 @@ pub trait Bus: Seam<I6300esb> {
 }
 
 impl Bus for Sound {}
-
-#[derive(Clone)]
-pub struct State<S> {
-    device: Device<I6300esb, S>,
-    /// The same on another clock.
-    elsewhere: Device<I6300esb, S>,
-    contract: Contract,
-    now: u64,
-}
 
 /// An exploration of a device behind the seam `S`.
 pub struct I6300esbWorld<S> {
@@ -217,6 +206,88 @@ impl<S: Bus> I6300esbWorld<S> {
         Self::new("header", setup, &writes, &[Act::Poll, Act::Reset, Act::Rearm])
     }
 
+    /// A read changes nothing, and what is written outside the registers changes nothing.
+    fn inspect_accesses(&self, device: &Device<I6300esb, S>, now: u64) -> Result<(), String> {
+        for now in [now, now - 1] {
+            let mut read = device.clone();
+            let Device { model, seam } = &mut read;
+            seam.read_config(model, 0, &mut [0; 0x102], now);
+            seam.read_config(model, u16::MAX, &mut [0; 4], now);
+            seam.read_bar(model, 0, &mut [0; 0x12], now);
+            seam.read_bar(model, u64::MAX, &mut [0; 4], now);
+            unchanged("a read", device, &read)?;
+        }
+        // Identity, class, reserved dwords, the live counter, and bytes of the watchdog's dwords without a register.
+        let reserved =
+            [(0x00, 4), (0x06, 2), (0x08, 4), (0x0E, 2), (0x14, 4), (0x2C, 4), (0x34, 4), (0x3D, 3), (0x50, 4)];
+        let reserved =
+            reserved.into_iter().chain([(0x62, 2), (0x64, 4), (0x69, 3), (0x6C, 4), (0x100, 4), (u16::MAX, 4)]);
+        // The capability, if there is none; otherwise its read-only parts.
+        let msi: &[(u16, usize)] = if self.setup.has_interrupts {
+            &[(0x40, 2), (0x4E, 2)]
+        } else {
+            &[(0x40, 4), (0x44, 4), (0x48, 4), (0x4C, 4)]
+        };
+        for (offset, width) in reserved.chain(msi.iter().copied()) {
+            let mut written = device.clone();
+            let access = written.seam.write_config(&mut written.model, offset, &[0xFF; 4][..width], now);
+            unchanged(&format!("a write of ones to {offset:#x} of configuration space"), device, &written)?;
+            unchanged("the kind of a write outside the registers", &Access::Ignored, &access)?;
+        }
+        for offset in [0x10, 0x1C, 0x100, u64::from(u32::MAX), u64::MAX] {
+            let mut written = device.clone();
+            let access = written.seam.write_bar(&mut written.model, offset, &[0xFF; 4], now);
+            unchanged(&format!("a write of ones to {offset:#x} of BAR0"), device, &written)?;
+            unchanged("the kind of a write outside the registers", &Access::Ignored, &access)?;
+        }
+        Ok(())
+    }
+
+    /// A VMM that owns the PCI header finds the registers of the device where it completes a read.
+    fn inspect_own_header(&self, device: &Device<I6300esb, S>, now: u64) -> Result<(), String> {
+        let mut model = device.model.clone();
+        let (mut device_bytes, mut completed) = ([0; 0x100], [0x5A; 0x100]);
+        model.read_config(0, &mut device_bytes, at(now));
+        model.complete_config_read(0, &mut completed, at(now));
+        let has_msi = self.setup.has_interrupts;
+        let expected: Vec<u8> = (0..0x100)
+            .map(|offset| {
+                let own: u8 = match offset {
+                    0x06 => 0x08 | if has_msi { 0x10 } else { 0 },
+                    0x34 | 0x40..0x50 if has_msi => 0xFF,
+                    0x60..0x6C => 0xFF,
+                    _ => 0,
+                };
+                0x5A & !own | device_bytes[offset] & own
+            })
+            .collect();
+        unchanged("a completed read", &expected, &completed.to_vec())
+    }
+}
+
+impl<S: Bus> DeviceWorld for I6300esbWorld<S> {
+    type Model = I6300esb;
+    type Seam = S;
+    type Act = Act;
+    type Contract = I6300esbContract;
+
+    fn contract(&self, now: u64) -> I6300esbContract {
+        I6300esbContract::new(self.setup, now)
+    }
+
+    fn fresh(&self, _: &I6300esbContract) -> I6300esb {
+        self.setup.device()
+    }
+
+    fn acts(&self) -> &[Act] {
+        &self.acts
+    }
+
+    /// The others do not, or have an effect only while no counter runs.
+    fn tells_the_time(act: Act) -> bool {
+        matches!(act, Act::Guest(_) | Act::Read | Act::Poll)
+    }
+
     fn act(&self, device: &mut Device<I6300esb, S>, act: Act, now: u64) -> Outcome {
         let Device { model, seam } = device;
         match act {
@@ -284,126 +355,8 @@ impl<S: Bus> I6300esbWorld<S> {
         }
     }
 
-    /// A read changes nothing, and what is written outside the registers changes nothing.
-    fn inspect_accesses(&self, device: &Device<I6300esb, S>, now: u64) -> Result<(), String> {
-        for now in [now, now - 1] {
-            let mut read = device.clone();
-            let Device { model, seam } = &mut read;
-            seam.read_config(model, 0, &mut [0; 0x102], now);
-            seam.read_config(model, u16::MAX, &mut [0; 4], now);
-            seam.read_bar(model, 0, &mut [0; 0x12], now);
-            seam.read_bar(model, u64::MAX, &mut [0; 4], now);
-            unchanged("a read", device, &read)?;
-        }
-        // Identity, class, reserved dwords, the live counter, and bytes of the watchdog's dwords without a register.
-        let reserved =
-            [(0x00, 4), (0x06, 2), (0x08, 4), (0x0E, 2), (0x14, 4), (0x2C, 4), (0x34, 4), (0x3D, 3), (0x50, 4)];
-        let reserved =
-            reserved.into_iter().chain([(0x62, 2), (0x64, 4), (0x69, 3), (0x6C, 4), (0x100, 4), (u16::MAX, 4)]);
-        // The capability, if there is none; otherwise its read-only parts.
-        let msi: &[(u16, usize)] = if self.setup.has_interrupts {
-            &[(0x40, 2), (0x4E, 2)]
-        } else {
-            &[(0x40, 4), (0x44, 4), (0x48, 4), (0x4C, 4)]
-        };
-        for (offset, width) in reserved.chain(msi.iter().copied()) {
-            let mut written = device.clone();
-            let access = written.seam.write_config(&mut written.model, offset, &[0xFF; 4][..width], now);
-            unchanged(&format!("a write of ones to {offset:#x} of configuration space"), device, &written)?;
-            unchanged("the kind of a write outside the registers", &Access::Ignored, &access)?;
-        }
-        for offset in [0x10, 0x1C, 0x100, u64::from(u32::MAX), u64::MAX] {
-            let mut written = device.clone();
-            let access = written.seam.write_bar(&mut written.model, offset, &[0xFF; 4], now);
-            unchanged(&format!("a write of ones to {offset:#x} of BAR0"), device, &written)?;
-            unchanged("the kind of a write outside the registers", &Access::Ignored, &access)?;
-        }
-        Ok(())
-    }
-
-    /// A VMM that owns the PCI header finds the registers of the device where it completes a read.
-    fn inspect_own_header(&self, device: &Device<I6300esb, S>, now: u64) -> Result<(), String> {
-        let mut model = device.model.clone();
-        let (mut device_bytes, mut completed) = ([0; 0x100], [0x5A; 0x100]);
-        model.read_config(0, &mut device_bytes, at(now));
-        model.complete_config_read(0, &mut completed, at(now));
-        let has_msi = self.setup.has_interrupts;
-        let expected: Vec<u8> = (0..0x100)
-            .map(|offset| {
-                let own: u8 = match offset {
-                    0x06 => 0x08 | if has_msi { 0x10 } else { 0 },
-                    0x34 | 0x40..0x50 if has_msi => 0xFF,
-                    0x60..0x6C => 0xFF,
-                    _ => 0,
-                };
-                0x5A & !own | device_bytes[offset] & own
-            })
-            .collect();
-        unchanged("a completed read", &expected, &completed.to_vec())
-    }
-}
-
-impl<S: Bus> World for I6300esbWorld<S> {
-    type State = State<S>;
-    type Key = (I6300esbStateV1, Contract, S);
-    type Step = Step;
-
-    fn start(&self) -> State<S> {
-        let [mut device, mut elsewhere] = [(); 2].map(|()| Device::new(self.setup.device()));
-        device.poll(BEGIN);
-        elsewhere.poll(BEGIN + ELSEWHERE);
-        State { device, elsewhere, contract: Contract::new(self.setup, BEGIN), now: BEGIN }
-    }
-
-    fn steps(&self, state: &State<S>) -> Vec<Step> {
-        let contract = &state.contract;
-        let unpolled = contract.unpolled().into_iter().flatten().min().map(|instant| instant.unsigned_abs());
-        let ahead = contract.ahead().map(|(nanos, stage, unit)| Ahead {
-            end: if stage == 1 { "the end of stage 1" } else { "the end of stage 2" },
-            nanos,
-            unit,
-            long: contract.cycle().map(|cycle| 3 * cycle + unit),
-        });
-        let waits = Wait::all(unpolled, ahead);
-        let steps = self.acts.iter().flat_map(|&act| {
-            // The others do not tell the device the time, or have an effect only while no counter runs.
-            let is_timeless = !matches!(act, Act::Guest(_) | Act::Read | Act::Poll);
-            waits.iter().take(if is_timeless { 1 } else { waits.len() }).map(move |&wait| Step { wait, act })
-        });
-        steps.collect()
-    }
-
-    fn perform(&self, state: &mut State<S>, step: Step) -> Result<(), String> {
-        let State { device, elsewhere, contract, now } = state;
-        *now += step.wait.nanos;
-        contract.pass_until(*now);
-        let next = contract.next();
-        let outcome = self.act(device, step.act, *now);
-        let expected = contract.perform(step.act);
-        if let (Outcome::Expired(seen), Outcome::Expired(due)) = (&outcome, &expected) {
-            compare_expired(*seen, *due, next)?;
-        }
-        if outcome != expected {
-            return Err(format!("the step returns {outcome:?}, and should return {expected:?}"));
-        }
-        let (view, expected) = (self.view(device, *now), contract.view());
-        if view != expected {
-            return Err(differences(&view.named(), &expected.named()));
-        }
-
-        let outcome_elsewhere = self.act(elsewhere, step.act, *now + ELSEWHERE);
-        unchanged("what the step returns on a restored device", &outcome, &outcome_elsewhere)?;
-        device.inspect_restored(&self.setup.device(), *now, elsewhere)
-    }
-
-    fn inspect(&self, state: &State<S>) -> Result<(), String> {
-        state.device.inspect_polls(state.now)?;
-        state.device.inspect_restored_on_a_young_clock(&self.setup.device(), state.now)?;
-        self.inspect_accesses(&state.device, state.now)?;
-        self.inspect_own_header(&state.device, state.now)
-    }
-
-    fn key(&self, state: &State<S>) -> Self::Key {
-        (state.device.saved(state.now), state.contract.relative(), state.device.seam.clone())
+    fn inspect_device(&self, device: &Device<I6300esb, S>, contract: &I6300esbContract) -> Result<(), String> {
+        self.inspect_accesses(device, contract.now())?;
+        self.inspect_own_header(device, contract.now())
     }
 }

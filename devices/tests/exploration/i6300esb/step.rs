@@ -2,10 +2,6 @@
 
 use std::fmt::{self, Display};
 
-use vm_watchdog_devices::Access;
-
-use crate::device::Wait;
-
 /// A write of the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Write {
@@ -30,7 +26,7 @@ pub enum Write {
 }
 
 /// What happens in a step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Act {
     Guest(Write),
     /// The guest reads a register.
@@ -45,21 +41,6 @@ pub enum Act {
     PutBackMessage,
     /// The device takes the place of one that had timed out before a reset.
     TakeOver,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub struct Step {
-    pub wait: Wait,
-    pub act: Act,
-}
-
-/// What a step returns. Instants are in nanoseconds from now.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Outcome {
-    Access(Access),
-    Expired([Option<i64>; 2]),
-    Rearmed(bool),
-    Nothing,
 }
 
 impl Write {
@@ -103,10 +84,9 @@ impl Write {
     }
 }
 
-impl Display for Step {
+impl Display for Act {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.wait)?;
-        match self.act {
+        match self {
             Act::Guest(write) => {
                 let (_, _, value, width) = write.on_the_bus();
                 write!(f, "the guest writes {value:#0digits$x} to {}", write.register(), digits = 2 + 2 * width)
