@@ -223,6 +223,7 @@ fn a_device_that_is_made_anew_takes_over_the_cause_of_the_reset() {
     assert!(guest.device.timed_out());
     guest.device.set_last_reset(LastReset::new(false));
     assert_eq!(guest.read(WCS), 0);
+    assert!(!guest.device.timed_out());
     // That of an armed one is what it has done itself.
     guest.set_offset(10);
     guest.start();
