@@ -154,12 +154,13 @@ impl Endpoint {
 
     /// Records that the connection of the client is closed.
     pub fn disconnected(&self, reason: CloseReason) {
+        // First, so that nothing of the client is open any more when the event is read.
+        self.set_vmm(None);
         self.clients.is_connected.store(false, Ordering::Relaxed);
         if reason != CloseReason::Left {
             self.clients.protocol_errors.fetch_add(1, Ordering::Relaxed);
         }
         self.record(ServerEvent::Disconnected { reason });
-        self.set_vmm(None);
         self.vm.follow_pause();
         self.observe();
         self.record_suppressed();
