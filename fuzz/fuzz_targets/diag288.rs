@@ -58,17 +58,15 @@ fuzz_target!(|run: Run| {
     for step in run.steps {
         take(&mut machine, step);
     }
-    machine.poll_loud();
+    machine.poll_exact();
 });
 
 fn take(machine: &mut Machine<Diag288>, step: Step) {
     match step {
         Step::Wait { nanos } => machine.wait(nanos),
-        Step::WaitSeconds { seconds } => machine.wait(u64::from(seconds) * 1_000_000_000),
+        Step::WaitSeconds { seconds } => machine.wait_seconds(seconds),
         Step::WaitForDeadline { further } => machine.wait_for_deadline(further),
-        Step::Poll => {
-            machine.poll_loud();
-        }
+        Step::Poll => machine.poll_exact(),
         Step::Reset => machine.reset(),
         Step::SaveAndRestore => machine.save_and_restore(),
         Step::Intercept { icptcode, ipa, ipb, gprs, command } => {

@@ -21,8 +21,6 @@ use vm_watchdog_devices::sbsa::{Frame, Sbsa, SbsaConfig, SbsaStateV1};
 use vm_watchdog_devices::{Access, LastReset, Model, VmInstant};
 use vm_watchdog_fuzz::Machine;
 
-const SECOND: u64 = 1_000_000_000;
-
 #[derive(Arbitrary, Debug)]
 enum Step {
     Wait { nanos: u64 },
@@ -71,17 +69,15 @@ fuzz_target!(|run: Run| {
         let timeout = advanced.timeout_at();
         assert!(timeout.is_none_or(|timeout| timeout > machine.now() || timeout == VmInstant::MAX), "it has passed");
     }
-    machine.poll_loud();
+    machine.poll_exact();
 });
 
 fn take(machine: &mut Machine<Sbsa>, step: Step) {
     match step {
         Step::Wait { nanos } => machine.wait(nanos),
-        Step::WaitSeconds { seconds } => machine.wait(u64::from(seconds) * SECOND),
+        Step::WaitSeconds { seconds } => machine.wait_seconds(seconds),
         Step::WaitForDeadline { further } => machine.wait_for_deadline(further),
-        Step::Poll => {
-            machine.poll_loud();
-        }
+        Step::Poll => machine.poll_exact(),
         Step::Reset => machine.reset(),
         Step::SetLastReset { by_watchdog } => machine.device.set_last_reset(LastReset::new(by_watchdog)),
         Step::SetCounter { value } => set_counter(machine, value),

@@ -19,8 +19,6 @@ use vm_watchdog_devices::wdat::{TimerPeriod, Wdat, WdatConfig, WdatStateV1};
 use vm_watchdog_devices::{Access, LastReset, Model};
 use vm_watchdog_fuzz::Machine;
 
-const SECOND: u64 = 1_000_000_000;
-
 #[derive(Arbitrary, Debug)]
 enum Step {
     Wait { nanos: u64 },
@@ -66,17 +64,15 @@ fuzz_target!(|run: Run| {
     for step in run.steps {
         take(&mut machine, step);
     }
-    machine.poll_loud();
+    machine.poll_exact();
 });
 
 fn take(machine: &mut Machine<Wdat>, step: Step) {
     match step {
         Step::Wait { nanos } => machine.wait(nanos),
-        Step::WaitSeconds { seconds } => machine.wait(u64::from(seconds) * SECOND),
+        Step::WaitSeconds { seconds } => machine.wait_seconds(seconds),
         Step::WaitForDeadline { further } => machine.wait_for_deadline(further),
-        Step::Poll => {
-            machine.poll_loud();
-        }
+        Step::Poll => machine.poll_exact(),
         Step::Reset => machine.reset(),
         Step::SetLastReset { by_watchdog } => machine.device.set_last_reset(LastReset::new(by_watchdog)),
         Step::SaveAndRestore => machine.save_and_restore(),

@@ -31,6 +31,10 @@ impl<M: Model<State: Debug + PartialEq> + Clone + Debug + PartialEq> Machine<M> 
         self.wait_until(self.now.saturating_add(nanos));
     }
 
+    pub fn wait_seconds(&mut self, seconds: u16) {
+        self.wait(u64::from(seconds) * 1_000_000_000);
+    }
+
     pub fn wait_for_deadline(&mut self, further: i8) {
         let deadline = self.device.poll_at().map_or(self.now, VmInstant::as_nanos);
         self.wait_until(deadline.saturating_add_signed(further.into()));
@@ -69,12 +73,11 @@ impl<M: Model<State: Debug + PartialEq> + Clone + Debug + PartialEq> Machine<M> 
         expired
     }
 
-    /// Polls a model that reports an expiry whenever it has announced that something is due.
-    pub fn poll_loud(&mut self) -> Expired {
+    /// Polls a model that reports an expiry whenever it has announced that something is due: the first one is what was due.
+    pub fn poll_exact(&mut self) {
         let due = self.device.poll_at().filter(|due| *due <= self.now() && *due < VmInstant::MAX);
         let expired = self.poll();
         assert_eq!(expired.pretimeout.into_iter().chain(expired.timeout).min(), due, "an expiry was lost");
-        expired
     }
 
     pub fn reset(&mut self) {

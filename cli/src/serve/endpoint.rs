@@ -154,7 +154,7 @@ impl Endpoint {
 
     /// Records that the connection of the client is closed.
     pub fn disconnected(&self, reason: CloseReason) {
-        // First, so that nothing of the client is open any more when the event is read.
+        // First, so that the descriptor of its process is closed when the event is read.
         self.set_vmm(None);
         self.clients.is_connected.store(false, Ordering::Relaxed);
         if reason != CloseReason::Left {
