@@ -35,6 +35,7 @@ fn a_vmm_that_fails_is_1() {
 fn invalid_input_is_2_4_5_6_or_8() {
     let kernel = Temporary::with("exit-kernel", b"\x7FELF");
     assert_status(2, &["--turbo"]);
+    assert_status(2, &[NO_KVM, "--events-file=/nonexistent/events"]);
     assert_status(4, &["--kernel=/nonexistent/vmlinux"]);
     assert_status(5, &["--kernel", kernel.path(), NO_KVM]);
     assert_status(6, &["--memory=4M"]);
