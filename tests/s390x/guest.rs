@@ -21,7 +21,7 @@ use crate::wait::WAIT_LIMIT;
 /// Reports the address of the kernel's handler of specification exceptions, then executes commands.
 const INIT: &str = r#"
 insmod /lib/virtio_console.ko
-obey /dev/vport*p1 "$(sed -n 's/ [Tt] specification_exception$//p' /proc/kallsyms)"
+obey "/dev/vport*p1" "$(sed -n 's/ [Tt] specification_exception$//p' /proc/kallsyms)"
 "#;
 
 /// The parts of the guest, which its tests share.

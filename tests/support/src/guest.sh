@@ -6,10 +6,14 @@ frame() {
     printf '{vmwd %s %s}\n' "${#message}" "$message"
 }
 
-# Serves the harness on the device $1: announces the boot with the other arguments, then executes commands in turn.
+# Serves the harness on the device $1, which may be a pattern: announces the boot with the other arguments, then executes
+# commands in turn.
 obey() {
-    exec 3<>"$1"
+    pattern=$1
     shift
+    # The kernel may add a virtio port some time after its driver is loaded. Opened before that, it would be a new file.
+    until device=$(echo $pattern) && [ -c "$device" ]; do sleep 0.1; done
+    exec 3<>"$device"
     # Only a serial port is a terminal.
     if [ -t 3 ]; then stty raw -echo <&3; fi
     echo "ready $*" | frame >&3

@@ -380,6 +380,19 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_waits_for_a_channel_that_its_kernel_adds_late() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().display();
+        let mut process = on_a_terminal(&format!(
+            "{GUEST}
+            terminal=$(tty)
+            (sleep 0.2; ln -s \"$terminal\" '{folder}/port7') &
+            obey '{folder}/port*' 42"
+        ));
+        assert_eq!(process.wait_until_ready(LIMIT).unwrap(), "42");
+    }
+
+    #[test]
     fn text_is_awaited_that_was_not_printed_before() {
         let mut process = shell("echo up at 1 >&2; read line; echo down >&2; echo up at 2 >&2; read line");
         assert_eq!(process.wait_until_printed("up", LIMIT).unwrap(), "up at 1");

@@ -9,9 +9,9 @@ answer() {
     printf '%s\n' "$@" >"/answers/$name.new" && mv "/answers/$name.new" "/answers/$name"
 }
 
-# Starts the guest agent on its port.
+# Starts the guest agent on its port, which the kernel may name some time after the driver is loaded.
 start_agent() {
-    name=$(grep -lx org.qemu.guest_agent.0 /sys/class/virtio-ports/*/name) || return
+    until name=$(grep -lx org.qemu.guest_agent.0 /sys/class/virtio-ports/*/name 2>/dev/null); do sleep 0.1; done
     port=${name%/name}
     qemu-ga --method virtio-serial --path "/dev/${port##*/}" --statedir /run --pidfile /run/qemu-ga.pid \
         >/dev/null 2>&1 &
