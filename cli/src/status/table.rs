@@ -124,8 +124,9 @@ fn join(cells: &[(Cow<'_, str>, Style)], widths: &[usize], look: Look) -> String
     line
 }
 
-/// The text in as many columns at most; an ellipsis stands for what is cut.
+/// The text without spaces at its end, in as many columns at most; an ellipsis stands for what is cut.
 fn cut(text: &str, width: usize) -> Cow<'_, str> {
+    let text = text.trim_end();
     if text.width() <= width {
         return Cow::Borrowed(text);
     }

@@ -55,12 +55,12 @@ pub const SCENARIOS: &[Scenario] = &[
             load_driver
             feed 1 4
             sleep 3
+            say killing
             end_feeder KILL
-            say killed
             sleep 20
             say survived
         "#,
-        guest_says: &["killed"],
+        guest_says: &["killing"],
         check: |run| {
             assert_eq!(run.status, Some(WATCHDOG_POWERED_OFF));
             let timeout = run.timeout();
@@ -80,13 +80,13 @@ pub const SCENARIOS: &[Scenario] = &[
             say bootstatus $(bootstatus)
             if [ $(bootstatus) = 32 ]; then poweroff -f; fi
             feed 1 4
+            say killing
             end_feeder KILL
-            say killed
             sleep 20
             say survived
         "#,
         // 32 is WDIOF_CARDRESET: the watchdog caused the last boot.
-        guest_says: &["bootstatus 0", "killed", "bootstatus 32"],
+        guest_says: &["bootstatus 0", "killing", "bootstatus 32"],
         check: |run| {
             assert_eq!(run.status, Some(GUEST_POWERED_OFF));
             assert_eq!(run.timeout()["action"], "reset");
@@ -125,12 +125,12 @@ pub const SCENARIOS: &[Scenario] = &[
         guest: r#"
             load_driver nowayout=1
             feed 1 4
+            say closing
             end_feeder TERM
-            say closed
             sleep 20
             say survived
         "#,
-        guest_says: &["closed"],
+        guest_says: &["closing"],
         check: |run| {
             assert_eq!(run.status, Some(WATCHDOG_POWERED_OFF));
             assert_eq!(run.events("disarmed").len(), 0);
@@ -146,13 +146,12 @@ pub const SCENARIOS: &[Scenario] = &[
             load_driver
             watchdog -t 2000ms -T 4000ms /dev/watchdog
             sleep 5
+            say killing
             killall -9 watchdog
-            sleep 1
-            say killed
             sleep 40
             say survived
         "#,
-        guest_says: &["killed"],
+        guest_says: &["killing"],
         check: |run| {
             assert_eq!(run.status, Some(WATCHDOG_POWERED_OFF));
             let end = Transcript::time(run.only("exit"), "vm_time_ns");
@@ -168,13 +167,13 @@ pub const SCENARIOS: &[Scenario] = &[
         guest: r#"
             load_driver
             feed 1 4
+            say killing
             end_feeder KILL
-            say killed
             until dmesg | grep -q 'NMI received for unknown reason'; do sleep 0.1; done
             say saw the nmi
             poweroff -f
         "#,
-        guest_says: &["killed", "saw the nmi"],
+        guest_says: &["killing", "saw the nmi"],
         check: |run| {
             assert_eq!(run.status, Some(GUEST_POWERED_OFF));
             assert_eq!(run.timeout()["action"], "inject-nmi");
@@ -186,17 +185,17 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "a_guest_asked_to_shut_down_powers_itself_off",
         kernel: Flavour::Stock,
-        watchdogs: &["i6300esb,action=shutdown,grace=30s,then=poweroff"],
+        watchdogs: &["i6300esb,action=shutdown,grace=300s,then=poweroff"],
         guest: r#"
             load_driver
             obey_power_button
             feed 1 4
+            say killing
             end_feeder KILL
-            say killed
             sleep 60
             say survived
         "#,
-        guest_says: &["killed", "power button"],
+        guest_says: &["killing", "power button"],
         check: |run| {
             assert_eq!(run.status, Some(GUEST_POWERED_OFF));
             assert_eq!(run.timeout()["action"], "shutdown");
@@ -245,12 +244,12 @@ pub const SCENARIOS: &[Scenario] = &[
             say bootstatus $(bootstatus)
             if [ $(bootstatus) = 32 ]; then poweroff -f; fi
             feed 1 4
+            say killing
             end_feeder KILL
-            say killed
             sleep 30
             say survived
         "#,
-        guest_says: &["wdat_wdt", "bootstatus 0", "killed", "wdat_wdt", "bootstatus 32"],
+        guest_says: &["wdat_wdt", "bootstatus 0", "killing", "wdat_wdt", "bootstatus 32"],
         check: |run| {
             assert_eq!(run.status, Some(GUEST_POWERED_OFF));
             assert_eq!(run.events("armed").len(), 1);
@@ -326,15 +325,15 @@ pub const SCENARIOS: &[Scenario] = &[
             if [ $(bootstatus watchdog1) = 32 ]; then poweroff -f; fi
             feed 1 30 watchdog0
             feed 1 4 watchdog1
+            say killing
             end_feeder KILL
-            say killed
             sleep 30
             say survived
         "#,
         guest_says: &[
             "i6300ESB timer, wdat_wdt",
             "bootstatus 0 0",
-            "killed",
+            "killing",
             "i6300ESB timer, wdat_wdt",
             "bootstatus 0 32",
         ],

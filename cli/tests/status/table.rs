@@ -41,8 +41,9 @@ fn fleet() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let put = |name: &str, status: Value| with_status(folder.path(), name, &status);
     put("web-01", vm(json!([watchdog("watchdog0")])));
+    // The spaces after the reason are not shown.
     let silent = json!({"time_left_ms": null, "last_heartbeat_ms": 7_300_000,
-        "last_action": action("reset", "failed", json!("QEMU refuses system_reset: not now"), 7_240_000)});
+        "last_action": action("reset", "failed", json!("QEMU refuses system_reset: not now  "), 7_240_000)});
     put("web-02", vm(json!([with(watchdog("watchdog0"), silent)])));
     let recovered = json!({"last_action": action("reset", "performed", json!(null), 172_800_000)});
     let new = json!({"armed": false, "period_ms": null, "time_left_ms": null, "last_heartbeat_ms": null});

@@ -1,5 +1,5 @@
 # Init of a guest with Debian's own drivers, a network, an HTTP server and QEMU's guest agent. The kernel's command line
-# says how many seconds after its start the application crashes: crash_after.
+# says after how many answers to liveness the application crashes: crash_after.
 
 # The server answers requests for /cgi-bin/$1 with the other arguments in turn, and with the last one from then on.
 answer() {
@@ -31,14 +31,15 @@ while read -r module; do
 done </modules
 
 mkdir /answers /run /tmp
-answer liveness 200
+if [ -n "$crash_after" ]; then
+    answer liveness $(yes 200 | head -n "$crash_after") 500
+else
+    answer liveness 200
+fi
 answer readiness 200
 httpd -p 8080 -h /www
 # Last, so that a request during the boot waits for an answer instead of being refused.
 ip link set eth0 up
 ip address add 10.0.2.15/24 dev eth0
-if [ -n "$crash_after" ]; then
-    (sleep "$crash_after"; answer liveness 500) &
-fi
 
 obey /dev/ttyS1 "$(cat /sys/class/watchdog/watchdog0/bootstatus 2>/dev/null)"
