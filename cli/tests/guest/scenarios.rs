@@ -185,7 +185,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "a_guest_asked_to_shut_down_powers_itself_off",
         kernel: Flavour::Stock,
-        watchdogs: &["i6300esb,action=shutdown,grace=300s,then=poweroff"],
+        watchdogs: &["i6300esb,action=shutdown,grace=30s,then=poweroff"],
         guest: r#"
             load_driver
             obey_power_button

@@ -25,8 +25,8 @@ DefaultDependencies=no
 ExecStart=/bin/busybox sh /obey.sh
 ";
 
-/// systemd does not feed while it starts, which takes longer than the timeout on a loaded machine. So the driver comes
-/// after the start, as where udev loads it, and systemd opens the watchdog when it looks for it again.
+/// systemd does not feed while it starts, which may take longer than the timeout on a loaded machine. So the driver is
+/// loaded after the start, as udev does it, and systemd opens the watchdog when it next looks for one.
 const OBEY: &str = "\
 export PATH=/bin
 . /guest.sh

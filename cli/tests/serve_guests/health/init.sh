@@ -1,5 +1,5 @@
 # Init of a guest with Debian's own drivers, a network, an HTTP server and QEMU's guest agent. The kernel's command line
-# says after how many answers to liveness the application crashes: crash_after.
+# says how many liveness probes the application answers before it crashes: crash_after.
 
 # The server answers requests for /cgi-bin/$1 with the other arguments in turn, and with the last one from then on.
 answer() {
