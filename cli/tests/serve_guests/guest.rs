@@ -187,11 +187,11 @@ impl Guest {
         self.run("feed 1 4");
     }
 
-    /// Kills busybox. Linux sends a last heartbeat when it closes a device without the magic character, so the last
-    /// heartbeat is not before the returned instant.
+    /// Has the guest kill busybox. Linux sends a last heartbeat when it closes a device without the magic character, so
+    /// the last heartbeat is not before the returned instant.
     pub fn kill_feeder(&mut self) -> Instant {
         let before = Instant::now();
-        self.run("end_feeder KILL");
+        self.run("afterwards='end_feeder KILL'");
         before
     }
 

@@ -7,7 +7,7 @@ frame() {
 }
 
 # Serves the harness on the device $1, which may be a pattern: announces the boot with the other arguments, then executes
-# commands in turn.
+# commands in turn. What a command sets $afterwards to is executed after its reply, which a reset cannot prevent then.
 obey() {
     pattern=$1
     shift
@@ -17,6 +17,7 @@ obey() {
     # Only a serial port is a terminal.
     if [ -t 3 ]; then stty raw -echo <&3; fi
     echo "ready $*" | frame >&3
+    afterwards=
     while :; do
         # A virtio port is at its end as long as the host has not opened it.
         if ! read -r mark number command <&3; then
@@ -30,6 +31,8 @@ obey() {
         fi
         eval "$command" </dev/null >/output 2>&1 3>&-
         { echo "done $number $?"; cat /output; } | frame >&3
+        eval "$afterwards" </dev/null 3>&-
+        afterwards=
     done
 }
 
