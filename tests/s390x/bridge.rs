@@ -54,6 +54,8 @@ pub type Answer = Result<(), ProgramInterruption>;
 pub struct Decision {
     /// The time immediately before the device handles the call.
     pub at: Instant,
+    /// The general registers, which have the function and what it is called with.
+    pub gprs: [u64; 16],
     pub answer: Answer,
 }
 
@@ -65,6 +67,13 @@ pub struct Bridge {
 }
 
 impl Bridge {
+    /// The time of the last call that was not asked for yet. All such calls must have succeeded.
+    pub fn last_success(&self) -> Option<Instant> {
+        let succeeded =
+            |decision: &Decision| assert_eq!(decision.answer, Ok(()), "with the registers {:x?}", decision.gprs);
+        self.decisions.try_iter().inspect(succeeded).last().map(|decision| decision.at)
+    }
+
     /// Stops the guest at `hook` from now on, and asks `device` for its answer: `None` if the instruction is not a call
     /// of the device. The bridge ends with the machine.
     pub fn attach(
@@ -120,7 +129,7 @@ impl<H: Hook, D: FnMut(&Interrupted) -> Option<Answer>> Span<H, D> {
         let answer = interrupted.as_ref().and_then(&mut self.device);
         if let (Some(answer), Some(interrupted)) = (answer, interrupted) {
             // Ignore the error: a test may drop its receiver.
-            let _ = self.report.send(Decision { at, answer });
+            let _ = self.report.send(Decision { at, gprs: interrupted.gprs, answer });
             match answer {
                 Ok(()) => return self.hook.complete(&mut self.cpu, &here, &interrupted),
                 Err(interruption) => self.hook.inject(&mut self.cpu, interruption)?,

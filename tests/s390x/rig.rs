@@ -101,8 +101,8 @@ impl Rig {
         assert_on_time(alive.elapsed());
         if let Some(ours) = &self.ours {
             let (fired, _) = ours.events.recv_timeout(WAIT_LIMIT)?;
-            let last = ours.bridge.decisions.try_iter().inspect(|decision| assert_eq!(decision.answer, Ok(()))).last();
-            assert_on_time(fired - last.ok_or("no call of the guest")?.at);
+            let last = ours.bridge.last_success();
+            assert_on_time(fired - last.ok_or("no call of the guest")?);
         }
         self.note("timed out".to_owned());
         Ok(())
