@@ -67,7 +67,7 @@ pub struct Bridge {
 }
 
 impl Bridge {
-    /// The time of the last call that was not asked for yet. All such calls must have succeeded.
+    /// Takes the calls that are new since the last time, all of which must have succeeded: the time of the last one.
     pub fn last_success(&self) -> Option<Instant> {
         let succeeded =
             |decision: &Decision| assert_eq!(decision.answer, Ok(()), "with the registers {:x?}", decision.gprs);

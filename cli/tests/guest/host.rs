@@ -166,11 +166,10 @@ fn run_directly(scenario: &Scenario, boot: &Boot) -> Result<Transcript, String> 
     Transcript::new(ended.status.code(), took, ended.record, messages(&read(&channel)?), &read(&events)?)
 }
 
-/// Runs a scenario in our VMM in the outer guest, where `timeout` limits it. The error of the outer result is of the outer
-/// guest, that of the inner one of our VMM.
+/// Runs a scenario in our VMM in the outer guest, where `timeout` ends it at [`RUN_LIMIT`]. The error of the outer result
+/// is of the outer guest, that of the inner one of our VMM.
 ///
-/// An outer guest that is too slow in spite of `timeout` has stopped, and nothing is known of our VMM then: with QEMU
-/// 7.2.22 this happened to two outer guests in one of about twenty runs of all scenarios.
+/// An outer guest that is too slow in spite of that has stopped, and tells nothing of our VMM (docs/evidence.md).
 fn run_nested(
     scenario: &Scenario,
     boot: &Boot,
